@@ -1,0 +1,1 @@
+"""The stream plane: what crosses the bus, the stream node, and the browser client."""

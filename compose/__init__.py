@@ -1,0 +1,1 @@
+"""How roles become a system: one machine, containers, and the command `okome`."""

@@ -1,0 +1,1 @@
+"""The ingress: a stream-aware relay between clients and stream nodes."""

@@ -1,0 +1,1 @@
+"""The whole way: client, ingress, node, JetStream, worker."""
