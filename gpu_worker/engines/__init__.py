@@ -1,0 +1,58 @@
+"""The engines by name. Each is imported only when asked for, so that a worker needs nothing of an engine it does not
+run.
+"""
+
+from gpu_worker.engines.engine import (
+    Engine,
+    EngineFailed,
+    EngineSettings,
+    EngineUnavailable,
+    Finish,
+    Message,
+    ModelCard,
+    Piece,
+    Prefix,
+    Prompt,
+)
+
+ENGINES = ("smollm2", "scripted")
+"""The engines that exist."""
+
+ANNOUNCED = ("vllm", "ollama", "tensorflow", "openai")
+"""Names the command line knows, not built yet."""
+
+
+def create(name: str, settings: EngineSettings | None = None) -> Engine:
+    """The engine of that name, not started. Raises EngineUnavailable saying what to install or choose."""
+    settings = settings or EngineSettings()
+    have = ", ".join(ENGINES)
+    match name:
+        case "scripted":
+            from gpu_worker.engines.scripted import ScriptedEngine
+
+            return ScriptedEngine(settings)
+        case "smollm2":
+            from gpu_worker.engines.smollm2 import SmolLM2Engine
+
+            return SmolLM2Engine(settings)
+        case _ if name in ANNOUNCED:
+            raise EngineUnavailable(f"engine {name!r} is not built yet; choose one of: {have}")
+        case _:
+            raise EngineUnavailable(f"there is no engine {name!r}; choose one of: {have}")
+
+
+__all__ = [
+    "ANNOUNCED",
+    "ENGINES",
+    "Engine",
+    "EngineFailed",
+    "EngineSettings",
+    "EngineUnavailable",
+    "Finish",
+    "Message",
+    "ModelCard",
+    "Piece",
+    "Prefix",
+    "Prompt",
+    "create",
+]

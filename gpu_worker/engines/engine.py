@@ -1,0 +1,138 @@
+"""What a worker asks of an engine, and what an engine answers: the whole of what the two know of each other.
+
+An engine knows nothing of frames, fences, epochs or NATS; a worker knows nothing of models, slots or child processes.
+"""
+
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+FinishReason = Literal["stop", "length", "content_filter", "tool_calls"]
+FailureCode = Literal["engine_failed", "context_length_exceeded", "overloaded"]
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of the conversation."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What an engine is asked, complete and validated.
+
+    messages: the whole context, the last one is the user's turn. max_tokens: bound on the whole answer, over all
+    epochs; None leaves it to the engine (scripted: the script's length; smollm2: what the context still holds).
+    temperature: None = the engine's default.
+    """
+
+    messages: tuple[Message, ...]
+    max_tokens: int | None = None
+    temperature: float | None = None
+    stop: tuple[str, ...] = ()
+    seed: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Prefix:
+    """What the log already holds of this answer when a worker takes over: its text and how many tokens that is."""
+
+    text: str = ""
+    tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """`n` tokens of text, n ≥ 1, valid UTF-8, never half a character."""
+
+    text: str
+    n: int
+    kind: Literal["token", "reasoning"] = "token"
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """The last item of every answer that ended. completion_tokens counts all epochs and, where the engine does, the
+    end-of-turn token (which has no text, so it may exceed the last offset by one).
+    """
+
+    finish_reason: FinishReason
+    prompt_tokens: int
+    completion_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCard:
+    """A model as the worker announces it. context_length in tokens, prompt and answer together; slots: generations
+    decoded at once; queue_limit: generations that may wait for a slot inside the engine before it refuses with
+    `overloaded`.
+    """
+
+    id: str
+    context_length: int
+    slots: int
+    queue_limit: int
+    engine: str
+
+
+class EngineFailed(Exception):
+    """The answer broke: it did not end. retryable says whether the same prompt with the prefix so far may succeed
+    here or elsewhere.
+    """
+
+    def __init__(self, code: FailureCode, message: str, *, retryable: bool) -> None:
+        super().__init__(message)
+        self.code: FailureCode = code
+        self.message = message
+        self.retryable = retryable
+
+
+class EngineUnavailable(Exception):
+    """There is no such engine here. The message says what to install or to choose."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """What an operator may choose. Times in seconds.
+
+    threads: of the model's computation. On two cores one thread gives 82 tok/s with half the CPU where two give
+    110–128 alone but fall to a third as soon as other processes share the cores. context_length: per slot. batch:
+    prompt tokens per step, see smollm2_child.
+    """
+
+    threads: int = 1
+    slots: int = 4
+    context_length: int = 2048
+    queue_limit: int = 16
+    batch: int = 32
+    start_timeout: float = 60.0
+    stall_timeout: float = 120.0
+    health_interval: float = 2.0
+    health_timeout: float = 10.0
+    scripted_slots: int = 10_000
+
+
+class Engine(Protocol):
+    """An engine, from `start` to `close`."""
+
+    @property
+    def cards(self) -> tuple[ModelCard, ...]:
+        """The models it serves."""
+
+    async def start(self) -> None:
+        """Ready to generate when it returns. Has its own deadline. Raises EngineFailed."""
+
+    async def close(self) -> None:
+        """Ends everything the engine started; running generations raise EngineFailed. Idempotent."""
+
+    def generate(self, model: str, prompt: Prompt, prefix: Prefix) -> AsyncGenerator[Piece | Finish, None]:
+        """The answer from `prefix` on; Finish is the last item. Raises EngineFailed.
+
+        Not pulling pauses it. `aclose()`, or cancelling the task that pulls, cancels decoding and frees its slot;
+        nothing already yielded is lost, nothing else was kept.
+        """
+
+    def children(self) -> list[tuple[str, int]]:
+        """(id, pid) of the processes it runs now."""
