@@ -18,7 +18,7 @@ COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --gen
 	--no-emit-index-url --no-emit-find-links --no-annotate --no-header $(UPGRADE)
 
 .DEFAULT_GOAL := help
-.PHONY: help up install install-test test lint wheel lock clean
+.PHONY: help python up install install-test test lint wheel lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -51,15 +51,19 @@ clean: ## remove .venv, caches and build products
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-$(VENV)/python.stamp:
+python: # says which Python it is that the rest would use
 	@if [ -z "$(PYTHON)" ]; then \
 		echo "No Python 3.11 to 3.14 here that runs and can make a virtual environment." >&2; \
 		echo "  Debian, Ubuntu:  sudo apt-get install python3 python3-venv" >&2; \
 		echo "  Fedora:          sudo dnf install python3" >&2; \
 		echo "  macOS:           brew install python@3.13" >&2; \
-		echo "or name one:       make $(or $(MAKECMDGOALS),install) PYTHON=/path/to/python3" >&2; \
+		echo "or name one:       make install PYTHON=/path/to/python3" >&2; \
 		exit 1; \
 	fi
+	@echo "$(PYTHON)"
+
+$(VENV)/python.stamp:
+	@$(MAKE) --no-print-directory python >/dev/null
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || "$(PYTHON)" -m venv --clear $(VENV)
 	@touch $@
 
