@@ -1,4 +1,4 @@
-"""One private distribution with five generic import names: nobody else may provide one, and the wheel holds them all."""
+"""One private distribution of five generically named packages: nobody else may provide one, the wheel holds them all."""
 
 import itertools
 import json
