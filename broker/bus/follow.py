@@ -1,0 +1,217 @@
+"""Follow: a standing pull consumer that heals itself. Every message of its filters, once, in order, without a gap.
+
+What ends a consumer is not announced (a server killed with its R1 consumer is silence; a minority side heartbeats
+for ever), so: a jump in the consumer's own count, a heartbeat that counts more than arrived, two missed heartbeats, a
+status that says so, or `restart()` by whoever asked the leader — each makes a new consumer, under a new name (the old name may
+hang for 3 s), right after the last message that was delivered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import structlog
+
+from broker.bus import pull
+from broker.bus.errors import BusError, BusUnavailable
+from broker.bus.nats import Bus, Msg, Subscription
+from broker.bus.subjects import random_id
+
+log = structlog.get_logger("bus")
+
+OnMessage = Callable[[int, str, bytes, dict[str, str] | None], None]
+
+INACTIVE = 10.0  # seconds until the server forgets a consumer that nobody pulls from
+SILENCE = 2.5 * pull.HEARTBEAT
+RETRY = 0.1
+
+
+class Follow:
+    """Follow `filters` of `stream` and give every message to `on_message(sequence, subject, payload, headers)`.
+
+    `after`: start behind this sequence; None starts at what comes next. `last_per_subject`: start with the newest
+    message of every subject (KV). At most `credit` messages are on their way at once. `on_message` must not wait; what
+    it raises ends the process's trust in this follow: it is logged and the message counts as delivered.
+    """
+
+    def __init__(
+        self,
+        bus: Bus,
+        stream: str,
+        filters: list[str],
+        name: str,
+        on_message: OnMessage,
+        *,
+        after: int | None = None,
+        last_per_subject: bool = False,
+        credit: int = 512,
+    ) -> None:
+        self.stream = stream
+        self.seq = after or 0  # of the last message delivered
+        self.restarts = 0
+        self.caught_up = asyncio.Event()  # what was there at the start has been delivered
+        self._bus = bus
+        self._filters = filters
+        self._name = name
+        self._on_message = on_message
+        self._from_now = after is None and not last_per_subject
+        self._last_per_subject = last_per_subject
+        self._credit = credit
+        self._consumer = ""
+        self._consumer_seq = 0
+        self._outstanding = 0
+        self._heard_at = 0.0
+        self._held = False
+        self._broken = asyncio.Event()
+        self._subscription: Subscription | None = None
+        self._keeper: asyncio.Task[None] | None = None
+        self._inbox = ""
+
+    async def start(self) -> None:
+        """Make the consumer and begin; raises BusError where the stream cannot be followed now."""
+        await self._open()
+        self._keeper = asyncio.create_task(self._keep(), name=f"follow-{self.stream}")
+
+    async def close(self) -> None:
+        """Idempotent. The consumer is deleted if the server answers at once, else it is forgotten after INACTIVE."""
+        if self._keeper is not None:
+            self._keeper.cancel()
+            await asyncio.gather(self._keeper, return_exceptions=True)
+            self._keeper = None
+        await self._discard()
+
+    def restart(self) -> None:
+        """The consumer is not to be trusted any more: make a new one behind the last message delivered."""
+        self._broken.set()
+
+    def hold(self, held: bool) -> None:
+        """Stop (or go on) asking for more: overload. What is on its way still arrives."""
+        self._held = held
+        self._heard_at = asyncio.get_running_loop().time()
+        if not held:
+            self._top_up()
+
+    # -- one consumer's life ---------------------------------------------------------------------------------------
+
+    async def _open(self) -> None:
+        consumer = f"{self._name}-{random_id(6)}"
+        self._inbox = self._bus.new_inbox()
+        self._subscription = await self._bus.subscribe(self._inbox, self._receive)
+        answer = await self._bus.api(
+            f"CONSUMER.CREATE.{self.stream}.{consumer}",
+            {"stream_name": self.stream, "action": "create", "config": self._config(consumer)},
+        )
+        self._consumer = consumer
+        self._consumer_seq = 0
+        self._outstanding = 0
+        self._broken.clear()
+        self._heard_at = asyncio.get_running_loop().time()
+        if self._from_now:
+            # From here on a successor must start behind this point, also if nothing arrives before it is needed.
+            self.seq = max(self.seq, answer["delivered"]["stream_seq"])
+            self._from_now = False
+        if answer["num_pending"] == 0:
+            self.caught_up.set()
+        self._top_up()
+
+    def _config(self, consumer: str) -> dict[str, Any]:
+        config: dict[str, Any] = {
+            "name": consumer,
+            "ack_policy": "none",
+            "replay_policy": "instant",
+            "num_replicas": 1,
+            "mem_storage": True,
+            "inactive_threshold": int(INACTIVE * 1e9),
+            "max_waiting": 16,
+        }
+        if len(self._filters) == 1:
+            config["filter_subject"] = self._filters[0]
+        else:
+            config["filter_subjects"] = self._filters
+        if self._last_per_subject and not self.caught_up.is_set():
+            config["deliver_policy"] = "last_per_subject"
+        elif self._from_now:
+            config["deliver_policy"] = "new"
+        else:
+            config |= {"deliver_policy": "by_start_sequence", "opt_start_seq": self.seq + 1}
+        return config
+
+    async def _discard(self) -> None:
+        subscription, self._subscription = self._subscription, None
+        consumer, self._consumer = self._consumer, ""
+        try:
+            if subscription is not None:
+                await self._bus.unsubscribe(subscription)
+            if consumer and self._bus.connected:
+                await self._bus.publish(f"$JS.API.CONSUMER.DELETE.{self.stream}.{consumer}", b"")
+        except (BusError, OSError) as error:  # the server forgets both by itself
+            log.debug("bus.consumer_left_behind", stream=self.stream, consumer=consumer, error=repr(error))
+
+    async def _keep(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                async with asyncio.timeout(pull.HEARTBEAT):
+                    await self._broken.wait()
+            except TimeoutError:
+                if self._held or loop.time() - self._heard_at < SILENCE:
+                    continue
+            self.restarts += 1
+            log.info("bus.consumer_replaced", stream=self.stream, consumer=self._consumer, after=self.seq)
+            await self._discard()
+            while not self._consumer:
+                try:
+                    await self._open()
+                except BusError as error:
+                    log.debug("bus.consumer_refused", stream=self.stream, error=repr(error))
+                    await self._discard()
+                    await asyncio.sleep(RETRY)
+
+    def _top_up(self) -> None:
+        if self._held or self._outstanding > self._credit // 2:
+            return
+        batch = self._credit - self._outstanding
+        try:
+            self._bus.publish_now(
+                f"$JS.API.CONSUMER.MSG.NEXT.{self.stream}.{self._consumer}", pull.request(batch), self._inbox
+            )
+        except BusUnavailable:
+            return  # the keeper hears no heartbeat and makes a new consumer once connected
+        self._outstanding += batch
+
+    async def _receive(self, msg: Msg) -> None:
+        self._heard_at = asyncio.get_running_loop().time()
+        delivered = pull.parse_reply(msg.reply)
+        if delivered is None:
+            self._receive_status(msg.headers or {})
+            return
+        if delivered.consumer != self._consumer or self._broken.is_set():
+            return  # of a consumer given up; the new one delivers it again
+        if delivered.consumer_seq != self._consumer_seq + 1:
+            self._broken.set()  # one was lost on the way
+            return
+        self._consumer_seq += 1
+        self._outstanding -= 1
+        if delivered.seq > self.seq:
+            self.seq = delivered.seq
+            try:
+                self._on_message(delivered.seq, msg.subject, msg.data, msg.headers)
+            except Exception as error:  # the safety net of the follow: one bad message must not stop those behind it
+                log.error("bus.message_failed", stream=self.stream, seq=delivered.seq, exc_info=error)
+        if delivered.pending == 0 and not self.caught_up.is_set():
+            self.caught_up.set()
+        if self._outstanding <= self._credit // 2:
+            self._top_up()
+
+    def _receive_status(self, headers: dict[str, str]) -> None:
+        match pull.read_status(headers):
+            case pull.End.HEARTBEAT:
+                if int(headers.get("Nats-Last-Consumer", 0)) > self._consumer_seq:
+                    self._broken.set()  # the last message was lost: nothing behind it will show that
+            case pull.End.PULL_OVER:
+                self._outstanding = max(0, self._outstanding - int(headers.get("Nats-Pending-Messages", 0)))
+                self._top_up()
+            case pull.End.CONSUMER_GONE:
+                self._broken.set()

@@ -1,0 +1,110 @@
+"""The small HTTP face that every role has: /livez /readyz /metrics /version. ASGI, served by uvicorn."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from typing import Any
+
+import uvicorn
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from broker.bus.errors import BusUnavailable
+from broker.bus.version import VERSION
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+
+class Health:
+    """What a role says of itself. `reasons` is empty when it is ready; alive as long as it answers."""
+
+    def __init__(self, role: str, id: str) -> None:
+        self.role = role
+        self.id = id
+        self.reasons: dict[str, str] = {"starting": "not started yet"}  # what -> why
+        self.extra: Callable[[], dict[str, Any]] = dict  # more fields for /version
+
+    @property
+    def ready(self) -> bool:
+        return not self.reasons
+
+    def set(self, what: str, why: str | None) -> None:
+        """Say why this role is not ready because of `what`, or None: that is well again."""
+        if why is None:
+            self.reasons.pop(what, None)
+        else:
+            self.reasons[what] = why
+
+    def answer(self, path: str) -> tuple[int, str, bytes] | None:
+        """Status, content type and body of one of the four paths; None for any other."""
+        match path:
+            case "/livez":
+                return 200, "text/plain", b"ok\n"
+            case "/readyz":
+                body = "ok\n" if self.ready else "".join(f"{what}: {why}\n" for what, why in self.reasons.items())
+                return (200 if self.ready else 503), "text/plain", body.encode()
+            case "/metrics":
+                return 200, CONTENT_TYPE_LATEST, generate_latest()
+            case "/version":
+                body = json.dumps({"role": self.role, "id": self.id, "version": VERSION, **self.extra()})
+                return 200, "application/json", body.encode()
+        return None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """As an ASGI application of its own, for roles that serve nothing else."""
+        if scope["type"] != "http":
+            return
+        found = self.answer(scope["path"]) or (404, "text/plain", b"not found\n")
+        await respond(send, *found)
+
+
+async def respond(send: Send, status: int, content_type: str, body: bytes) -> None:
+    headers = [(b"content-type", content_type.encode()), (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its own signal handling: the role's lifecycle has that."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Any:
+        yield
+
+
+@contextlib.asynccontextmanager
+async def serve(app: App, host: str, port: int, **options: Any) -> AsyncIterator[int]:
+    """Serve `app` and yield the port; a busy port is OSError.
+
+    Leaving closes the listener, gives open requests `timeout_graceful_shutdown` (1 s) and ends them.
+    """
+    listener = socket.create_server(
+        (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=1024
+    )
+    listener.setblocking(False)
+    defaults: dict[str, Any] = {
+        "log_config": None,
+        "access_log": False,  # it would log query strings
+        "lifespan": "off",
+        "server_header": False,
+        "timeout_graceful_shutdown": 1,
+    }
+    server = _Server(uvicorn.Config(app, **(defaults | options)))
+    task = asyncio.create_task(server.serve(sockets=[listener]), name="http")
+    try:
+        while not server.started:  # uvicorn has no event for it; bounded by its own start, which fails or is quick
+            if task.done():
+                await task
+                raise BusUnavailable("the HTTP server ended at once")
+            await asyncio.sleep(0.005)
+        yield listener.getsockname()[1]
+    finally:
+        server.should_exit = True
+        await task
+        listener.close()

@@ -1,0 +1,204 @@
+"""Buckets: NATS KV over the log verbs. Reads go to the leader, so that compare-and-set does not chase a replica.
+
+The layout is the one of ADR-8 (`$KV.<bucket>.<key>`, header `KV-Operation`), so `nats kv` shows and edits the same
+buckets. `Watch` is a `Follow` that keeps a dict: it survives the loss of its consumer, as nats-py's watcher does not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from typing import NamedTuple
+
+from broker.bus.errors import BucketConflict, BusUnavailable, StoreRejected, WrongLastSequence
+from broker.bus.follow import Follow
+from broker.bus.log import Stored, direct_message, get, is_end_of_batch, store, stream_info
+from broker.bus.nats import Bus
+
+TOO_MANY_RESULTS = "413"
+CHANGE_TRIES = 20
+
+
+class Entry(NamedTuple):
+    value: bytes
+    revision: int
+
+
+class Bucket:
+    """One bucket. Keys are whole subject tokens separated by dots."""
+
+    def __init__(self, bus: Bus, name: str) -> None:
+        self.name = name
+        self.stream = f"KV_{name}"
+        self._bus = bus
+        self._prefix = f"$KV.{name}."
+
+    async def get(self, key: str) -> Entry | None:
+        """The value at the leader; None where there is none or it was deleted."""
+        message = await get(self._bus, self.stream, last_by=self._prefix + key)
+        return _entry(message)
+
+    async def put(self, key: str, value: bytes) -> int:
+        """Write, whatever is there; returns the revision."""
+        return await store(self._bus, self._prefix + key, value, timeout=2.0)
+
+    async def create(self, key: str, value: bytes) -> int:
+        """Write where nothing is, or only a deletion; raises BucketConflict."""
+        try:
+            return await store(self._bus, self._prefix + key, value, expect_last=0, timeout=2.0)
+        except WrongLastSequence as error:
+            message = await get(self._bus, self.stream, last_by=self._prefix + key)
+            if message is None or _entry(message) is not None:
+                raise BucketConflict(self.name, key) from error
+            return await self.update(key, value, message.seq)
+
+    async def update(self, key: str, value: bytes, revision: int) -> int:
+        """Write over exactly this revision; raises BucketConflict."""
+        try:
+            return await store(self._bus, self._prefix + key, value, expect_last=revision, timeout=2.0)
+        except WrongLastSequence as error:
+            raise BucketConflict(self.name, key) from error
+
+    async def delete(self, key: str, revision: int | None = None) -> None:
+        """Delete (over exactly this revision, if given; raises BucketConflict)."""
+        try:
+            await store(
+                self._bus,
+                self._prefix + key,
+                b"",
+                expect_last=revision,
+                headers={"KV-Operation": "DEL"},
+                timeout=2.0,
+            )
+        except WrongLastSequence as error:
+            raise BucketConflict(self.name, key) from error
+
+    async def change(self, key: str, edit: Callable[[bytes | None], bytes | None]) -> bytes | None:
+        """Compare-and-set: `edit` gets the value (None: absent) and returns the new one (None: leave it).
+
+        `edit` may be called several times. Returns what stands there afterwards; raises BusUnavailable when others
+        keep winning.
+        """
+        for _ in range(CHANGE_TRIES):
+            entry = await self.get(key)
+            value = edit(entry.value if entry else None)
+            if value is None:
+                return entry.value if entry else None
+            try:
+                if entry is None:
+                    await self.create(key, value)
+                else:
+                    await self.update(key, value, entry.revision)
+            except BucketConflict:
+                continue
+            return value
+        raise BusUnavailable(f"{self.name}/{key} is being changed by too many at once")
+
+    async def all(self, keys: str = ">") -> dict[str, Entry]:
+        """Every key that matches (NATS wildcards), in no order: one direct get, or a follow beyond 1 024 keys.
+
+        A replica may answer, so this may be a moment old; compare-and-set is not built on it.
+        """
+        question = {"multi_last": [self._prefix + keys], "batch": 1024}
+        messages = await self._bus.collect(
+            f"$JS.API.DIRECT.GET.{self.stream}", json.dumps(question).encode(), is_end_of_batch
+        )
+        headers = messages[-1].headers or {}
+        match headers.get("Status"):
+            case "204" | "404":
+                found = [direct_message(message) for message in messages[:-1]]
+                return {m.subject.removeprefix(self._prefix): e for m in found if (e := _entry(m)) is not None}
+            case status if status == TOO_MANY_RESULTS:
+                return await self._all_by_follow(keys)
+            case status:
+                raise StoreRejected(int(status or 0), headers.get("Description", ""))
+
+    async def _all_by_follow(self, keys: str) -> dict[str, Entry]:
+        found: dict[str, Entry] = {}
+
+        def take(seq: int, subject: str, data: bytes, headers: dict[str, str] | None) -> None:
+            key = subject.removeprefix(self._prefix)
+            entry = _entry(Stored(seq, subject, data, headers))
+            if entry is None:
+                found.pop(key, None)
+            else:
+                found[key] = entry
+
+        follow = Follow(self._bus, self.stream, [self._prefix + keys], "list", take, last_per_subject=True)
+        await follow.start()
+        try:
+            async with asyncio.timeout(10):
+                await follow.caught_up.wait()
+        except TimeoutError as error:
+            raise BusUnavailable(f"the keys of {self.name} did not come in time") from error
+        finally:
+            await follow.close()
+        return found
+
+
+class Watch:
+    """A bucket (or the keys that match) kept in memory. `on_change(key, value)`; value None is a deletion or its age.
+
+    Entries that the bucket forgets by its TTL are not announced by the server: a reader of a bucket with a TTL looks at
+    the time inside the record.
+    """
+
+    def __init__(
+        self,
+        bus: Bus,
+        bucket: str,
+        name: str,
+        *,
+        keys: str = ">",
+        on_change: Callable[[str, bytes | None], None] | None = None,
+    ) -> None:
+        self.entries: dict[str, bytes] = {}
+        self._bus = bus
+        self._prefix = f"$KV.{bucket}."
+        self._on_change = on_change
+        self._follow = Follow(bus, f"KV_{bucket}", [self._prefix + keys], name, self._take, last_per_subject=True)
+
+    async def start(self, timeout: float = 10.0) -> None:
+        """Returns when everything that is there has been seen; raises BusError."""
+        await self._follow.start()
+        try:
+            async with asyncio.timeout(timeout):
+                await self._follow.caught_up.wait()
+        except TimeoutError as error:
+            await self._follow.close()
+            raise BusUnavailable(f"{self._prefix}> was not read in {timeout} s") from error
+
+    async def close(self) -> None:
+        await self._follow.close()
+
+    @property
+    def seq(self) -> int:
+        """The last sequence seen."""
+        return self._follow.seq
+
+    async def behind(self) -> int:
+        """How many sequences the leader is ahead of this watch; a watch that stays behind gets a new consumer."""
+        return max(0, (await stream_info(self._bus, self._follow.stream)).last_seq - self._follow.seq)
+
+    def restart(self) -> None:
+        self._follow.restart()
+
+    def _take(self, seq: int, subject: str, data: bytes, headers: dict[str, str] | None) -> None:
+        key = subject.removeprefix(self._prefix)
+        entry = _entry(Stored(seq, subject, data, headers))
+        if entry is None:
+            self.entries.pop(key, None)
+        else:
+            self.entries[key] = entry.value
+        if self._on_change is not None:
+            self._on_change(key, entry.value if entry else None)
+
+
+def _entry(message: Stored | None) -> Entry | None:
+    if message is None:
+        return None
+    headers = message.headers or {}
+    if "KV-Operation" in headers or "Nats-Marker-Reason" in headers:
+        return None
+    return Entry(message.data, message.seq)

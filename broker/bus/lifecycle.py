@@ -1,0 +1,116 @@
+"""How every role lives: settings, logging, signals, the watch for a vanished supervisor, and an exit code.
+
+0 ended as asked · 1 failed · 2 wrong settings · 3 cannot start (a port is busy, NATS does not answer)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import resource
+import signal
+import sys
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import structlog
+
+from broker.bus.errors import BusUnavailable, SettingsInvalid
+from broker.bus.settings import RoleSettings, load
+
+Settings = TypeVar("Settings", bound=RoleSettings)
+Main = Callable[[Settings, asyncio.Event], Awaitable[None]]
+
+PARENT_CHECK = 0.5
+
+log = structlog.get_logger("lifecycle")
+
+
+def launch(role: str, kind: type[Settings], main: Main[Settings]) -> int:
+    """Run a role until it is told to stop; returns the exit code.
+
+    `main(settings, stop)` serves until `stop` is set, then drains within `settings.drain_timeout` and returns.
+    """
+    try:
+        settings = load(kind)
+    except SettingsInvalid as error:
+        for name, why in error.problems.items():
+            sys.stderr.write(f"{role}: {name}: {why}\n")
+        return 2
+    configure_logging(settings.log_level)
+    raise_file_limit()
+    try:
+        with asyncio.Runner(loop_factory=loop_factory()) as runner:
+            runner.run(_live(role, settings, main))
+    except (OSError, BusUnavailable) as error:
+        sys.stderr.write(f"{role}: cannot start: {error}\n")
+        return 3
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:  # the safety net of the process: say it once, in the log, and fail
+        log.error("role.failed", role=role, exc_info=error)
+        return 1
+    return 0
+
+
+async def _live(role: str, settings: Settings, main: Main[Settings]) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    watch = asyncio.create_task(_watch_parent(settings.parent_pid, stop), name="parent-watch")
+    try:
+        await main(settings, stop)
+    finally:
+        watch.cancel()
+        await asyncio.gather(watch, return_exceptions=True)
+
+
+async def _watch_parent(parent: int, stop: asyncio.Event) -> None:
+    """A role whose supervisor vanishes drains and ends by itself (no signal tells, so this one polls)."""
+    while parent:
+        await asyncio.sleep(PARENT_CHECK)
+        if os.getppid() != parent:
+            log.warning("role.orphaned", parent=parent)
+            stop.set()
+            return
+
+
+def loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
+    """uvloop's where it exists (not on Windows)."""
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.new_event_loop
+    return uvloop.new_event_loop
+
+
+def raise_file_limit() -> None:
+    """As many open files as the machine allows: every viewer is one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        resource.setrlimit(
+            resource.RLIMIT_NOFILE, (min(hard, 1_048_576) if hard != resource.RLIM_INFINITY else 65536, hard)
+        )
+
+
+def configure_logging(level: str) -> None:
+    """structlog to stderr: JSON unless it is a terminal. Never a token's text, never a credential."""
+    number = getattr(logging, level.upper())
+    renderer: structlog.typing.Processor = (
+        structlog.dev.ConsoleRenderer() if sys.stderr.isatty() else structlog.processors.JSONRenderer()
+    )
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso"),
+            structlog.processors.format_exc_info,
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(number),
+        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(name)s %(message)s")

@@ -1,0 +1,228 @@
+"""The log verbs over JetStream: store (fenced), get, last, page, and what a stream is. `follow.py` has the pulls."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Callable
+from typing import NamedTuple
+
+import msgspec
+
+from broker.bus.errors import BusError, BusUnavailable, StoreRejected, WrongLastSequence
+from broker.bus.nats import Bus, Msg, no_responders
+
+WRONG_LAST_SEQUENCE = 10071
+FENCE_BUSY = 10164  # another publish to this subject is being proposed: the last sequence is not known yet
+NO_MESSAGE = 10037
+STREAM_NOT_FOUND = 10059
+STREAM_FULL = 10077
+PAGE = 64  # messages in one direct get: the server holds the stream's lock for the whole batch
+
+
+class Stored(NamedTuple):
+    """One message of a stream."""
+
+    seq: int
+    subject: str
+    data: bytes
+    headers: dict[str, str] | None = None
+
+
+class StreamInfo(NamedTuple):
+    """What the leader says of a stream. `incarnation` is "" where OKOME did not make it."""
+
+    incarnation: str
+    first_seq: int
+    last_seq: int
+    messages: int
+    bytes: int
+    max_bytes: int
+    created: str
+    leader: str
+
+
+class _Error(msgspec.Struct):
+    code: int = 0
+    err_code: int = 0
+    description: str = ""
+
+
+class _Ack(msgspec.Struct):
+    seq: int = 0
+    error: _Error | None = None
+
+
+_decode_ack = msgspec.json.Decoder(_Ack).decode
+
+
+def read_ack(msg: Msg | None) -> int | BusError:
+    """A publish's answer: the stored sequence, or why not. BusUnavailable means undecided."""
+    if msg is None or no_responders(msg):
+        return BusUnavailable("the publish was not acknowledged")
+    try:
+        ack = _decode_ack(msg.data)
+    except msgspec.DecodeError:
+        return StoreRejected(0, f"not an acknowledgement: {msg.data[:80]!r}")
+    if ack.error is None:
+        return ack.seq
+    if ack.error.err_code == WRONG_LAST_SEQUENCE:
+        digits = ack.error.description.rpartition(" ")[2]
+        return WrongLastSequence(int(digits) if digits.isdigit() else None)
+    if ack.error.err_code == FENCE_BUSY:
+        return WrongLastSequence(None)
+    if ack.error.code == 503:  # no leader, or JetStream starting: nothing is known
+        return BusUnavailable(ack.error.description)
+    return StoreRejected(ack.error.err_code or ack.error.code, ack.error.description)
+
+
+def store_soon(
+    bus: Bus, subject: str, payload: bytes, expect_last: int, on_answer: Callable[[int | BusError], None]
+) -> None:
+    """Fenced publish for the hot path: `on_answer` is called once with the sequence or the error.
+
+    Every attempt has a reply token of its own; no answer in 1 s is BusUnavailable, i.e. undecided. Raises
+    BusUnavailable (and never calls back) when not connected.
+    """
+    bus.call(
+        subject,
+        payload,
+        {"Nats-Expected-Last-Subject-Sequence": str(expect_last)},
+        lambda msg: on_answer(read_ack(msg)),
+    )
+
+
+async def store(
+    bus: Bus,
+    subject: str,
+    payload: bytes,
+    *,
+    expect_last: int | None = None,
+    msg_id: str = "",
+    headers: dict[str, str] | None = None,
+    timeout: float = 1.0,
+) -> int:
+    """Store one message and return its sequence.
+
+    Raises WrongLastSequence (the fence), StoreRejected, or BusUnavailable: then it is unknown whether it was stored.
+    """
+    fields = dict(headers or {})
+    if expect_last is not None:
+        fields["Nats-Expected-Last-Subject-Sequence"] = str(expect_last)
+    if msg_id:
+        fields["Nats-Msg-Id"] = msg_id
+    answer = read_ack(await bus.request(subject, payload, timeout=timeout, headers=fields or None))
+    if isinstance(answer, BusError):
+        raise answer
+    return answer
+
+
+async def get(
+    bus: Bus, stream: str, seq: int = 0, *, next_by: str = "", last_by: str = "", timeout: float = 2.0
+) -> Stored | None:
+    """One message, read at the leader: at `seq`, or the next of subject `next_by` from there, or the last of `last_by`.
+
+    None: there is none. A stream that does not exist is StoreRejected(10059).
+    """
+    question = {"last_by_subj": last_by} if last_by else {"seq": seq, **({"next_by_subj": next_by} if next_by else {})}
+    try:
+        answer = await bus.api(f"STREAM.MSG.GET.{stream}", question, timeout=timeout)
+    except StoreRejected as error:
+        if error.err_code == NO_MESSAGE:
+            return None
+        raise
+    message = answer["message"]
+    headers = _parse_headers(base64.b64decode(message["hdrs"])) if message.get("hdrs") else None
+    return Stored(message["seq"], message["subject"], base64.b64decode(message.get("data", "")), headers)
+
+
+async def last(bus: Bus, stream: str, subject: str) -> Stored | None:
+    """The subject's last message, read at the leader."""
+    return await get(bus, stream, last_by=subject)
+
+
+async def page(
+    bus: Bus, stream: str, subject: str, after: int, *, batch: int = PAGE, leader: bool = False, timeout: float = 2.0
+) -> list[Stored]:
+    """The next messages of `subject` with sequence > `after`, in order, at most `batch`; [] where there are none.
+
+    A replica may answer and lag: whoever needs certainty checks the chain, and asks again with `leader=True` (one
+    request per message, so a small batch is wise).
+    """
+    if leader:
+        return await _page_at_leader(bus, stream, subject, after, min(batch, PAGE), timeout)
+    question = {"seq": after + 1, "batch": batch, "next_by_subj": subject}
+    messages = await bus.collect(
+        f"$JS.API.DIRECT.GET.{stream}", json.dumps(question).encode(), is_end_of_batch, timeout=timeout
+    )
+    status = (messages[-1].headers or {}).get("Status")
+    if status not in ("204", "404"):
+        raise StoreRejected(int(status or 0), (messages[-1].headers or {}).get("Description", ""))
+    return [direct_message(msg) for msg in messages[:-1]]
+
+
+async def _page_at_leader(bus: Bus, stream: str, subject: str, after: int, batch: int, timeout: float) -> list[Stored]:
+    found: list[Stored] = []
+    while len(found) < batch:
+        message = await get(bus, stream, after + 1, next_by=subject, timeout=timeout)
+        if message is None:
+            break
+        found.append(message)
+        after = message.seq
+    return found
+
+
+async def read_all(bus: Bus, stream: str, subject: str, after: int = 0, *, limit: int = 1_000_000) -> list[Stored]:
+    """Everything of `subject` after a sequence, in pages, up to what the leader says is the last; at most `limit`.
+
+    For cold paths (takeover, context, records). Raises BusUnavailable where replicas and leader do not answer.
+    """
+    end = await last(bus, stream, subject)
+    found: list[Stored] = []
+    lagging = 0
+    while end is not None and after < end.seq and len(found) < limit:
+        batch = await page(bus, stream, subject, after, leader=lagging >= 3)
+        if not batch:
+            lagging += 1
+            if lagging > 4:
+                raise BusUnavailable(
+                    f"{stream} has no message after {after}, and its leader says {end.seq} is the last"
+                )
+            continue
+        found.extend(batch)
+        after = batch[-1].seq
+    return found
+
+
+async def stream_info(bus: Bus, stream: str, *, timeout: float = 2.0) -> StreamInfo:
+    """Read at the leader; raises StoreRejected(10059) where there is no such stream."""
+    answer = await bus.api(f"STREAM.INFO.{stream}", timeout=timeout)
+    config, state = answer["config"], answer["state"]
+    return StreamInfo(
+        incarnation=(config.get("metadata") or {}).get("incarnation", ""),
+        first_seq=state["first_seq"],
+        last_seq=state["last_seq"],
+        messages=state["messages"],
+        bytes=state["bytes"],
+        max_bytes=config.get("max_bytes", -1),
+        created=answer.get("created", ""),
+        leader=(answer.get("cluster") or {}).get("leader", ""),
+    )
+
+
+def is_end_of_batch(msg: Msg) -> bool:
+    return not msg.data and msg.headers is not None and "Status" in msg.headers
+
+
+def direct_message(msg: Msg) -> Stored:
+    headers = msg.headers or {}
+    return Stored(int(headers["Nats-Sequence"]), headers["Nats-Subject"], msg.data, headers)
+
+
+def _parse_headers(raw: bytes) -> dict[str, str]:
+    fields = {}
+    for line in raw.decode("utf-8", "replace").split("\r\n")[1:]:
+        name, colon, value = line.partition(":")
+        if colon:
+            fields[name.strip()] = value.strip()
+    return fields

@@ -1,0 +1,450 @@
+"""The connection to NATS: the only file that knows nats-py.
+
+What it works around, each with a test (tests/broker/bus/test_nats.py):
+- a frozen peer hangs nats-py's reconnect for minutes when the send buffer is full: a watchdog pings twice a second and
+  aborts the transport when a ping is not answered in time;
+- `publish_async` never resolves on an error answer: one reply inbox is our own, and every attempt has its own token;
+- publishes while disconnected would be buffered and sent later, behind the fence: `pending_size=0` refuses them;
+- `nats.micro` runs the requests of an endpoint one after another: our handlers run as tasks, bounded;
+- a permission violation only shows in the error callback: it is logged as what it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import random
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from typing import Any, TypeVar
+
+import msgspec
+import nats
+import nats.errors
+import nats.micro
+import nats.micro.service
+import structlog
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
+from nats.micro.request import ERROR_CODE_HEADER, ERROR_HEADER
+from nats.micro.request import Request as MicroRequest
+
+from broker.bus.errors import BusUnavailable, Refusal, StoreRejected
+from broker.bus.subjects import operation_subject, random_id
+
+__all__ = ["Bus", "Handler", "Msg", "Service", "Subscription"]
+
+Handler = Callable[[bytes], Awaitable[bytes]]
+Answer = TypeVar("Answer")
+
+PING_INTERVAL = 0.5
+PING_TIMEOUT = 1.0
+REPLY_TIMEOUT = 1.0  # of `call`: after this a publish is undecided
+
+log = structlog.get_logger("bus")
+
+
+class Bus:
+    """One connection, its reply inbox and its watchdog. Made by `connect`, ended by `close`."""
+
+    def __init__(self, client: Client, name: str) -> None:
+        self._client = client
+        self.id = name
+        self._inbox = f"_INBOX.{random_id(12)}."
+        self._token = 0
+        self._replies: dict[str, Callable[[Msg | None], None]] = {}
+        self._calls: dict[str, float] = {}  # token -> deadline, in order: REPLY_TIMEOUT is the same for all
+        self._call_timer: asyncio.TimerHandle | None = None
+        self._heard_at = 0.0  # loop time of the last pong
+        self._watch: asyncio.Task[None] | None = None
+        self._lame_duck: list[Callable[[], None]] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._closed = False
+
+    @classmethod
+    async def connect(cls, url: str, name: str, *, user: str = "", password: str = "", timeout: float = 10.0) -> Bus:
+        """Connect to one of the servers in `url` (split at commas); raises BusUnavailable after `timeout` seconds."""
+        client = Client()
+        bus = cls(client, name)
+        servers = [part.strip() for part in url.split(",") if part.strip()]
+        random.shuffle(servers)
+        try:
+            await asyncio.wait_for(
+                client.connect(
+                    servers,
+                    name=name,
+                    user=user or None,
+                    password=password or None,
+                    connect_timeout=1,
+                    max_reconnect_attempts=-1,
+                    reconnect_time_wait=0.1,  # type: ignore[arg-type]  # annotated int, used as seconds
+                    dont_randomize=True,  # round robin: a lame or frozen server is not the next one tried
+                    ping_interval=30,  # ours is quicker; this one only keeps middleboxes awake
+                    max_outstanding_pings=2,
+                    pending_size=0,
+                    flush_timeout=2,
+                    error_cb=bus._on_error,
+                    disconnected_cb=bus._on_disconnected,
+                    reconnected_cb=bus._on_reconnected,
+                    lame_duck_mode_cb=bus._on_lame_duck,
+                ),
+                timeout,
+            )
+        except (TimeoutError, OSError, nats.errors.Error) as error:
+            await client.close()
+            raise BusUnavailable(f"no NATS server answers at {url}") from error
+        await client.subscribe(bus._inbox + "*", cb=bus._on_reply)
+        bus._heard_at = asyncio.get_running_loop().time()
+        bus._watch = asyncio.create_task(bus._watchdog(), name="bus-watchdog")
+        return bus
+
+    async def close(self) -> None:
+        """Say good-bye and end. Idempotent; what waits for an answer gets BusUnavailable."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._watch is not None:
+            self._watch.cancel()
+            await asyncio.gather(self._watch, return_exceptions=True)
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._call_timer is not None:
+            self._call_timer.cancel()
+        for token in list(self._replies):
+            self._settle(token, None)
+        if self._client.is_connected:
+            with contextlib.suppress(nats.errors.Error, asyncio.TimeoutError, OSError):
+                await self._client.flush(timeout=1)  # what was published just now is on its way
+        await self._client.close()
+
+    # -- state -----------------------------------------------------------------------------------------------------
+
+    @property
+    def connected(self) -> bool:
+        return self._client.is_connected
+
+    @property
+    def round_trip_ok(self) -> bool:
+        """Our own way to NATS and back works: what we see of others may be believed."""
+        return self.connected and asyncio.get_running_loop().time() - self._heard_at < PING_INTERVAL + PING_TIMEOUT
+
+    @property
+    def server(self) -> str:
+        """host:port of the server we hang on, for logs."""
+        url = self._client.connected_url
+        return url.netloc if url is not None else ""
+
+    @property
+    def max_payload(self) -> int:
+        return self._client.max_payload
+
+    def on_lame_duck(self, callback: Callable[[], None]) -> None:
+        self._lame_duck.append(callback)
+
+    async def kick(self) -> None:
+        """Move to the next server known (or reconnect to the only one). Subscriptions are replayed."""
+        await self._client.force_reconnect()
+
+    # -- core NATS -------------------------------------------------------------------------------------------------
+
+    def publish_now(self, subject: str, payload: bytes, reply: str = "", headers: dict[str, str] | None = None) -> None:
+        """Hand a message to the connection without waiting; raises BusUnavailable when not connected.
+
+        Not a coroutine, so that the answer to one publish can send the next without a task. nats-py's `publish` never
+        suspends while `pending_size` is 0; a suspension would be a change of that library, and is an error here.
+        """
+        coroutine = self._client.publish(subject, payload, reply, headers)
+        try:
+            coroutine.send(None)
+        except StopIteration:
+            return
+        except nats.errors.MaxPayloadError as error:
+            raise StoreRejected(10054, "message size exceeds maximum allowed") from error
+        except (nats.errors.Error, OSError) as error:
+            raise BusUnavailable(f"not connected: {error!r}") from error
+        coroutine.close()
+        raise AssertionError("nats-py's publish waited")
+
+    async def publish(
+        self, subject: str, payload: bytes, *, reply: str = "", headers: dict[str, str] | None = None
+    ) -> None:
+        """Core publish, at most once; raises BusUnavailable when not connected."""
+        self.publish_now(subject, payload, reply, headers)
+
+    async def request(
+        self, subject: str, payload: bytes = b"", *, timeout: float = 2.0, headers: dict[str, str] | None = None
+    ) -> Msg:
+        """One question, one answer; raises BusUnavailable when there is no responder or no answer in time."""
+        answer: asyncio.Future[Msg | None] = asyncio.get_running_loop().create_future()
+
+        def take(msg: Msg | None) -> None:
+            if not answer.done():
+                answer.set_result(msg)
+
+        token = self._expect(take)
+        try:
+            self.publish_now(subject, payload, self._inbox + token, headers)
+            async with asyncio.timeout(timeout):
+                msg = await answer
+        except TimeoutError as error:
+            raise BusUnavailable(f"no answer from {subject} in {timeout} s") from error
+        finally:
+            self._replies.pop(token, None)
+        if msg is None or no_responders(msg):
+            raise BusUnavailable(f"nobody answers {subject}")
+        return msg
+
+    def call(
+        self, subject: str, payload: bytes, headers: dict[str, str] | None, on_reply: Callable[[Msg | None], None]
+    ) -> None:
+        """As `request`, without a task or a future: `on_reply` is called once, with None after REPLY_TIMEOUT.
+
+        Raises BusUnavailable when not connected; `on_reply` is then not called. 3 µs less than a future per publish.
+        """
+        token = self._expect(on_reply)
+        try:
+            self.publish_now(subject, payload, self._inbox + token, headers)
+        except BaseException:
+            self._replies.pop(token, None)
+            raise
+        loop = asyncio.get_running_loop()
+        self._calls[token] = loop.time() + REPLY_TIMEOUT
+        if self._call_timer is None:
+            self._call_timer = loop.call_later(REPLY_TIMEOUT, self._expire_calls)
+
+    async def collect(
+        self, subject: str, payload: bytes, is_last: Callable[[Msg], bool], *, timeout: float = 2.0
+    ) -> list[Msg]:
+        """One question, many answers, the last of which `is_last`; raises BusUnavailable when they do not all come."""
+        messages: list[Msg] = []
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def take(msg: Msg | None) -> None:
+            if msg is not None:
+                messages.append(msg)
+            if (msg is None or no_responders(msg) or is_last(msg)) and not done.done():
+                done.set_result(None)
+
+        token = self._expect(take, many=True)
+        try:
+            self.publish_now(subject, payload, self._inbox + token)
+            async with asyncio.timeout(timeout):
+                await done
+        except TimeoutError as error:
+            raise BusUnavailable(f"{len(messages)} answers from {subject} in {timeout} s, and not the last") from error
+        finally:
+            self._replies.pop(token, None)
+        if not messages or no_responders(messages[-1]):
+            raise BusUnavailable(f"nobody answers {subject}")
+        return messages
+
+    async def subscribe(
+        self, subject: str, callback: Callable[[Msg], Awaitable[None]], *, queue: str = ""
+    ) -> Subscription:
+        """Messages are given to `callback` one after another; it must not wait for long. Survives reconnects."""
+        try:
+            return await self._client.subscribe(subject, queue=queue, cb=callback)
+        except (nats.errors.Error, OSError) as error:
+            raise BusUnavailable(f"cannot subscribe to {subject}: {error!r}") from error
+
+    async def unsubscribe(self, subscription: Subscription) -> None:
+        """End a subscription; nothing to do where the connection is gone already."""
+        with contextlib.suppress(nats.errors.Error, OSError):
+            await subscription.unsubscribe()
+
+    def new_inbox(self) -> str:
+        return f"_INBOX.{random_id(16)}"
+
+    # -- JetStream API and OKOME ------------------------------------------------------------------------------------
+
+    async def api(self, verb: str, body: Mapping[str, Any] | None = None, *, timeout: float = 2.0) -> dict[str, Any]:
+        """`$JS.API.<verb>`; raises StoreRejected with the server's err_code, or BusUnavailable."""
+        msg = await self.request(f"$JS.API.{verb}", json.dumps(body).encode() if body else b"", timeout=timeout)
+        answer: dict[str, Any] = json.loads(msg.data)
+        if error := answer.get("error"):
+            raise StoreRejected(error.get("err_code", error.get("code", 0)), error.get("description", ""))
+        return answer
+
+    async def ask(
+        self,
+        operation: str,
+        question: msgspec.Struct | Mapping[str, Any],
+        answer: type[Answer],
+        *,
+        timeout: float = 2.0,
+    ) -> Answer:
+        """One of OKOME's operations; raises Refusal where OKOME says no and BusUnavailable where it does not answer."""
+        msg = await self.request(operation_subject(operation), msgspec.json.encode(question), timeout=timeout)
+        if msg.headers and ERROR_CODE_HEADER in msg.headers:
+            error = json.loads(msg.data)["error"]
+            raise Refusal(
+                error["code"], error["message"], param=error.get("param"), retry_after=error.get("retry_after")
+            )
+        return msgspec.json.decode(msg.data, type=answer)
+
+    async def serve(
+        self, name: str, version: str, description: str, endpoints: Mapping[str, Handler], *, limit: int = 256
+    ) -> Service:
+        """Offer `okome.v1.<operation>` for every entry as one NATS micro service, shared through a queue group.
+
+        At most `limit` requests run at once; beyond that the answer is a refusal `overloaded`. A handler says no by
+        raising Refusal.
+        """
+        service = Service(limit)
+        await service.start(self._client, name, version, description, endpoints)
+        return service
+
+    # -- inside ----------------------------------------------------------------------------------------------------
+
+    def _expect(self, on_reply: Callable[[Msg | None], None], *, many: bool = False) -> str:
+        self._token += 1
+        token = f"m{self._token}" if many else str(self._token)
+        self._replies[token] = on_reply
+        return token
+
+    async def _on_reply(self, msg: Msg) -> None:
+        token = msg.subject.rpartition(".")[2]
+        if token.startswith("m"):
+            if take := self._replies.get(token):
+                take(msg)
+            return
+        self._settle(token, msg)
+
+    def _settle(self, token: str, msg: Msg | None) -> None:
+        self._calls.pop(token, None)
+        if on_reply := self._replies.pop(token, None):
+            on_reply(msg)
+
+    def _expire_calls(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._call_timer = None
+        while self._calls:
+            token, deadline = next(iter(self._calls.items()))
+            if deadline > loop.time():
+                self._call_timer = loop.call_at(deadline, self._expire_calls)
+                return
+            self._settle(token, None)
+
+    async def _watchdog(self) -> None:
+        """Notice within PING_INTERVAL + PING_TIMEOUT that the server does not answer, and let go of it."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(PING_INTERVAL)
+            try:
+                await self._client.flush(timeout=PING_TIMEOUT)  # type: ignore[arg-type]  # annotated int
+                self._heard_at = loop.time()
+            except (TimeoutError, nats.errors.Error, OSError):
+                if loop.time() - self._heard_at > PING_TIMEOUT:
+                    self._abort()
+
+    def _abort(self) -> None:
+        transport = getattr(self._client, "_transport", None)  # nats-py has no public way to drop a frozen peer
+        writer = getattr(transport, "_io_writer", None)
+        if writer is not None:
+            writer.transport.abort()
+
+    async def _on_error(self, error: Exception) -> None:
+        if "permissions violation" in str(error).lower():
+            log.error("bus.permission_denied", bus=self.id, error=str(error))
+        elif isinstance(error, (OSError, nats.errors.Error, asyncio.TimeoutError)):
+            log.debug("bus.connection_error", bus=self.id, error=repr(error))
+        else:  # raised by one of our own callbacks: a defect, not weather
+            log.error("bus.callback_failed", bus=self.id, error=repr(error), exc_info=error)
+
+    async def _on_disconnected(self) -> None:
+        if not self._closed:
+            log.warning("bus.disconnected", bus=self.id)
+
+    async def _on_reconnected(self) -> None:
+        self._heard_at = asyncio.get_running_loop().time()
+        log.info("bus.reconnected", bus=self.id, server=self.server)
+
+    async def _on_lame_duck(self) -> None:
+        log.info("bus.server_leaving", bus=self.id, server=self.server)
+        for callback in self._lame_duck:
+            callback()
+        if len(self._client.servers) + len(self._client.discovered_servers) > 1:
+            task = asyncio.create_task(self.kick(), name="bus-lame-duck")
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+
+class Service:
+    """A NATS micro service whose handlers do not block one another."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._service: nats.micro.service.Service | None = None
+
+    async def start(
+        self, client: Client, name: str, version: str, description: str, endpoints: Mapping[str, Handler]
+    ) -> None:
+        self._service = await nats.micro.add_service(client, name=name, version=version, description=description)
+        for operation, handler in endpoints.items():
+            await self._service.add_endpoint(
+                name=operation,
+                subject=operation_subject(operation),
+                handler=self._spawning(handler),
+                queue_group="okome",
+            )
+
+    async def close(self) -> None:
+        """Take no more requests, let those that run finish for 2 s, then cancel them."""
+        if self._service is not None:
+            with contextlib.suppress(nats.errors.Error, asyncio.TimeoutError, OSError):
+                await self._service.stop()
+            self._service = None
+        if self._tasks:
+            _, late = await asyncio.wait(self._tasks, timeout=2)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
+
+    def _spawning(self, handler: Handler) -> Callable[[MicroRequest], Coroutine[Any, Any, None]]:
+        async def handle(request: MicroRequest) -> None:
+            if len(self._tasks) >= self._limit:
+                await _respond(request, Refusal("overloaded", "too many requests at once", retry_after=1))
+                return
+            task = asyncio.create_task(self._answer(handler, request), name=f"op-{request.subject}")
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+        return handle
+
+    async def _answer(self, handler: Handler, request: MicroRequest) -> None:
+        try:
+            await _respond(request, await handler(request.data))
+        except Refusal as refusal:
+            await _respond(request, refusal)
+        except BusUnavailable as error:
+            await _respond(request, Refusal("unavailable", str(error), retry_after=1))
+        except (msgspec.ValidationError, msgspec.DecodeError) as error:
+            await _respond(request, Refusal("malformed", str(error)))
+        except Exception as error:  # the safety net of this task: one bad request must not end the service
+            log.error("bus.operation_failed", subject=request.subject, exc_info=error)
+            await _respond(request, Refusal("internal", "the request could not be carried out"))
+
+
+async def _respond(request: MicroRequest, answer: bytes | Refusal) -> None:
+    try:
+        if isinstance(answer, Refusal):
+            error = {
+                "code": answer.code,
+                "message": answer.message,
+                "param": answer.param,
+                "retry_after": answer.retry_after,
+            }
+            headers = {ERROR_CODE_HEADER: str(answer.status), ERROR_HEADER: answer.code}
+            payload = json.dumps({"error": {k: v for k, v in error.items() if v is not None}}).encode()
+            await request.respond(payload, headers)
+        else:
+            await request.respond(answer)
+    except (nats.errors.Error, OSError, ValueError) as error:  # who asked hears nothing and asks again
+        log.warning("bus.answer_lost", subject=request.subject, error=repr(error))
+
+
+def no_responders(msg: Msg) -> bool:
+    return not msg.data and msg.headers is not None and msg.headers.get("Status") == "503"

@@ -1,0 +1,45 @@
+"""Settings: every one is an environment variable `OKOME_<ROLE>_<NAME>`, read once, all mistakes reported together.
+
+A role subclasses `RoleSettings` with its own prefix. Units are in the names or the comments: seconds unless said.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+from pydantic import Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from broker.bus.errors import SettingsInvalid
+
+
+class RoleSettings(BaseSettings):
+    """What every role is told."""
+
+    model_config = SettingsConfigDict(extra="ignore", frozen=True)
+
+    id: str = Field("", pattern=r"^[A-Za-z0-9_-]{0,64}$", description="name on the bus; a random one if empty")
+    host: str = Field("127.0.0.1", description="address that the role listens on")
+    port: int = Field(0, ge=0, le=65535, description="port that the role listens on; 0 is any free one")
+    nats_url: str = Field("nats://127.0.0.1:4222", description="NATS servers, separated by commas")
+    nats_user: str = ""
+    nats_password: SecretStr = SecretStr("")
+    redis_url: str = Field("", description="Redis or Valkey; empty: no cache, limits per process")
+    log_level: str = Field("info", pattern=r"^(debug|info|warning|error)$")
+    drain_timeout: float = Field(10.0, gt=0, le=900)
+    parent_pid: int = Field(0, ge=0, description="drain and end when this process is gone; 0: never")
+
+
+Settings = TypeVar("Settings", bound=RoleSettings)
+
+
+def load(kind: type[Settings], **overrides: Any) -> Settings:
+    """Read a role's settings from the environment; raises SettingsInvalid with every mistake at once."""
+    prefix = str(kind.model_config.get("env_prefix", ""))
+    try:
+        return kind(**overrides)
+    except ValidationError as error:
+        problems = {
+            (prefix + "_".join(str(part) for part in item["loc"])).upper(): item["msg"] for item in error.errors()
+        }
+        raise SettingsInvalid(problems) from error
