@@ -73,7 +73,10 @@ class SigningKey:
         self.kid = kid
         self.private = private
         self.public = {name: value for name, value in private.items() if name != "d"}
-        self._key = OKPAlgorithm.from_jwk(private)
+        key = OKPAlgorithm.from_jwk(private)
+        if not isinstance(key, Ed25519PrivateKey):
+            raise ValueError(f"signing key {kid} is not an Ed25519 private key")
+        self._key = key
 
     @classmethod
     def generate(cls) -> SigningKey:
@@ -211,7 +214,7 @@ def internal_key(entry: bytes) -> bytes:
     """The key in that entry; raises CredentialInvalid where it is not one."""
     try:
         return _unb64(json.loads(entry)["key"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CredentialInvalid("unauthenticated", "keys/internal is not a key") from error
 
 
@@ -223,7 +226,7 @@ def seal(key: bytes, payload: dict[str, Any], *, purpose: str = "") -> str:
 
 
 def unseal(key: bytes, text: str, max_age: float | None, *, purpose: str = "") -> dict[str, Any]:
-    """The payload; raises CredentialInvalid when it is forged, not for this purpose, or older than `max_age` seconds."""
+    """The payload. Raises CredentialInvalid: forged, for another purpose, or older than `max_age` seconds."""
     body, _, mac = text.partition(".")
     try:
         genuine = hmac.compare_digest(_unb64(mac), _mac(key, purpose, body))
