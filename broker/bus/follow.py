@@ -2,8 +2,8 @@
 
 What ends a consumer is not announced (a server killed with its R1 consumer is silence; a minority side heartbeats
 for ever), so: a jump in the consumer's own count, a heartbeat that counts more than arrived, two missed heartbeats, a
-status that says so, or `restart()` by whoever asked the leader — each makes a new consumer, under a new name (the old name may
-hang for 3 s), right after the last message that was delivered.
+status that says so, or `restart()` by whoever asked the leader: each makes a new consumer, under a new name (the old
+name may hang for 3 s), right after the last message that was delivered.
 """
 
 from __future__ import annotations
