@@ -1,4 +1,4 @@
-"""One private distribution of five generically named packages: nobody else may provide one, the wheel holds them all."""
+"""Five generically named packages in one private distribution: nobody else may provide one, the wheel holds all."""
 
 import itertools
 import json
