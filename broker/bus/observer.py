@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from broker.bus.pull import parse_reply
 from broker.bus.records import Beat
 
 SILENCE = 1.0  # without a beat: suspected
@@ -146,12 +147,7 @@ class Observer:
 def delivery_order(reply: str) -> tuple[int, int]:
     """Orders deliveries of one job by their ack subject: (stream sequence, how often delivered).
 
-    `$JS.ACK.<stream>.<consumer>.<delivered>.<stream seq>.<consumer seq>.<time>.<pending>`; with domains two tokens more
-    in front and perhaps one behind. What is not such a subject comes before everything.
+    What is no ack subject comes before everything.
     """
-    tokens = reply.split(".")
-    first = 4 if len(tokens) == 9 else 6
-    try:
-        return int(tokens[first + 1]), int(tokens[first])
-    except (IndexError, ValueError):
-        return -1, -1
+    delivered = parse_reply(reply)
+    return (delivered.seq, delivered.attempts) if delivered else (-1, -1)

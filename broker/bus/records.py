@@ -63,6 +63,7 @@ class Session(msgspec.Struct, frozen=True):
     metadata: dict[str, Any] = {}
     on_disconnect: str = "finish"  # or "cancel": what happens `grace` after the last viewer left
     client_id: str = ""  # the id a client brought (an AI SDK chat id), if any
+    running: str = ""  # its open generation: whoever sets it by compare-and-set has the session to itself
 
 
 class Request(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -141,6 +142,7 @@ class Idempotency(msgspec.Struct, frozen=True):
 
     fingerprint: str  # of the request's body
     answer: dict[str, Any]  # {} while the first request is still being carried out
+    reserved: str = ""  # the id it will make, so that whoever finishes it for a dead replica makes the same one
 
 
 class Job(msgspec.Struct, frozen=True):

@@ -1,0 +1,40 @@
+"""The durable consumers on JOBS: one queue per model, and one warm lane per worker and model.
+
+Workers pull from them; workers and OKOME both make them, idempotently, so the settings stand here once.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from broker.bus.nats import Bus
+from broker.bus.subjects import JOBS_STREAM, encode, job_subject
+
+ACK_WAIT = 30.0  # seconds; liveness is the beat, this is only the last resort
+
+
+def consumer_name(model: str, worker: str | None = None) -> str:
+    """`any_<model>`, or the lane `lane_<worker>_<model>`."""
+    return f"lane_{worker}_{encode(model)}" if worker else f"any_{encode(model)}"
+
+
+def consumer_config(model: str, worker: str | None = None) -> dict[str, Any]:
+    return {
+        "durable_name": consumer_name(model, worker),
+        "filter_subject": job_subject(model, worker),
+        "ack_policy": "explicit",
+        "ack_wait": int(ACK_WAIT * 1e9),
+        "deliver_policy": "all",
+        "max_deliver": -1,  # attempts are counted in the log, not by the queue
+        "max_ack_pending": -1,  # the default stalls job 1 001
+    }
+
+
+async def ensure_consumer(bus: Bus, model: str, worker: str | None = None, *, timeout: float = 5.0) -> None:
+    """Make the durable where it is missing; one that is there is left with what it has delivered. Raises BusError."""
+    config = consumer_config(model, worker)
+    await bus.api(
+        f"CONSUMER.CREATE.{JOBS_STREAM}.{config['durable_name']}.{config['filter_subject']}",
+        {"stream_name": JOBS_STREAM, "config": config},
+        timeout=timeout,
+    )
