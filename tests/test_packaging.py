@@ -9,9 +9,10 @@ import sys
 import tomllib
 import venv
 import zipfile
-from importlib.metadata import distribution
+from importlib.metadata import distribution, packages_distributions
 from pathlib import Path
 
+import grimp
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -124,6 +125,36 @@ def test_the_distribution_can_not_be_uploaded_by_mistake() -> None:
     """Its name is not the one that belongs to somebody else, and an index refuses its classifier."""
     assert NAME != "okome"
     assert "Private :: Do Not Upload" in PROJECT["project"]["classifiers"]
+
+
+@pytest.mark.parametrize(
+    ("package", "extras"),
+    [
+        ("broker.bus", []),
+        ("broker.node", ["node"]),
+        ("control", ["control"]),
+        ("gpu_worker", ["worker", "smollm2"]),
+        ("ingress", ["ingress"]),
+        ("compose", ["cli", "up"]),
+    ],
+)
+def test_a_role_imports_only_what_its_extra_names(package: str, extras: list[str]) -> None:
+    """Whoever installs one role's extra has everything that this role's code imports."""
+    graph = grimp.build_graph(PACKAGES[0], *PACKAGES[1:], include_external_packages=True, cache_dir=None)
+    modules = [name for name in graph.modules if name == package or name.startswith(f"{package}.")]
+    imported = {top for name in modules for top in map(top_level, graph.find_modules_directly_imported_by(name))}
+    named = [*PROJECT["project"]["dependencies"]]
+    for extra in extras:
+        named += PROJECT["project"]["optional-dependencies"][extra]
+    declared = {canonicalize_name(Requirement(line).name) for line in named}
+    owners = packages_distributions()
+    foreign = imported - set(PACKAGES) - sys.stdlib_module_names
+    missing = {top for top in foreign if not declared & {canonicalize_name(owner) for owner in owners.get(top, [])}}
+    assert missing == set()
+
+
+def top_level(module: str) -> str:
+    return module.split(".")[0]
 
 
 def test_the_version_stands_in_one_place() -> None:
