@@ -1,6 +1,7 @@
 """The browser's side of the stream plane: okome.js, the chat page and their style, as plain files.
 
-Nothing here runs in Python. The stream node serves `index.html` at `/` and `/c/{sid}`, and every other file at `/web/<file>`.
+Nothing here runs in Python. The stream node serves `index.html` at `/` and `/c/{sid}`,
+and every other file at `/web/<file>`.
 """
 
 from pathlib import Path
@@ -8,7 +9,8 @@ from pathlib import Path
 #: The folder of files to serve. `index.html` refers to the others as `/web/<file>`.
 STATIC = Path(__file__).parent
 
-#: What may be served, with its media type. The node serves exactly these names: no path of a request is ever joined to a folder.
+#: What may be served, with its media type. The node serves exactly these names: no path of a request is ever
+#: joined to a folder.
 FILES: dict[str, str] = {
     "index.html": "text/html; charset=utf-8",
     "chat.css": "text/css; charset=utf-8",

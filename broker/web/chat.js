@@ -9,7 +9,7 @@ import { SCRIPTED_EXAMPLE, connectionState, duration, rate, refusal, titleOf } f
 const $ = (id) => document.getElementById(id);
 const ui = Object.fromEntries(['app', 'side', 'shade', 'menu', 'side-close', 'new-chat', 'conversations', 'no-conversations', 'title', 'rename', 'rename-form',
   'rename-input', 'conn', 'conn-state', 'scroll', 'welcome', 'ideas', 'messages', 'latest', 'error', 'error-text', 'error-close', 'form', 'composer', 'model',
-  'stop', 'send', 'served-by', 'epoch', 'ttft', 'rate', 'login', 'login-form', 'login-key', 'login-error'].map((id) => [id.replace(/-(\w)/g, (_, c) => c.toUpperCase()), $(id)]));
+  'stop', 'send', 'served-by', 'epoch', 'ttft', 'rate', 'stats', 'login', 'login-form', 'login-key', 'login-error'].map((id) => [id.replace(/-(\w)/g, (_, c) => c.toUpperCase()), $(id)]));
 
 const IDEAS = ['What is the capital of France?', 'Explain photosynthesis to a child.', 'Write a short poem about rice fields in the rain.', 'List five uses of a paper clip.'];
 const SESSIONS = '/v1/sessions';
@@ -229,6 +229,7 @@ function drawState() {
   const turn = talk.openTurn(conversation);
   const last = conversation.turns.at(-1);
   ui.welcome.hidden = Boolean(sid || last);
+  ui.stats.classList.toggle('none', !last && !conversation.node);
   ui.messages.setAttribute('aria-busy', String(Boolean(turn)));
   ui.stop.hidden = !turn;
   ui.stop.classList.toggle('wanted', stopWanted);
@@ -300,6 +301,7 @@ async function refreshList() {
 function drawList() {
   const now = Date.now();
   ui.conversations.replaceChildren(...sessions.map((session) => conversationRow(session, here.sid, now)));
+  ui.conversations.hidden = !sessions.length;
   ui.noConversations.hidden = sessions.length > 0;
 }
 

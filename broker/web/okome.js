@@ -75,7 +75,7 @@ class Connection {
   /** Connects now if nothing is connected: the tab is looked at, the network is back, something is wanted. */
   wake() {
     if (this.#state === 'closed' || this.#leg || this.#renewing) return;
-    this.#busyAt = Date.now();
+    this.#busyAt = this.#env.Date.now();
     this.#open();
   }
 
@@ -100,11 +100,11 @@ class Connection {
     url.search = query;
     const told = {};
     let greeted = false;
-    this.#bytesAt = this.#openedAt = Date.now();
+    this.#bytesAt = this.#openedAt = this.#env.Date.now();
     this.#say(this.#attempt || this.#state === 'reconnecting' ? 'reconnecting' : 'connecting', { transport });
     this.#watch(() => (greeted ? STALL_TIMEOUT : OPEN_TIMEOUT), (ending) => this.#ended(transport, greeted, ending));
     this.#leg = (transport === 'ws' ? socketLeg : eventLeg)(this.#env, url, this.#token, {
-      bytes: () => { this.#bytesAt = Date.now(); },
+      bytes: () => { this.#bytesAt = this.#env.Date.now(); },
       event: (message) => {
         if (!greeted) {
           greeted = true;
@@ -135,13 +135,13 @@ class Connection {
     const ended = TERMINALS.includes(event);
     if (ended) this.#finished = data.generation_id;
     if (ended && this.#running === this.#finished) this.#running = null;
-    if (this.#running || ended) this.#busyAt = Date.now();
+    if (this.#running || ended) this.#busyAt = this.#env.Date.now();
     this.#options.onEvent(message);
     if (ended) this.#considerRest();
   }
 
   async #ended(transport, greeted, ending) {
-    const steady = greeted && Date.now() - this.#openedAt > STEADY;
+    const steady = greeted && this.#env.Date.now() - this.#openedAt > STEADY;
     if (steady) this.#attempt = 0;
     this.#drop();
     // An event stream that will not open either says the server is away, not that sockets are blocked.
@@ -183,7 +183,7 @@ class Connection {
   }
 
   #watch(limit, stalled) {
-    const left = this.#bytesAt + limit() - Date.now();
+    const left = this.#bytesAt + limit() - this.#env.Date.now();
     if (left <= 0) return stalled({ stalled: true });
     this.#timers.watch = this.#env.setTimeout(() => this.#watch(limit, stalled), left);
   }
@@ -204,7 +204,7 @@ class Connection {
       ? this.#running ? Infinity : this.#busyAt + VISIBLE_REST
       : this.#hiddenAt + (sse ? 0 : this.#running || this.#unanswered.size ? HIDDEN_RUNNING_REST : HIDDEN_REST);
     if (restAt === Infinity) return;
-    const left = restAt - Date.now();
+    const left = restAt - this.#env.Date.now();
     if (left <= 0) this.#rest();
     else this.#timers.rest = this.#env.setTimeout(() => this.#considerRest(), left);
   }
@@ -217,13 +217,13 @@ class Connection {
     };
     const shown = (trusted) => {
       // Phones kill sockets of sleeping pages without a word: silence on return is a dead socket until proven otherwise.
-      if (this.#state !== 'closed' && (!trusted || Date.now() - this.#bytesAt > STALE_ON_RETURN)) this.#drop();
+      if (this.#state !== 'closed' && (!trusted || this.#env.Date.now() - this.#bytesAt > STALE_ON_RETURN)) this.#drop();
       this.wake();
       this.#considerRest();
     };
-    this.#hiddenAt = Date.now();
+    this.#hiddenAt = this.#env.Date.now();
     on(document, 'visibilitychange', () => {
-      this.#hiddenAt = Date.now();
+      this.#hiddenAt = this.#env.Date.now();
       if (this.#hidden) this.#considerRest();
       else shown(true);
     });
@@ -232,7 +232,7 @@ class Connection {
     on(window, 'online', () => this.#hidden || shown(false));
     for (const name of ['focus', 'pointerdown', 'keydown']) {
       on(window, name, () => {
-        this.#busyAt = Date.now();
+        this.#busyAt = this.#env.Date.now();
         if (this.#state === 'idle' && !this.#hidden) this.wake();
       });
     }

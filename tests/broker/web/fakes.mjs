@@ -1,0 +1,82 @@
+// A browser made of parts the test holds in its hand: time moves when it says so, sockets speak when it makes them.
+
+export function browser() {
+  let now = 1_000_000;
+  let timers = [];
+  const document = Object.assign(new EventTarget(), { hidden: false });
+  const window = new EventTarget();
+  const sockets = [];
+  const fetches = [];
+
+  class WebSocket {
+    constructor(url, protocols) {
+      Object.assign(this, { url: new URL(url), protocols, readyState: 1, sent: [], closedWith: null });
+      sockets.push(this);
+    }
+    send(text) { this.sent.push(JSON.parse(text)); }
+    close(code) { this.readyState = 3; this.closedWith = code; }
+    // what the server does
+    say(event, data = {}, id) { this.onmessage({ data: JSON.stringify({ event, id, data }) }); }
+    end(code) { this.readyState = 3; this.onclose({ code }); }
+  }
+
+  const env = {
+    document, window, WebSocket,
+    location: { origin: 'http://page.test' },
+    Date: { now: () => now },
+    setTimeout: (run, ms) => { const timer = { run, at: now + ms }; timers.push(timer); return timer; },
+    clearTimeout: (timer) => { timers = timers.filter((other) => other !== timer); },
+    fetch: (url, options) => new Promise((resolve, reject) => {
+      fetches.push({ url: new URL(url, 'http://page.test'), ...options, resolve, reject });
+      options.signal?.addEventListener('abort', () => reject(options.signal.reason));
+    }),
+  };
+
+  /** Lets promises settle. */
+  const settle = async () => {
+    for (let turn = 0; turn < 4; turn += 1) await new Promise((resolve) => setImmediate(resolve));
+  };
+
+  return {
+    env, sockets, fetches, settle,
+    get socket() { return sockets.at(-1); },
+    get connections() { return sockets.filter((socket) => socket.readyState === 1).length; },
+    async pass(ms) {
+      const until = now + ms;
+      await settle();
+      for (;;) {
+        const due = timers.filter(({ at }) => at <= until).sort((a, b) => a.at - b.at)[0];
+        if (!due) break;
+        now = Math.max(now, due.at);
+        env.clearTimeout(due);
+        due.run();
+        await settle();
+      }
+      now = until;
+      await settle();
+    },
+    async hide(hidden) {
+      document.hidden = hidden;
+      document.dispatchEvent(new Event('visibilitychange'));
+      await settle();
+    },
+    async happen(name, fields = {}) {
+      window.dispatchEvent(Object.assign(new Event(name), fields));
+      await settle();
+    },
+  };
+}
+
+/** A streamed 200 whose body the test writes. */
+export function eventStream() {
+  let controller;
+  const body = new ReadableStream({ start: (given) => { controller = given; } });
+  const encoder = new TextEncoder();
+  return {
+    response: new Response(body, { headers: { 'Content-Type': 'text/event-stream' } }),
+    write: (text) => controller.enqueue(encoder.encode(text)),
+    end: () => controller.close(),
+  };
+}
+
+export const json = (status, body, headers) => new Response(JSON.stringify(body), { status, headers });

@@ -1,0 +1,62 @@
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import { blocks, spans } from '../../../broker/web/markdown.js';
+import { ago, duration, ending, rate, refusal, titleOf } from '../../../broker/web/words.js';
+
+const shape = (text) => blocks(text).map(({ type, text: inner, items }) => [type, inner ?? items]);
+
+test('text becomes paragraphs, lists, headings and code', () => {
+  assert.deepEqual(shape('# Title\nfirst\nline\n\n- a\n- b\n  more\n\n```js\nx = 1\n\ny\n```\nafter'), [
+    ['heading', 'Title'], ['paragraph', 'first\nline'], ['list', ['a', 'b\nmore']], ['code', 'x = 1\n\ny'], ['paragraph', 'after']]);
+});
+
+test('code that is still being written is code', () => {
+  const [block] = blocks('```python\nprint("```")\n# not a title');
+  assert.deepEqual([block.type, block.language, block.open], ['code', 'python', true]);
+});
+
+test('scripted tokens and other plain text stay word for word', () => {
+  const text = '7.0 7.1 7.2 7.3 ';
+  assert.deepEqual(blocks(text), [{ type: 'paragraph', text, source: text }]);
+  for (const plain of ['2 * 3 * 4', 'snake_case_name', '<b>not bold</b>', 'a ** b', '[x](javascript:alert(1))', '`']) {
+    assert.equal(spans(plain).map(({ text: part }) => part).join(''), plain);
+    assert.deepEqual(spans(plain).map(({ type }) => type), ['text']);
+  }
+});
+
+test('no text is lost: every line is in some block', () => {
+  const text = 'a\n\n1. x\n2. y\n- z\n\n~~~\ncode\n~~~\n## h\ntail';
+  const lines = text.split('\n').filter(Boolean);
+  assert.deepEqual(blocks(text).flatMap(({ source }) => source.split('\n')).filter(Boolean), lines);
+});
+
+test('spans: code, strong, emphasis, http links', () => {
+  assert.deepEqual(spans('a `b*c*` **d** *e* [f](https://g.h/i)'), [
+    { type: 'text', text: 'a ' }, { type: 'code', text: 'b*c*' }, { type: 'text', text: ' ' }, { type: 'strong', text: 'd' }, { type: 'text', text: ' ' },
+    { type: 'emphasis', text: 'e' }, { type: 'text', text: ' ' }, { type: 'link', text: 'f', href: 'https://g.h/i' }]);
+});
+
+test('refusals are sentences, with the time to wait', () => {
+  assert.equal(refusal({ code: 'overloaded' }, 7200), 'Every worker is busy right now. Try again in 8 s.');
+  assert.equal(refusal({ code: 'malformed', message: 'tokens must be a number', param: 'prompt.tokens' }), 'Tokens must be a number. (prompt.tokens)');
+  assert.equal(refusal({ code: 'brand_new' }), 'Something went wrong.');
+});
+
+test('endings are said only where they say something', () => {
+  assert.equal(ending({ status: 'done', finishReason: 'stop' }), '');
+  assert.equal(ending({ status: 'cancelled', text: 'half' }), 'Stopped.');
+  assert.match(ending({ status: 'failed', error: { code: 'engine_failed' } }), /failed/);
+});
+
+test('numbers a person can read', () => {
+  assert.deepEqual([null, 87.4, 1234].map(duration), ['–', '87 ms', '1.23 s']);
+  assert.deepEqual([null, 24.31, 312.6].map(rate), ['–', '24.3 tok/s', '313 tok/s']);
+  assert.deepEqual([20_000, 120_000, 7_200_000, 200_000_000].map((past) => ago(1e12 - past, 1e12)), ['now', '2 min', '2 h', '2 d']);
+});
+
+test('a title is the first line of what was asked', () => {
+  assert.equal(titleOf('  Why?\nBecause', 'm'), 'Why?');
+  assert.equal(titleOf('{"tokens": 20, "rate": 5}', 'scripted'), 'Scripted: 20 tokens at 5/s');
+  assert.equal(titleOf('{oops', 'scripted'), '{oops');
+  assert.equal(titleOf('x'.repeat(99), 'm').length, 60);
+});

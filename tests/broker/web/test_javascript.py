@@ -1,0 +1,50 @@
+"""The browser's side, tested where it runs: the pure parts and the client under Node's own test runner."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from broker.web import CONTENT_SECURITY_POLICY, FILES, STATIC
+
+HERE = Path(__file__).parent
+SUITES = sorted(HERE.glob("*.test.mjs"))
+DEADLINE = 60.0  # seconds; the slowest suite takes two
+
+
+@pytest.mark.parametrize("suite", SUITES, ids=lambda path: path.name)
+def test_javascript(suite: Path) -> None:
+    """Every guarantee named in the suite holds."""
+    node = shutil.which("node") or shutil.which("nodejs")
+    if node is None:
+        if os.environ.get("CI"):
+            pytest.fail("Node.js is missing")
+        pytest.skip("needs Node.js")
+    run = subprocess.run([node, "--test", str(suite)], capture_output=True, text=True, timeout=DEADLINE, check=False)
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
+def test_every_file_of_the_page_is_listed_and_present() -> None:
+    """The node serves exactly the listed files: one forgotten would be a page that does not load."""
+    present = {path.name for path in STATIC.iterdir() if path.suffix in {".html", ".css", ".js", ".svg"}}
+    assert present == set(FILES)
+
+
+def test_the_page_needs_nothing_inline() -> None:
+    """The policy allows no inline script or style, so the page may have none."""
+    page = (STATIC / "index.html").read_text("utf-8")
+    assert "<style" not in page
+    assert " style=" not in page
+    assert " onclick=" not in page
+    assert page.count("<script") == page.count('<script type="module" src="/web/')
+    assert "unsafe" not in CONTENT_SECURITY_POLICY
+
+
+def test_no_markup_is_made_from_text() -> None:
+    """What a model or a person wrote only ever becomes text nodes."""
+    for path in STATIC.glob("*.js"):
+        source = path.read_text("utf-8")
+        for door in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "new Function"):
+            assert door not in source, f"{path.name}: {door}"
