@@ -69,7 +69,7 @@ def parse_script(text: str) -> Script:
     except msgspec.ValidationError as error:
         said = str(error)
         if found := _unknown_field.match(said):
-            raise ScriptInvalid(found["field"], "is not a field of a script") from error
+            raise ScriptInvalid(found["field"][:64], "is not a field of a script") from error
         if found := _at_field.match(said):
             raise ScriptInvalid(found["field"], found["what"]) from error
         raise ScriptInvalid("prompt", f"must be a script: {said}") from error

@@ -12,7 +12,11 @@ from gpu_worker.engines.ticker import Ticker
 class ScriptedEngine:
     """See api.md, "The scripted engine". Paced by absolute deadlines: a late wake-up is made up for, several tokens
     then come in one Piece of at most MAX_PIECE. `max_tokens` cuts with finish_reason `length`; temperature, stop and
-    seed of the prompt mean nothing to a script.
+    seed of the prompt mean nothing to a script. A prompt token is a word here.
+
+    CPU: 13 µs per token, read by a consumer that only counts: 1 000 generations at 20 tokens/s take 27 % of one core
+    (asyncio and uvloop alike, Python 3.11, time.process_time over 5 s); 16–17 µs with an `asyncio.sleep` per token
+    instead of the ticker; 0.3 µs at rate 0.
     """
 
     def __init__(self, settings: EngineSettings) -> None:

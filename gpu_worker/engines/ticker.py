@@ -25,6 +25,10 @@ class Ticker:
         self._armed: asyncio.TimerHandle | None = None
         self._armed_for = math.inf
 
+    def __len__(self) -> int:
+        """Entries kept, those of cancelled waits included."""
+        return len(self._heap)
+
     async def until(self, when: float) -> None:
         """Returns at `when` or up to GRID later, in the next turn of the loop if it has passed, early when closed.
         Cancelling it loses nothing.
