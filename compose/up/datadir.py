@@ -1,0 +1,113 @@
+"""The directory a system lives in: its lock, its API key, and the places of everybody's state.
+
+Starting again on the same directory resumes everything. A directory that nobody named is temporary and goes at the end.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from types import TracebackType
+from typing import TextIO
+
+from broker.bus.subjects import random_id
+from compose.up import readyfile
+
+KEY_LENGTH = 40
+
+
+class DirectoryBusy(Exception):
+    """Another `okome up` lives there."""
+
+    def __init__(self, path: Path, pid: str) -> None:
+        super().__init__(f"{path} is in use by another `okome up`{f' (process {pid})' if pid else ''}")
+        self.path = path
+
+
+class KeyInvalid(Exception):
+    """The API key that was given cannot be one."""
+
+
+class DataDir:
+    """An owned directory; opened by its constructor, released by `close`. Raises DirectoryBusy or OSError."""
+
+    def __init__(self, named: Path | None) -> None:
+        self.temporary = named is None
+        if named is None:
+            self.path = Path(tempfile.mkdtemp(prefix="okome-"))
+        else:
+            named.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.path = named.resolve()
+        self._lock: TextIO | None = self._take_lock()
+        self.logs = self._place("logs")
+
+    def __enter__(self) -> DataDir:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Idempotent. The lock goes last, so nobody starts in a directory that is being removed."""
+        if self._lock is None:
+            return
+        if self.temporary:
+            shutil.rmtree(self.path, ignore_errors=True)
+        self._lock.close()
+        self._lock = None
+
+    def place(self, name: str) -> Path:
+        """A directory of a part's own."""
+        return self._place(name)
+
+    @property
+    def tls(self) -> Path:
+        return self._place("tls")
+
+    @property
+    def key_file(self) -> Path:
+        return self.path / "api-key"
+
+    def api_key(self, given: str = "") -> tuple[str, bool]:
+        """The API key, and whether it was made just now. Raises KeyInvalid.
+
+        One that is given is used and not kept; without one, the directory's own is used, made when there is none.
+        """
+        if given:
+            return checked_key(given, "the API key"), False
+        try:
+            return checked_key(self.key_file.read_text(), str(self.key_file)), False
+        except FileNotFoundError:
+            made = f"ok_{random_id(KEY_LENGTH)}"
+            readyfile.write(self.key_file, made + "\n")
+            return made, True
+
+    def _take_lock(self) -> TextIO:
+        lock = (self.path / "lock").open("a+", encoding="utf-8")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            pid = lock.read().strip()
+            lock.close()
+            raise DirectoryBusy(self.path, pid) from None
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        return lock
+
+    def _place(self, name: str) -> Path:
+        place = self.path / name
+        place.mkdir(mode=0o700, exist_ok=True)
+        return place
+
+
+def checked_key(text: str, where: str) -> str:
+    """A key without its line end. Raises KeyInvalid: too short to be a secret, or not printable ASCII."""
+    key = text.strip()
+    if len(key) < 16 or not key.isascii() or not key.isprintable() or " " in key:
+        raise KeyInvalid(f"{where} is not an API key: at least 16 printable characters without spaces")
+    return key

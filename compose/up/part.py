@@ -1,0 +1,28 @@
+"""One thing that `okome up` runs: which program, told what, and how it is known to be ready. Pure data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+# Ended in this order: first whoever holds clients, last what everybody stands on.
+STOP_ORDER = ("ingress", "node", "worker", "control", "redis", "nats")
+
+
+@dataclass(frozen=True)
+class Part:
+    """`probe` is an http(s) URL that answers 200, or `redis://host:port` that answers PING, once the part is ready."""
+
+    role: str
+    id: str
+    argv: tuple[str, ...]
+    probe: str
+    env: Mapping[str, str] = field(default_factory=dict)
+    url: str | None = None
+    metrics: str | None = None
+    reports_children: str | None = None
+    """Where its child processes can be asked for: an http URL that answers `{"children": [{role, id, pid}]}`."""
+
+    def __post_init__(self) -> None:
+        if self.role not in STOP_ORDER:
+            raise ValueError(f"{self.role} has no place in the order of stopping")

@@ -1,0 +1,91 @@
+"""What a running system says about itself: the ready file, the state file and the line of `--json`. Its shape is fixed.
+
+Whoever reads it never sees half of it, and nobody else on the machine may: it holds the API key.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from compose.up.keeper import Keeper
+
+
+def describe(
+    keepers: Iterable[Keeper], *, url: str, page_url: str, api_key: str, nats_url: str, redis_url: str, data: Path
+) -> dict[str, Any]:
+    """The document. A part that is coming back stays listed as it was; one that is dead for good does not."""
+    processes: list[dict[str, Any]] = []
+    for keeper in keepers:
+        if keeper.gone:
+            continue
+        part = keeper.part
+        processes.append(
+            {
+                "role": part.role,
+                "id": part.id,
+                "pid": keeper.pid,
+                "restarts": keeper.restarts,
+                "url": part.url,
+                "metrics": part.metrics,
+            }
+        )
+        processes += [
+            {"role": one.role, "id": one.id, "pid": one.pid, "restarts": one.restarts, "url": None, "metrics": None}
+            for one in keeper.offspring
+        ]
+    return {
+        "url": url,
+        "page_url": page_url,
+        "api_key": api_key,
+        "nats_url": nats_url,
+        "redis_url": redis_url,
+        "data": str(data),
+        "processes": processes,
+    }
+
+
+def write(path: Path, text: str) -> None:
+    """Replace `path` at once, mode 0600 from its first byte. Raises OSError."""
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
+
+
+def dump(document: dict[str, Any]) -> str:
+    """One line."""
+    return json.dumps(document, ensure_ascii=False, separators=(", ", ": "))
+
+
+def state_file() -> Path:
+    """Where the other commands find the system that `okome up` started last."""
+    home = os.environ.get("XDG_STATE_HOME")
+    return (Path(home) if home else Path.home() / ".local" / "state") / "okome" / "state.json"
+
+
+def write_state(document: dict[str, Any]) -> None:
+    path = state_file()
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    write(path, dump(document))
+
+
+def forget_state(document: dict[str, Any]) -> None:
+    """Remove the state file, unless another system has written it meanwhile."""
+    path = state_file()
+    try:
+        if json.loads(path.read_text()).get("url") == document["url"]:
+            path.unlink()
+    except (FileNotFoundError, ValueError):
+        return

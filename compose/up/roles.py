@@ -1,0 +1,104 @@
+"""Our own roles as parts: each a Python process that is told everything by `OKOME_<ROLE>_<NAME>`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from compose.up.options import Options, reachable
+from compose.up.part import Part
+from compose.up.ports import Ports
+
+LOOPBACK = "127.0.0.1"
+DRAIN_TIMEOUT = 5.0
+"""Seconds a role has to drain on this machine, unless its own setting says otherwise: four roles, one after the other,
+within the supervisor's one deadline."""
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What every role is told."""
+
+    nats_url: str
+    redis_url: str
+    api_key: str
+    environment: Mapping[str, str]
+    certificate: tuple[Path, Path] | None = None
+    """Certificate chain and private key, PEM."""
+
+
+def part(
+    role: str,
+    number: int,
+    port: int,
+    around: Surroundings,
+    settings: Mapping[str, str],
+    *,
+    host: str = LOOPBACK,
+    scheme: str = "http",
+) -> Part:
+    """One role on a port of its own. What is said here wins over the environment; the rest is inherited from it."""
+    name = f"{role}-{number}"
+    prefix = f"OKOME_{role.upper()}_"
+    told = {
+        "ID": name,
+        "HOST": host,
+        "PORT": str(port),
+        "NATS_URL": around.nats_url,
+        "REDIS_URL": around.redis_url,
+        "PARENT_PID": str(os.getpid()),
+        **settings,
+    }
+    env = {name: value for name, value in around.environment.items() if not name.startswith("OKOME_")}
+    env |= {name: value for name, value in around.environment.items() if name.startswith(prefix)}
+    env.setdefault(f"{prefix}DRAIN_TIMEOUT", str(DRAIN_TIMEOUT))
+    env |= {prefix + name: value for name, value in told.items()}
+    env["PYTHONUNBUFFERED"] = "1"  # the last words of a role that dies are in its log
+    url = f"{scheme}://{reachable(host)}:{port}"
+    return Part(
+        role=role,
+        id=name,
+        argv=(sys.executable, "-P", "-m", "compose.cli.role", role, name),
+        probe=f"{url}/readyz",
+        env=env,
+        url=url,
+        metrics=f"{url}/metrics",
+        reports_children=f"{url}/version" if role == "worker" else None,
+    )
+
+
+def controls(options: Options, ports: Ports, around: Surroundings) -> list[Part]:
+    settings = {"API_KEY": around.api_key, "REPLICAS": str(options.nats)}
+    return [part("control", number, ports.free(), around, settings) for number in range(1, options.controls + 1)]
+
+
+def workers(options: Options, ports: Ports, around: Surroundings) -> list[Part]:
+    settings = {"ENGINE": options.engine}
+    return [part("worker", number, ports.free(), around, settings) for number in range(1, options.workers + 1)]
+
+
+def nodes(options: Options, ports: Ports, around: Surroundings) -> list[Part]:
+    settings = {
+        "CORS_ORIGINS": ",".join(options.cors_origins),
+        "TRUST_LOOPBACK": str(options.loopback).lower(),  # only where nobody else can come in
+    }
+    return [part("node", number, ports.free(), around, settings) for number in range(1, options.nodes + 1)]
+
+
+def ingresses(options: Options, port: int, ports: Ports, around: Surroundings) -> list[Part]:
+    """They share `port`; each has a port of its own besides, by which it alone can be reached and asked."""
+    settings = {"SHARED_PORT": str(port), "CORS_ORIGINS": ",".join(options.cors_origins)}
+    if around.certificate:
+        settings |= {"TLS_CERT": str(around.certificate[0]), "TLS_KEY": str(around.certificate[1])}
+    return [
+        part("ingress", number, ports.free(options.host), around, settings, host=options.host, scheme=options.scheme)
+        for number in range(1, options.ingresses + 1)
+    ]
+
+
+def public_url(options: Options, port: int) -> str:
+    """What a person on this machine types."""
+    return f"{options.scheme}://{reachable(options.host)}:{port}"

@@ -1,0 +1,51 @@
+"""The directory a system lives in."""
+
+import re
+import stat
+from pathlib import Path
+
+import pytest
+
+from compose.up.datadir import DataDir, DirectoryBusy, KeyInvalid
+
+
+def test_a_made_key_is_kept_and_only_its_owner_may_read_it(tmp_path: Path) -> None:
+    with DataDir(tmp_path / "d") as data:
+        key, made = data.api_key()
+        assert made
+        assert re.fullmatch(r"ok_[0-9a-z]{40}", key)
+        assert stat.S_IMODE(data.key_file.stat().st_mode) == 0o600
+    with DataDir(tmp_path / "d") as data:
+        assert data.api_key() == (key, False)
+
+
+def test_a_given_key_is_used_and_not_kept(tmp_path: Path) -> None:
+    with DataDir(tmp_path) as data:
+        assert data.api_key("ok_given-by-somebody\n") == ("ok_given-by-somebody", False)
+        assert not data.key_file.exists()
+
+
+@pytest.mark.parametrize("key", ["short", "two words of some length", "ok_ümläuts-are-not-for-headers"])
+def test_what_cannot_be_a_key_is_refused(tmp_path: Path, key: str) -> None:
+    with DataDir(tmp_path) as data, pytest.raises(KeyInvalid):
+        data.api_key(key)
+
+
+def test_a_second_system_in_the_same_directory_is_refused(tmp_path: Path) -> None:
+    with DataDir(tmp_path), pytest.raises(DirectoryBusy, match="in use by another `okome up`"):
+        DataDir(tmp_path)
+    DataDir(tmp_path).close()
+
+
+def test_a_directory_that_nobody_named_is_gone_at_the_end() -> None:
+    with DataDir(None) as data:
+        path = data.path
+        data.place("nats-1").joinpath("block").write_text("x")
+    assert not path.exists()
+    data.close()
+
+
+def test_a_named_directory_stays(tmp_path: Path) -> None:
+    with DataDir(tmp_path) as data:
+        data.place("nats-1").joinpath("block").write_text("x")
+    assert (tmp_path / "nats-1" / "block").read_text() == "x"
