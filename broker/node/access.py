@@ -1,0 +1,219 @@
+"""Who may: credentials of a request turned into a principal, or refused. Knows headers and cookies, not routes.
+
+Order: Authorization, what the ingress admitted before (later legs), cookie, ticket. A valid cookie wins over a ticket,
+which may be spent already. A cookie acts for a person who may not know it, so with a cookie a POST or a WebSocket must
+come from a page of ours (Origin).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from http.cookies import CookieError, SimpleCookie
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+from broker.bus.credentials import API_KEY_PREFIX, Claims, Revocations, Verifier, digest, internal_key, seal, unseal
+from broker.bus.errors import CredentialInvalid, Refusal
+from broker.bus.records import ApiKey
+from broker.bus.records import decode as decode_record
+
+SESSION_COOKIE = "okome_s"
+LOGIN_COOKIE = "okome_login"
+RELAY_HEADER = "x-okome-relay"
+ADMISSION_HEADER = "x-okome-admission"
+RELAY_MAX_AGE = 30.0
+LOOPBACK_HOSTS = frozenset({"127.0.0.1", "localhost", "::1"})
+
+
+class Principal(NamedTuple):
+    """Who asks. `sid` is "" for an API key or a login: they may open any session of their tenant."""
+
+    tenant: str
+    subject: str
+    sid: str
+    scope: str  # "read" | "write"
+    policy: str = "finish"
+    jti: str = ""
+    issued_at: int = 0
+    expires_at: int = 0  # seconds; 0: does not expire
+    cookie: bool = False
+
+    def claims(self) -> Claims:
+        return Claims(
+            self.tenant, self.subject, self.sid, self.scope, self.policy, self.expires_at, self.jti, self.issued_at
+        )
+
+
+class Caller(NamedTuple):
+    """What a request brought that has to do with who asks; headers are lower case."""
+
+    headers: dict[str, str]
+    query: dict[str, str]
+    scheme: str
+    subprotocols: tuple[str, ...] = ()
+    client: str = ""
+
+    def cookie(self, name: str) -> str:
+        jar: SimpleCookie = SimpleCookie()
+        try:
+            jar.load(self.headers.get("cookie", ""))
+        except CookieError:
+            return ""
+        return jar[name].value if name in jar else ""
+
+
+class Relay(NamedTuple):
+    """An ingress's word about a request."""
+
+    ingress: str
+    proto: str
+    loopback: bool
+
+
+class Access:
+    """Keys, revocations and what they say. Fed by watches (`take_key`, `verifier.take`, `revocations.take`)."""
+
+    def __init__(self, origins: Iterable[str], trust_loopback: bool) -> None:
+        self.verifier = Verifier()
+        self.revocations = Revocations()
+        self._keys: dict[str, ApiKey] = {}
+        self._internal = b""
+        self._origins = frozenset(origins)
+        self._trust_loopback = trust_loopback
+
+    def take_key(self, key: str, value: bytes | None) -> None:
+        """Entry of bucket `keys`."""
+        if key == "internal":
+            self._internal = internal_key(value) if value else b""
+            return
+        self._keys.pop(key, None)
+        if value is not None:
+            self._keys[key] = decode_record(value, ApiKey)
+
+    # -- who asks --------------------------------------------------------------------------------------------------
+
+    def principal(self, caller: Caller, sid: str = "") -> Principal:
+        """Raises Refusal (401, 403) or CredentialInvalid; looks at no ticket: redeeming is a question to OKOME."""
+        bearer = self.bearer(caller)
+        if bearer:
+            return self._checked(self._of_bearer(bearer))
+        admitted = self._admitted(caller, sid)
+        if admitted is not None:
+            return self._checked(admitted)
+        if sid and (cookie := caller.cookie(SESSION_COOKIE)):
+            claims = self.verifier.session(cookie)
+            if claims.sid == sid:
+                return self._checked(_of_claims(claims, cookie=True))
+        if cookie := caller.cookie(LOGIN_COOKIE):
+            return self._checked(_of_claims(self.verifier.login(cookie), cookie=True))
+        raise Refusal("unauthenticated", "an API key, a session token or a login is needed")
+
+    def token(self, text: str) -> Principal:
+        """A session token by itself (a WebSocket's first message, a redeemed ticket)."""
+        return self._checked(self._of_bearer(text))
+
+    def bearer(self, caller: Caller) -> str:
+        kind, _, value = caller.headers.get("authorization", "").partition(" ")
+        if kind.lower() == "bearer" and value:
+            return value.strip()
+        for offered in caller.subprotocols:
+            if offered.startswith("bearer."):
+                return offered.removeprefix("bearer.")
+        return ""
+
+    def may_act(self, caller: Caller, principal: Principal) -> None:
+        """A cookie only acts from a page of ours; raises Refusal."""
+        if principal.cookie and not self.same_origin(caller):
+            raise Refusal("forbidden", "with a cookie, this needs an Origin that is allowed here")
+
+    def same_origin(self, caller: Caller) -> bool:
+        origin = caller.headers.get("origin", "")
+        if not origin:
+            return False
+        return urlsplit(origin).netloc.lower() == caller.headers.get("host", "").lower() or self.allowed(origin)
+
+    def allowed(self, origin: str) -> bool:
+        """A cross origin that settings allow."""
+        return origin.rstrip("/") in self._origins
+
+    def loopback_login(self, caller: Caller) -> bool:
+        """A browser on this very machine, at a page that this very machine served to it: nobody else can be that."""
+        relay = self.relay(caller)
+        bound = relay.loopback if relay else caller.client in LOOPBACK_HOSTS
+        host = urlsplit(f"//{caller.headers.get('host', '')}").hostname or ""
+        origin = urlsplit(caller.headers.get("origin", ""))
+        return (
+            self._trust_loopback
+            and bound
+            and host in LOOPBACK_HOSTS
+            and origin.netloc.lower() == caller.headers.get("host", "").lower()
+        )
+
+    def secure(self, caller: Caller) -> bool:
+        relay = self.relay(caller)
+        return (relay.proto if relay else caller.scheme) in ("https", "wss")
+
+    # -- ingress ---------------------------------------------------------------------------------------------------
+
+    def relay(self, caller: Caller) -> Relay | None:
+        """What an ingress says of this request; None where none says anything, or what it says is forged or old."""
+        text = caller.headers.get(RELAY_HEADER, "")
+        if not text or not self._internal:
+            return None
+        try:
+            said = unseal(self._internal, text, RELAY_MAX_AGE, purpose="relay")
+            return Relay(str(said["ingress"]), str(said["proto"]), bool(said["loopback"]))
+        except (CredentialInvalid, KeyError):
+            return None
+
+    def admission(self, principal: Principal, sid: str) -> str:
+        """What an ingress may show on later legs of a stream that was admitted."""
+        said: dict[str, Any] = principal._asdict() | {"sid": sid, "cookie": False}
+        return seal(self._internal, said, purpose="admission")
+
+    def _admitted(self, caller: Caller, sid: str) -> Principal | None:
+        text = caller.headers.get(ADMISSION_HEADER, "")
+        if not text or self.relay(caller) is None:
+            return None
+        try:
+            said = unseal(self._internal, text, None, purpose="admission")
+            said.pop("t", None)
+            principal = Principal(**said)
+        except (CredentialInvalid, TypeError):
+            return None
+        return principal._replace(expires_at=0) if principal.sid == sid else None
+
+    # -- inside ----------------------------------------------------------------------------------------------------
+
+    def _of_bearer(self, text: str) -> Principal:
+        if text.startswith(API_KEY_PREFIX):
+            key = self._keys.get(digest(text))
+            if key is None:
+                raise Refusal("unauthenticated", "this API key is not known")
+            return Principal(key.tenant, key.id, "", "write", issued_at=key.created_at // 1000)
+        return _of_claims(self.verifier.session(text))
+
+    def _checked(self, principal: Principal) -> Principal:
+        if self.revocations.revoked(principal.claims()):
+            raise CredentialInvalid("token_revoked", "this credential has been revoked")
+        return principal
+
+
+def session_of(principal: Principal, sid: str) -> None:
+    """Whether this principal may open that session, as far as its token tells; raises Refusal."""
+    if principal.sid and principal.sid != sid:
+        raise Refusal("forbidden", "this token is for another session")
+
+
+def _of_claims(claims: Claims, *, cookie: bool = False) -> Principal:
+    return Principal(
+        claims.tenant,
+        claims.subject,
+        claims.sid,
+        claims.scope,
+        claims.policy,
+        claims.jti,
+        claims.issued_at,
+        claims.expires_at,
+        cookie,
+    )

@@ -1,0 +1,184 @@
+"""The node's front door: raw ASGI that hands streams to the hot path and everything else to FastAPI."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from urllib.parse import parse_qsl
+
+import structlog
+from fastapi import FastAPI
+
+from broker.bus.errors import BusError, CredentialInvalid, Refusal
+from broker.bus.health import Health, Receive, Scope, Send, respond
+from broker.bus.subjects import is_session_id
+from broker.node import metrics, sse
+from broker.node.access import ADMISSION_HEADER, SESSION_COOKIE, Access, Caller, Principal, session_of
+from broker.node.api import as_refusal, refuse, request_id
+from broker.node.cors import Cors
+from broker.node.events import closed
+from broker.node.history import History
+from broker.node.operations import Operations
+from broker.node.page import Page
+from broker.node.settings import NodeSettings
+from broker.node.viewers import Viewers, read_start
+from broker.node.ws import WebSocketStream
+
+log = structlog.get_logger("node")
+
+_STREAM = re.compile(r"/v1/sessions/([^/]*)/(events|ws)\Z")
+TEMPORARY = frozenset({"overloaded", "unavailable", "rate_limited"})
+
+
+class App:
+    """One ASGI application for a whole node."""
+
+    def __init__(
+        self,
+        api: FastAPI,
+        access: Access,
+        viewers: Viewers,
+        operations: Operations,
+        history: History,
+        health: Health,
+        settings: NodeSettings,
+    ) -> None:
+        self._api = api
+        self._access = access
+        self._viewers = viewers
+        self._operations = operations
+        self._history = history
+        self._health = health
+        self._settings = settings
+        self._page = Page()
+        self._cors = Cors(access)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] not in ("http", "websocket"):
+            return
+        path: str = scope["path"]
+        caller = read_caller(scope)
+        stream = _STREAM.match(path)
+        if scope["type"] == "websocket":
+            if stream is None or stream[2] != "ws":
+                await send({"type": "websocket.close", "code": 4404})  # before accept: the upgrade is answered with 403
+                return
+            await self._websocket(stream[1], caller, scope, receive, send)
+            return
+        if found := self._health.answer(path):
+            await respond(send, *found)
+            return
+        method: str = scope["method"]
+        if self._page.has(path) and method in ("GET", "HEAD"):
+            await self._page.serve(path, caller.headers.get("if-none-match", ""), send, head=method == "HEAD")
+            return
+        send = self._cors.answering(caller, send)
+        if method == "OPTIONS" and self._cors.is_preflight(caller):
+            await self._cors.preflight(caller, send)
+        elif stream is not None and stream[2] == "events" and method == "GET":
+            await self._events(stream[1], caller, scope, receive, send)
+        else:
+            with metrics.requests.labels("all").time():
+                await self._call_api(caller, scope, receive, send)
+
+    async def _call_api(self, caller: Caller, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await self._api(scope, receive, send)
+        except (
+            Exception
+        ) as error:  # the safety net of a request: FastAPI has logged nothing and answered 500 in its shape
+            log.error("node.request_failed", path=scope["path"], exc_info=error)
+            with contextlib.suppress(RuntimeError):  # the answer had begun
+                await refuse(Refusal("internal", "the request could not be carried out"), request_id(caller))(
+                    scope, receive, send
+                )
+
+    # -- streams ---------------------------------------------------------------------------------------------------
+
+    async def _admit(self, caller: Caller, sid: str) -> tuple[Principal, sse.Headers]:
+        """Who asks for this stream, and headers for the answer. Raises Refusal, CredentialInvalid, BusError."""
+        if not is_session_id(sid):
+            raise Refusal("malformed", "a session id is 8 to 64 of [A-Za-z0-9_-]", param="session_id")
+        headers: sse.Headers = []
+        try:
+            principal = self._access.principal(caller, sid)
+        except (Refusal, CredentialInvalid):
+            if not (ticket := caller.query.get("ticket", "")):
+                raise
+            redeemed = await self._operations.redeem(ticket, sid)
+            principal = self._access.token(redeemed.token)
+            secure = "; Secure" if self._access.secure(caller) else ""
+            cookie = f"{SESSION_COOKIE}={redeemed.token}; Path=/v1/sessions/{sid}; HttpOnly; SameSite=Strict{secure}"
+            headers.append((b"set-cookie", cookie.encode()))
+        session_of(principal, sid)
+        if not principal.sid:  # a key or a login: is this session of that tenant?
+            await self._operations.session(principal, sid)
+        if self._access.relay(caller) is not None:
+            headers.append((ADMISSION_HEADER.encode(), self._access.admission(principal, sid).encode()))
+        return principal, headers
+
+    async def _events(self, sid: str, caller: Caller, scope: Scope, receive: Receive, send: Send) -> None:
+        headers: sse.Headers = [(b"x-request-id", request_id(caller).encode())]
+        try:
+            principal, more = await self._admit(caller, sid)
+            headers += more
+            last_event_id = caller.headers.get("last-event-id")
+            start = read_start(caller.query.get("after"), last_event_id)
+            until_done = caller.query.get("until") == "done"
+            subscriber = await self._viewers.open(principal, sid, start, "sse", until_done=until_done)
+        except (Refusal, CredentialInvalid, BusError) as error:
+            refusal = as_refusal(error)
+            if refusal.status == 401:
+                metrics.auth_failures.labels(refusal.code).inc()
+            if refusal.code in TEMPORARY:
+                await sse.refuse(send, headers, closed(refusal.code, refusal.message, refusal.retry_after))
+            else:
+                await refuse(refusal, request_id(caller))(scope, receive, send)
+            return
+        try:
+            if until_done and start.word == "cursor" and await subscriber.nothing_left():
+                await respond(send, 204, "text/plain", b"")
+                return
+            await sse.stream(subscriber, receive, send, headers)
+        except BusError as error:
+            await sse.refuse(send, headers, closed("unavailable", str(error), 1))
+        finally:
+            self._viewers.closed(subscriber)
+
+    async def _websocket(self, sid: str, caller: Caller, scope: Scope, receive: Receive, send: Send) -> None:
+        if (await receive())["type"] != "websocket.connect":
+            return
+        admitted: sse.Headers = []
+
+        async def admit() -> Principal | None:
+            try:
+                principal, headers = await self._admit(caller, sid)
+            except Refusal as refusal:
+                if refusal.code == "unauthenticated" and not self._access.bearer(caller):
+                    return None  # the first message may bring a token
+                raise
+            self._access.may_act(caller, principal)
+            admitted.extend(headers)
+            return principal
+
+        stream = WebSocketStream(sid, self._access, self._viewers, self._operations, receive, send)
+        await stream.run(
+            admit,
+            lambda: read_start(caller.query.get("after"), caller.headers.get("last-event-id")),
+            list(caller.subprotocols),
+            lambda principal: admitted,
+            self._settings.auth_timeout,
+        )
+
+
+def read_caller(scope: Scope) -> Caller:
+    headers: dict[str, str] = {}
+    for name, value in scope["headers"]:
+        key = name.decode("latin-1")
+        text = value.decode("latin-1")
+        headers[key] = f"{headers[key]}; {text}" if key == "cookie" and key in headers else text
+    query = dict(parse_qsl(scope.get("query_string", b"").decode("latin-1"), keep_blank_values=True))
+    client = scope.get("client")
+    return Caller(
+        headers, query, scope.get("scheme", "http"), tuple(scope.get("subprotocols", ())), client[0] if client else ""
+    )

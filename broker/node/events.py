@@ -1,0 +1,56 @@
+"""Events as viewers get them, for both transports. Pure.
+
+A stored frame is one event with `id: <cursor>`; its data is the frame's second line, byte for byte. Events about the
+connection (`hello`, `caught_up`, …) are made here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from broker.bus.frames import Frame, json_encode
+
+HEARTBEAT_SSE = b": hb\n"  # one line, no blank line after it: openai-py breaks on an empty event
+
+
+class Event:
+    """One event. Its encodings are made once and shared by all who read the same ring."""
+
+    __slots__ = ("name", "cursor", "data", "_sse", "_ws")
+
+    def __init__(self, name: str, data: bytes, cursor: str = "") -> None:
+        self.name = name
+        self.data = data
+        self.cursor = cursor
+        self._sse: bytes | None = None
+        self._ws: str | None = None
+
+    @property
+    def sse(self) -> bytes:
+        if self._sse is None:
+            head = f"id: {self.cursor}\nevent: {self.name}\ndata: " if self.cursor else f"event: {self.name}\ndata: "
+            self._sse = head.encode() + self.data + b"\n\n"
+        return self._sse
+
+    @property
+    def ws(self) -> str:
+        if self._ws is None:
+            id = f'"id":"{self.cursor}",' if self.cursor else ""
+            self._ws = f'{{"event":"{self.name}",{id}"data":{self.data.decode()}}}'
+        return self._ws
+
+
+def of_frame(frame: Frame, incarnation: str) -> Event:
+    return Event(frame.type, frame.data, f"{incarnation}-{frame.seq}")
+
+
+def make(name: str, data: dict[str, Any], cursor: str = "") -> Event:
+    return Event(name, json_encode(data), cursor)
+
+
+def closed(code: str, message: str, retry_after: float | None = None) -> Event:
+    """The last event of a connection that ends for a reason of the connection's; `retry_after` in seconds."""
+    data: dict[str, Any] = {"code": code, "message": message}
+    if retry_after is not None:
+        data["retry_after_ms"] = int(retry_after * 1000)
+    return make("closed", data)

@@ -1,0 +1,108 @@
+"""The log behind the rings: pages of one partition, under a budget, shared by the readers of one session.
+
+A direct get may be answered by a replica that lags, and a lagging replica says "nothing there" like any other. So an
+empty or gapped page proves nothing: it is asked for again, and after three times at the leader, whose word is final.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import NamedTuple
+
+from broker.bus import log as jetstream
+from broker.bus.errors import FrameMalformed
+from broker.bus.frames import Frame, decode_frame
+from broker.bus.nats import Bus
+from broker.bus.subjects import log_subject
+from broker.node import metrics
+
+PAGE = jetstream.PAGE
+LEADER_PAGE = 8  # one request a message
+REPLICA_TRIES = 3
+REPLICA_RETRY = 0.02
+
+
+class Page(NamedTuple):
+    """Frames that follow one another. `broken`: no frame of the log follows the last of them (or the start)."""
+
+    frames: list[Frame]
+    broken: bool
+
+
+class LogReader:
+    """Reads one partition's stream."""
+
+    def __init__(self, bus: Bus, stream: str, readers: int) -> None:
+        self._bus = bus
+        self._stream = stream
+        self._budget = asyncio.Semaphore(readers)
+        self._running: dict[tuple[str, int], asyncio.Task[Page]] = {}
+
+    async def page(self, sid: str, after: int) -> Page:
+        """The next frames behind `after`, each of which names the one before it, at most a page.
+
+        No frames and not broken: the leader says that `after` is the session's last sequence. Raises BusUnavailable.
+        Readers that ask for the same page at the same time share the answer.
+        """
+        key = (sid, after)
+        task = self._running.get(key)
+        if task is None:
+            metrics.pages.inc()
+            task = asyncio.create_task(self._read(sid, after), name=f"page-{self._stream}")
+            self._running[key] = task
+            task.add_done_callback(lambda done: self._running.pop(key, None))
+        return await asyncio.shield(task)  # one viewer that goes away must not take the page from the others
+
+    async def close(self) -> None:
+        tasks = list(self._running.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def last(self, sid: str) -> Frame | None:
+        """The session's last frame at the leader."""
+        stored = await jetstream.last(self._bus, self._stream, log_subject(sid))
+        return decode_frame(stored.data, stored.seq) if stored else None
+
+    async def earliest(self, sid: str) -> int:
+        """The earliest sequence a cursor may hold: that before the first frame still there; 0 where there is none."""
+        stored = await jetstream.get(self._bus, self._stream, 1, next_by=log_subject(sid))
+        return decode_frame(stored.data, stored.seq).prev if stored else 0
+
+    async def _read(self, sid: str, after: int) -> Page:
+        async with self._budget:
+            for attempt in range(REPLICA_TRIES + 1):
+                leader = attempt == REPLICA_TRIES
+                stored = await jetstream.page(
+                    self._bus,
+                    self._stream,
+                    log_subject(sid),
+                    after,
+                    batch=LEADER_PAGE if leader else PAGE,
+                    leader=leader,
+                )
+                page = linked(stored, after)
+                if page.frames or leader:
+                    return page
+                if not stored:
+                    # "Nothing there", says a replica, and usually that is true: ask the leader where the end is.
+                    end = await self.last(sid)
+                    if end is None or end.seq <= after:
+                        return Page([], broken=(end.seq if end else 0) != after)
+                await asyncio.sleep(REPLICA_RETRY)
+            raise AssertionError("the leader's word is final")
+
+
+def linked(stored: list[jetstream.Stored], after: int) -> Page:
+    """The frames that follow `after` without a hole. Pure. What may follow what is `Chain`'s to say."""
+    frames: list[Frame] = []
+    for message in stored:
+        try:
+            frame = decode_frame(message.data, message.seq)
+        except FrameMalformed:
+            return Page(frames, broken=True)
+        if frame.prev != after:
+            return Page(frames, broken=True)
+        frames.append(frame)
+        after = frame.seq
+    return Page(frames, broken=False)

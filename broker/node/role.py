@@ -1,0 +1,199 @@
+"""The stream node as a process: what is started in which order, watched while it serves, and ended."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from contextlib import AsyncExitStack
+
+import structlog
+
+from broker.bus.errors import BusError
+from broker.bus.health import Health, serve
+from broker.bus.kv import Watch
+from broker.bus.lifecycle import launch
+from broker.bus.nats import Bus, Msg
+from broker.bus.subjects import random_id
+from broker.node import api, metrics
+from broker.node.access import Access
+from broker.node.app import App
+from broker.node.beats import Beats
+from broker.node.history import History
+from broker.node.operations import Operations
+from broker.node.presence import Presence
+from broker.node.settings import NodeSettings
+from broker.node.tails import Tails
+from broker.node.viewers import Viewers, queued
+from broker.node.waiting import Waiting
+
+log = structlog.get_logger("node")
+
+STALE_TIMEOUT = 1.0  # revocations behind the leader for so long: new streams are put off
+STALE_LIMIT = 30.0  # and for so long: running ones too
+DRAIN_NOTICE = 0.2  # ingresses read that this node is leaving before its viewers are told to go
+WATCHED = ("keys", "jwks", "revoked")
+
+
+def run() -> int:
+    """Serve as `okome role node` until told to stop; returns the exit code."""
+    return launch("node", NodeSettings, main)
+
+
+async def main(settings: NodeSettings, stop: asyncio.Event) -> None:
+    """Serve until `stop`, then say `reconnect` to every viewer and end within `drain_timeout`."""
+    node = settings.id or f"node-{random_id(6)}"
+    health = Health("node", node)
+    async with AsyncExitStack() as stack:
+        bus = await Bus.connect(
+            settings.nats_url, node, user=settings.nats_user, password=settings.nats_password.get_secret_value()
+        )
+        stack.push_async_callback(bus.close)
+        access = Access(settings.origins, settings.trust_loopback)
+        history = History(bus)
+        tails = Tails(bus, settings)
+        stack.push_async_callback(tails.close)
+        viewers = Viewers(bus, tails, history, access, settings, node)
+        beats = Beats(bus)
+        operations = Operations(bus, history, beats)
+        app = App(
+            api.build(operations, access, Waiting(viewers), tails, settings),
+            access,
+            viewers,
+            operations,
+            history,
+            health,
+            settings,
+        )
+        port = await stack.enter_async_context(
+            serve(
+                app,
+                settings.host,
+                settings.port,
+                ws="websockets-sansio",
+                ws_per_message_deflate=False,
+                http="httptools",
+            )
+        )
+        revoked = await _watch(stack, bus, node, access, viewers)
+        await beats.start()
+        stack.push_async_callback(beats.close)
+        presence = Presence(bus, node, settings.public_url or f"http://{settings.host}:{port}")
+        await _listen(bus, node, viewers, stop)
+        bus.on_lame_duck(lambda: log.info("node.nats_leaving"))
+        health.set("starting", None)
+        presence.set("ready", 0)
+        await presence.announce()
+        log.info("node.ready", id=node, port=port)
+        async with asyncio.TaskGroup() as tasks:
+            work = [
+                tasks.create_task(presence.run(), name="presence"),
+                tasks.create_task(_tick(bus, viewers, tails, presence, health), name="tick"),
+                tasks.create_task(_judge_revocations(revoked, viewers), name="revocations"),
+                tasks.create_task(_measure_lag(), name="loop-lag"),
+            ]
+            await stop.wait()
+            await _drain(viewers, presence, health, settings.drain_timeout)
+            for task in work:
+                task.cancel()
+        await presence.leave()
+        log.info("node.ended", id=node)
+
+
+async def _watch(stack: AsyncExitStack, bus: Bus, node: str, access: Access, viewers: Viewers) -> Watch:
+    """Follow what decides who may; returns the watch of revocations."""
+
+    def revoke(key: str, value: bytes | None) -> None:
+        access.revocations.take(key, value)
+        viewers.revoke()
+
+    takers = {"keys": access.take_key, "jwks": access.verifier.take, "revoked": revoke}
+    watches = {name: Watch(bus, name, f"{node}-{name}", on_change=takers[name]) for name in WATCHED}
+    deadline = asyncio.get_running_loop().time() + 30
+    for watch in watches.values():
+        while True:
+            try:
+                await watch.start()
+                break
+            except BusError:  # OKOME may still be making the buckets
+                if asyncio.get_running_loop().time() > deadline:
+                    raise
+                await asyncio.sleep(0.1)
+        stack.push_async_callback(watch.close)
+    return watches["revoked"]
+
+
+async def _listen(bus: Bus, node: str, viewers: Viewers, stop: asyncio.Event) -> None:
+    """Nudges: `queued` and `ended` for every node, `drain` for this one."""
+
+    async def on_queued(msg: Msg) -> None:
+        said = json.loads(msg.data)
+        viewers.notice(said["sid"], queued(said["generation_id"], said["input"], said["position"]))
+
+    async def on_ended(msg: Msg) -> None:
+        said = json.loads(msg.data)
+        viewers.end_session(said["sid"], said["reason"])
+
+    async def on_drain(msg: Msg) -> None:
+        stop.set()
+
+    await bus.subscribe("node.all.queued", on_queued)
+    await bus.subscribe("node.all.ended", on_ended)
+    await bus.subscribe(f"node.{node}.drain", on_drain)
+
+
+async def _tick(bus: Bus, viewers: Viewers, tails: Tails, presence: Presence, health: Health) -> None:
+    """Once a second: everything that goes over all viewers or tails."""
+    loop = asyncio.get_running_loop()
+    while True:
+        await asyncio.sleep(1.0)
+        lost = [tail for tail in tails.running() if tail.lost]
+        health.set("nats", None if bus.round_trip_ok else "NATS does not answer")
+        health.set("tails", f"{len(lost)} partitions cannot be followed" if lost else None)
+        health.set("revocations", viewers.stale or None)
+        presence.set("draining" if viewers.draining else "ready" if health.ready else "unready", len(viewers))
+        viewers.beat()
+        await tails.sweep(loop.time())
+
+
+async def _judge_revocations(revoked: Watch, viewers: Viewers) -> None:
+    """A node that may have missed a revocation must not take new viewers, and not keep old ones for long."""
+    loop = asyncio.get_running_loop()
+    fresh_at = loop.time()
+    while True:
+        await asyncio.sleep(STALE_TIMEOUT)
+        seen = revoked.seq
+        try:
+            behind = await revoked.behind()
+        except BusError:
+            behind = -1
+        if behind == 0 or (behind > 0 and revoked.seq > seen):
+            fresh_at = loop.time()
+        elif behind > 0:
+            revoked.restart()
+        age = loop.time() - fresh_at
+        viewers.stale = "revocations cannot be read" if age > 2 * STALE_TIMEOUT else ""
+        if age > STALE_LIMIT:
+            viewers.put_off("revocations cannot be read")
+
+
+async def _measure_lag() -> None:
+    loop = asyncio.get_running_loop()
+    while True:
+        due = loop.time() + 0.1
+        await asyncio.sleep(0.1)
+        metrics.loop_lag.observe(max(0.0, loop.time() - due))
+
+
+async def _drain(viewers: Viewers, presence: Presence, health: Health, timeout: float) -> None:
+    """Stop accepting → say so → send the viewers on → wait for them to go, until the deadline."""
+    log.info("node.draining", subscribers=len(viewers))
+    health.set("draining", "this node is leaving")
+    presence.set("draining", len(viewers))
+    viewers.draining = True
+    await asyncio.sleep(DRAIN_NOTICE)
+    viewers.drain()
+    try:
+        async with asyncio.timeout(timeout):
+            await viewers.empty.wait()
+    except TimeoutError:
+        log.warning("node.drained_late", subscribers=len(viewers))

@@ -1,0 +1,35 @@
+"""What a stream node is told: `OKOME_NODE_*`. Seconds and bytes unless said."""
+
+from __future__ import annotations
+
+from pydantic import Field
+from pydantic_settings import SettingsConfigDict
+
+from broker.bus.settings import RoleSettings
+
+
+class NodeSettings(RoleSettings):
+    """Defaults are those of api.md; `okome doctor` prints the effective ones."""
+
+    model_config = SettingsConfigDict(env_prefix="OKOME_NODE_", extra="ignore", frozen=True)
+
+    public_url: str = Field("", description="how ingresses reach this node; http://host:port if empty")
+    cors_origins: str = Field("", description="allowed cross origins, separated by commas")
+    trust_loopback: bool = Field(True, description="a browser on this machine's loopback may log in without a key")
+
+    ring_frames: int = Field(512, ge=16, description="frames of a session kept in memory")
+    partition_bytes: int = Field(16 * 1024 * 1024, ge=65536, description="memory for the rings of one partition")
+    warm_frames: int = Field(2000, ge=0, description="a tail starts this many frames before the partition's end")
+    tail_credit: int = Field(1024, ge=16, description="frames on their way to a tail at once")
+    tail_idle_timeout: float = Field(60.0, gt=0, description="a tail that nobody reads is stopped after this")
+    page_readers: int = Field(4, ge=1, description="pages read at once from one partition's log")
+
+    max_subscribers: int = Field(20_000, ge=1)
+    heartbeat_interval: float = Field(10.0, gt=0, description="silence after which viewers get `: hb`")
+    attach_timeout: float = Field(5.0, gt=0, description="until the log must have answered a new viewer")
+    auth_timeout: float = Field(5.0, gt=0, description="for the first message of a WebSocket without credentials")
+    body_limit: int = Field(1024 * 1024, ge=1024)
+
+    @property
+    def origins(self) -> frozenset[str]:
+        return frozenset(part.strip().rstrip("/") for part in self.cors_origins.split(",") if part.strip())

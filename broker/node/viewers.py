@@ -1,0 +1,194 @@
+"""The viewers of this node: opening a subscriber for an admitted client, and all that concerns every open one.
+
+Heartbeats, revocations, expiry, demand to workers and the drain go over this one set, so none needs a timer per viewer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from typing import NamedTuple
+
+import structlog
+
+from broker.bus.errors import BusError, BusUnavailable, CursorInvalid, Refusal
+from broker.bus.nats import Bus
+from broker.bus.records import now_ms
+from broker.bus.subjects import parse_cursor, partition_of, worker_subject
+from broker.node import metrics
+from broker.node.access import Access, Principal
+from broker.node.events import Event, closed, make
+from broker.node.history import History
+from broker.node.settings import NodeSettings
+from broker.node.subscriber import Start, Subscriber
+from broker.node.tails import Tails
+
+log = structlog.get_logger("node")
+
+DEMAND_INTERVAL = 2.0
+EXPIRY_LEEWAY = 30  # seconds
+RECONNECT_SPREAD_MS = 500  # clients of a leaving node do not come back all at once
+
+
+class Viewer(NamedTuple):
+    """One open connection."""
+
+    subscriber: Subscriber
+    principal: Principal
+    transport: str
+    opened_at: float
+
+
+class Viewers:
+    """All open connections of this node."""
+
+    def __init__(
+        self, bus: Bus, tails: Tails, history: History, access: Access, settings: NodeSettings, node: str
+    ) -> None:
+        self.draining = False
+        self.stale = ""  # why new streams are put off, "" while they are not
+        self._bus = bus
+        self._tails = tails
+        self._history = history
+        self._access = access
+        self._settings = settings
+        self._node = node
+        self.empty = asyncio.Event()
+        self.empty.set()
+        self._viewers: dict[Subscriber, Viewer] = {}
+        self._demanded: dict[str, tuple[str, float]] = {}  # sid -> what its worker was told last, and when
+
+    def __len__(self) -> int:
+        return len(self._viewers)
+
+    # -- opening and closing ---------------------------------------------------------------------------------------
+
+    async def open(
+        self, who: Principal, sid: str, start: Start, transport: str, *, until_done: bool = False
+    ) -> Subscriber:
+        """A subscriber, counted until `closed`. Raises Refusal `overloaded` or `unavailable`: come back later."""
+        if self.draining:
+            raise Refusal("unavailable", "this node is leaving", retry_after=0.1)
+        if self.stale:
+            raise Refusal("unavailable", self.stale, retry_after=1)
+        if len(self._viewers) >= self._settings.max_subscribers:
+            raise Refusal("overloaded", "this node holds as many streams as it may", retry_after=2)
+        try:
+            async with asyncio.timeout(self._settings.attach_timeout):
+                tail = await self._tails.get(partition_of(sid))
+        except (BusError, TimeoutError) as error:
+            raise Refusal("unavailable", "the log does not answer; try again", retry_after=1) from error
+        if tail.lost:
+            raise Refusal("unavailable", "the log's leader does not answer; try again", retry_after=1)
+        loop = asyncio.get_running_loop()
+        subscriber = Subscriber(tail, self._history, sid, start, self._node, until_done=until_done)
+        subscriber.sent_at = loop.time()
+        self._viewers[subscriber] = Viewer(subscriber, who, transport, loop.time())
+        self.empty.clear()
+        metrics.subscribers.labels(transport).inc()
+        metrics.attaches.labels(transport, start.word).inc()
+        log.info("subscriber.opened", sid=sid, transport=transport, start=start.word)
+        return subscriber
+
+    def closed(self, subscriber: Subscriber) -> None:
+        viewer = self._viewers.pop(subscriber, None)
+        if viewer is None:
+            return
+        if not self._viewers:
+            self.empty.set()
+        metrics.subscribers.labels(viewer.transport).dec()
+        metrics.ends.labels(viewer.transport, subscriber.end_reason).inc()
+        log.info(
+            "subscriber.closed",
+            sid=subscriber.sid,
+            transport=viewer.transport,
+            why=subscriber.end_reason,
+            seconds=round(asyncio.get_running_loop().time() - viewer.opened_at, 3),
+            last=subscriber.seq,
+        )
+
+    # -- what concerns all -----------------------------------------------------------------------------------------
+
+    def beat(self) -> None:
+        """Once a second: heartbeats where it was quiet, ends where a token ran out, demand where it is due."""
+        now = asyncio.get_running_loop().time()
+        seconds = now_ms() // 1000
+        for subscriber, viewer in self._viewers.items():
+            if now - subscriber.sent_at >= self._settings.heartbeat_interval:
+                subscriber.sent_at = now
+                subscriber.heartbeat()
+            expires = viewer.principal.expires_at
+            if expires and seconds > expires + EXPIRY_LEEWAY:
+                subscriber.end("token_expired", closed("token_expired", "the token has expired"))
+        self._demand(now)
+
+    def revoke(self) -> None:
+        """A revocation came in: end what it concerns."""
+        for subscriber, viewer in self._viewers.items():
+            if self._access.revocations.revoked(viewer.principal._replace(sid=subscriber.sid).claims()):
+                subscriber.end("token_revoked", closed("token_revoked", "this credential has been revoked"))
+
+    def end_session(self, sid: str, reason: str) -> None:
+        for subscriber in self._of(sid):
+            subscriber.end(reason, closed("token_revoked", f"the session has ended: {reason}"))
+
+    def notice(self, sid: str, event: Event) -> None:
+        for subscriber in self._of(sid):
+            subscriber.notice(event)
+
+    def put_off(self, why: str) -> None:
+        """End every stream for a while: this node cannot answer for them."""
+        for subscriber in list(self._viewers):
+            subscriber.end("put_off", closed("unavailable", why, retry_after=1))
+
+    def drain(self) -> None:
+        """Say `reconnect` to everybody and take nobody new."""
+        self.draining = True
+        for subscriber in self._viewers:
+            subscriber.leave(random.randrange(RECONNECT_SPREAD_MS))
+
+    def _of(self, sid: str) -> list[Subscriber]:
+        return [subscriber for subscriber in self._viewers if subscriber.sid == sid]
+
+    def _demand(self, now: float) -> None:
+        """Tell workers whether anybody keeps up: on change, and every DEMAND_INTERVAL."""
+        states: dict[str, tuple[str, str]] = {}
+        for tail in self._tails.running():
+            for ring, readers in tail.sessions():
+                if not ring.worker or not ring.chain.open:
+                    continue
+                ahead = [r for r in readers if isinstance(r, Subscriber) and not r.behind and ring.holds(r.seq)]
+                states[ring.sid] = ("flowing" if ahead else "lagging", ring.worker)
+        for sid, (state, worker) in states.items():
+            said, at = self._demanded.get(sid, ("", 0.0))
+            if said == state and now - at < DEMAND_INTERVAL:
+                continue
+            self._demanded[sid] = (state, now)
+            payload = json.dumps({"sid": sid, "node": self._node, "state": state}).encode()
+            try:
+                self._bus.publish_now(worker_subject(worker, "demand"), payload)
+            except BusUnavailable:
+                return  # silence never pauses a worker
+        for sid in self._demanded.keys() - states.keys():
+            del self._demanded[sid]
+
+
+def read_start(after: str | None, last_event_id: str | None) -> Start:
+    """Where to begin: `Last-Event-ID` beats `?after=`. Raises Refusal `malformed`."""
+    text, name = (last_event_id, "Last-Event-ID") if last_event_id else (after, "after")
+    match text:
+        case None | "":
+            return Start("fresh")
+        case "0":
+            return Start("first")
+        case "now":
+            return Start("now")
+    try:
+        return Start("cursor", parse_cursor(text))
+    except CursorInvalid as error:
+        raise Refusal("malformed", str(error), param=name) from error
+
+
+def queued(generation_id: str, input: object, position: int) -> Event:
+    return make("queued", {"generation_id": generation_id, "input": input, "position": position})

@@ -1,0 +1,296 @@
+"""`GET /v1/sessions/{sid}/ws`: the same stream over a WebSocket, and a few requests from the client. Raw ASGI.
+
+Messages both ways are `{"event", "id"?, "data"?}`. Refusals: accept, then close with the code of api.md, because a
+browser cannot read the status of a failed upgrade.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgspec
+import structlog
+
+from broker.bus.errors import BusError, CredentialInvalid, Refusal
+from broker.bus.frames import json_decode, json_encode
+from broker.bus.health import Receive, Send
+from broker.node import metrics
+from broker.node.access import Access, Principal, session_of
+from broker.node.inputs import GenerationBody, parse
+from broker.node.operations import Operations
+from broker.node.sse import Headers
+from broker.node.subscriber import Start, Subscriber, log_unavailable
+from broker.node.viewers import Viewers, read_start
+
+log = structlog.get_logger("node")
+
+PROTOCOL = "okome.v1"
+MAX_MESSAGE = 1024 * 1024
+MAX_REQUESTS = 16  # of one client at once; one more is "too fast"
+MAX_REMEMBERED = 256  # answers kept, so that a request sent again after a splice is not carried out twice
+HEARTBEAT = '{"event":"hb"}'
+
+# Close codes by the reason a stream ended or was refused for.
+CODES = {
+    "done": 1000,
+    "client_gone": 1001,
+    "node_leaving": 1012,
+    "put_off": 1013,
+    "log_unavailable": 1013,
+    "log_broken": 1011,
+    "overloaded": 1013,
+    "unavailable": 1013,
+    "malformed": 4400,
+    "unauthenticated": 4401,
+    "token_expired": 4401,
+    "token_revoked": 4401,
+    "forbidden": 4403,
+    "unknown_session": 4404,
+    "auth_timeout": 4408,
+    "rate_limited": 4429,
+}
+
+_events_sent = metrics.frames_sent.labels("ws")
+
+
+class _Close(Exception):
+    """End this connection with the code of `reason`."""
+
+    def __init__(self, reason: str, message: str = "") -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.message = message
+
+
+class WebSocketStream:
+    """One connection: a reader of client messages and, one at a time, a writer of the subscriber's events."""
+
+    def __init__(
+        self, sid: str, access: Access, viewers: Viewers, operations: Operations, receive: Receive, send: Send
+    ) -> None:
+        self._sid = sid
+        self._access = access
+        self._viewers = viewers
+        self._operations = operations
+        self._receive = receive
+        self._send = send
+        self._principal: Principal | None = None
+        self._subscriber: Subscriber | None = None
+        self._writer: asyncio.Task[None] | None = None
+        self._requests: set[asyncio.Task[None]] = set()
+        self._answers: OrderedDict[str, str] = OrderedDict()
+        self._ended = asyncio.Event()
+        self._end = _Close("client_gone")
+
+    async def run(
+        self,
+        admit: Callable[[], Awaitable[Principal | None]],
+        start: Callable[[], Start],
+        subprotocols: list[str],
+        headers: Callable[[Principal], Headers],
+        auth_timeout: float,
+    ) -> None:
+        """Serve the connection until either side ends it."""
+        refusal: _Close | None = None
+        principal: Principal | None = None
+        first = Start("fresh")
+        try:
+            principal = await admit()
+            first = start()
+        except (Refusal, CredentialInvalid) as error:
+            refusal = _Close(error.code, error.message)
+        except BusError:
+            refusal = _Close("unavailable", "the log does not answer")
+        chosen = PROTOCOL if PROTOCOL in subprotocols else None
+        extra = headers(principal) if principal else []
+        await self._send({"type": "websocket.accept", "subprotocol": chosen, "headers": extra})
+        try:
+            if refusal is not None:
+                raise refusal
+            if principal is None:
+                principal = await self._first_message(auth_timeout)
+            self._principal = principal
+            await self._begin(first)
+            await self._serve()
+        except _Close as close:
+            self._end = close
+        finally:
+            await self._stop()
+        with contextlib.suppress(RuntimeError):  # the client has closed already
+            code = CODES.get(self._end.reason, 1011)
+            await self._send({"type": "websocket.close", "code": code, "reason": self._end.message[:120]})
+
+    # -- the client's side -----------------------------------------------------------------------------------------
+
+    async def _serve(self) -> None:
+        reader = asyncio.create_task(self._read(), name="ws-reader")
+        ended = asyncio.create_task(self._ended.wait(), name="ws-ended")
+        try:
+            await asyncio.wait((reader, ended), return_when=asyncio.FIRST_COMPLETED)
+            if reader.done():
+                await reader
+        finally:
+            reader.cancel()
+            ended.cancel()
+            await asyncio.gather(reader, ended, return_exceptions=True)
+
+    async def _first_message(self, timeout: float) -> Principal:
+        try:
+            async with asyncio.timeout(timeout):
+                event, data = await self._message()
+        except TimeoutError as error:
+            raise _Close("auth_timeout", "no token came in time") from error
+        if event != "auth" or not isinstance(token := data.get("token"), str):
+            raise _Close("unauthenticated", "the first message must be auth {token}")
+        return self._believe(token)
+
+    def _believe(self, token: str) -> Principal:
+        try:
+            principal = self._access.token(token)
+            session_of(principal, self._sid)
+            return principal
+        except (Refusal, CredentialInvalid) as error:
+            raise _Close(error.code, error.message) from error
+
+    async def _message(self) -> tuple[str, dict[str, Any]]:
+        message = await self._receive()
+        if message["type"] == "websocket.disconnect":
+            raise _Close("client_gone")
+        text = message.get("text")
+        if text is None or len(text) > MAX_MESSAGE:
+            raise _Close("malformed", "messages are text of at most 1 MiB")
+        try:
+            parsed = json_decode(text.encode())
+        except (msgspec.DecodeError, UnicodeEncodeError) as error:
+            raise _Close("malformed", "messages are JSON") from error
+        if not isinstance(parsed, dict) or not isinstance(parsed.get("event"), str):
+            raise _Close("malformed", "messages are {event, data}")
+        data = parsed.get("data", {})
+        if not isinstance(data, dict):
+            raise _Close("malformed", "data is an object")
+        return parsed["event"], data
+
+    async def _read(self) -> None:
+        while True:
+            event, data = await self._message()
+            match event:
+                case "ping":
+                    await self._say("pong", {})
+                case "auth":
+                    if not isinstance(token := data.get("token"), str):
+                        raise _Close("malformed", "auth needs a token")
+                    self._principal = self._believe(token)
+                case "resume":
+                    try:
+                        start = read_start(data["after"] if isinstance(data.get("after"), str) else None, None)
+                    except Refusal as error:
+                        raise _Close("malformed", error.message) from error
+                    await self._stop_writer()
+                    await self._begin(start)
+                case "generate" | "cancel":
+                    self._request(event, data)
+                case _:
+                    raise _Close("malformed", f"no such message: {event[:40]}")
+
+    def _request(self, event: str, data: dict[str, Any]) -> None:
+        request_id = data.get("request_id")
+        if not isinstance(request_id, str) or not 1 <= len(request_id) <= 128:
+            raise _Close("malformed", "request_id is a text of 1 to 128 characters")
+        if request_id in self._answers:
+            self._spawn(self._send({"type": "websocket.send", "text": self._answers[request_id]}))
+            return
+        if len(self._requests) >= MAX_REQUESTS:
+            raise _Close("rate_limited", "too many requests at once")
+        self._spawn(self._carry_out(event, request_id, data))
+
+    async def _carry_out(self, event: str, request_id: str, data: dict[str, Any]) -> None:
+        assert self._principal is not None
+        said: tuple[str, dict[str, Any]]
+        try:
+            if event == "generate":
+                fields = {name: value for name, value in data.items() if name != "request_id"}
+                body = parse(GenerationBody, fields)
+                created = await self._operations.generate(self._principal, self._sid, body, request_id)
+                answer = {"generation_id": created.generation_id, "cursor": created.cursor}
+            else:
+                gid = data.get("generation_id")
+                if not isinstance(gid, str):
+                    raise Refusal("malformed", "generation_id is a text", param="generation_id")
+                answer = await self._operations.cancel(self._principal, self._sid, gid)
+            said = ("accepted", {"request_id": request_id, **answer})
+        except Refusal as refusal:
+            error: dict[str, Any] = {"code": refusal.code, "message": refusal.message, "status": refusal.status}
+            if refusal.param:
+                error["param"] = refusal.param
+            if refusal.retry_after is not None:
+                error["retry_after_ms"] = int(refusal.retry_after * 1000)
+            said = ("rejected", {"request_id": request_id, "error": error})
+        except BusError:
+            error = {"code": "unavailable", "message": "try again", "status": 503, "retry_after_ms": 1000}
+            said = ("rejected", {"request_id": request_id, "error": error})
+        text = json_encode({"event": said[0], "data": said[1]}).decode()
+        if said[0] == "accepted":
+            self._answers[request_id] = text
+            if len(self._answers) > MAX_REMEMBERED:
+                self._answers.popitem(last=False)
+        await self._send({"type": "websocket.send", "text": text})
+
+    # -- the stream ------------------------------------------------------------------------------------------------
+
+    async def _begin(self, start: Start) -> None:
+        assert self._principal is not None
+        try:
+            self._subscriber = await self._viewers.open(self._principal, self._sid, start, "ws")
+        except Refusal as refusal:
+            error: dict[str, Any] = {"code": refusal.code, "message": refusal.message}
+            if refusal.retry_after is not None:
+                error["retry_after_ms"] = int(refusal.retry_after * 1000)
+            await self._say("closed", error)
+            raise _Close(refusal.code, refusal.message) from refusal
+        self._writer = asyncio.create_task(self._write(self._subscriber), name="ws-writer")
+
+    async def _write(self, subscriber: Subscriber) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            async for batch in subscriber.events():
+                for event in batch:
+                    await self._send({"type": "websocket.send", "text": event.ws})
+                if not batch:
+                    await self._send({"type": "websocket.send", "text": HEARTBEAT})
+                subscriber.sent_at = loop.time()
+                _events_sent.inc(len(batch))
+        except BusError as error:
+            log.warning("node.stream_put_off", sid=self._sid, error=repr(error))
+            subscriber.end_reason = "log_unavailable"
+            await self._send({"type": "websocket.send", "text": log_unavailable(error).ws})
+        except RuntimeError:  # uvicorn: the client has closed
+            subscriber.end_reason = "client_gone"
+        finally:
+            self._viewers.closed(subscriber)
+        self._end = _Close(subscriber.end_reason)
+        self._ended.set()
+
+    async def _stop_writer(self) -> None:
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            writer.cancel()
+            await asyncio.gather(writer, return_exceptions=True)
+            self._ended.clear()
+
+    async def _stop(self) -> None:
+        await self._stop_writer()
+        for task in list(self._requests):
+            task.cancel()
+        await asyncio.gather(*self._requests, return_exceptions=True)
+
+    async def _say(self, event: str, data: dict[str, Any]) -> None:
+        await self._send({"type": "websocket.send", "text": json_encode({"event": event, "data": data}).decode()})
+
+    def _spawn(self, work: Any) -> None:
+        task = asyncio.ensure_future(work)
+        self._requests.add(task)
+        task.add_done_callback(self._requests.discard)
