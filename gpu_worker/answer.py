@@ -1,0 +1,308 @@
+"""One generation being written by this worker: its attempts, the engine that is pulled, the one terminal frame.
+
+It answers for the order of things: the engine is asked only after `start` or `attempt` is in the log, the terminal
+comes last, usage before it. It must not know jobs and acks (`held.py`), nor fences (`outbox.py`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from contextlib import aclosing
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+import structlog
+
+from broker.bus.chain import Chain
+from broker.bus.frames import ATTEMPT, CANCELLED, DONE, FAILED, START, TOKEN, USAGE
+from broker.bus.kv import Bucket
+from broker.bus.nats import Bus
+from broker.bus.records import Job, Message, now_ms
+from broker.bus.subjects import random_id
+from gpu_worker import engines
+from gpu_worker.arbiter import Arbiter
+from gpu_worker.engines import Engine, EngineFailed, Finish, ModelCard, Piece, Prefix, Prompt
+from gpu_worker.history import event_input
+from gpu_worker.interruption import Interrupt, Interruption
+from gpu_worker.metrics import CANCELS, PAUSED, Measured
+from gpu_worker.outbox import Outbox, State, Stop, next_epoch
+from gpu_worker.publisher import Publisher
+from gpu_worker.pulse import Pulse
+from gpu_worker.settings import WorkerSettings
+from gpu_worker.takeover import MAX_BARREN_EPOCHS
+
+ENGINE_PAUSE = (0.1, 0.5)  # seconds, at random between, before an engine that failed is asked again
+OVERLOADED_TIMEOUT = 30.0  # seconds that an engine may refuse although a slot is free
+
+log = structlog.get_logger("worker")
+
+
+class Overtaken(Enum):
+    """Somebody wrote between our reading and our first frame: nothing of ours is in the log, so read it again."""
+
+    OVERTAKEN = "overtaken"
+
+
+Outcome = str | Stop | Overtaken  # a str is the type of the terminal frame that is in the log
+
+
+@dataclass(slots=True)
+class Lane:
+    """One model of this worker: its engine, its slots and what it counts."""
+
+    card: ModelCard
+    engine: Engine
+    slots: asyncio.Semaphore
+    measured: Measured
+    held: int = 0  # jobs in this worker's hands
+    running: int = 0  # of which have a slot
+
+    @property
+    def capacity(self) -> int:
+        """Jobs that may be held at once."""
+        return self.card.slots + self.card.queue_limit
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """What every job needs of the worker that holds it."""
+
+    bus: Bus
+    worker: str
+    settings: WorkerSettings
+    generations: Bucket
+    pulse: Pulse
+
+
+class Answer:
+    """Made when a slot is there; `demand` and `leave` may be called while one of the three writers runs.
+
+    `first_at`: loop time of the job's first delivery.
+    """
+
+    def __init__(self, place: Place, lane: Lane, job: Job, interruption: Interruption, first_at: float) -> None:
+        self.tokens = 0  # in the log or on their way there, over all epochs
+        self.arbiter = Arbiter(place.settings.max_pause)
+        self._place = place
+        self._lane = lane
+        self._job = job
+        self._interruption = interruption
+        self._first_at = first_at
+        self._loop = asyncio.get_running_loop()
+        self._publisher: Publisher | None = None
+        self._parts: list[str] = []
+        self._flowing = asyncio.Event()
+        self._flowing.set()
+        self._recheck: asyncio.TimerHandle | None = None
+        self._log = log.bind(gid=job.gid, sid=job.sid, model=lane.card.id)
+
+    @property
+    def text(self) -> str:
+        return "".join(self._parts)
+
+    def demand(self, node: str, state: str) -> None:
+        """A node tells how its viewers of this session are doing."""
+        self.arbiter.hear(node, state, self._loop.time())
+        self._arbitrate()
+
+    def leave(self) -> None:
+        """Write nothing more: the worker goes."""
+        if self._publisher is not None:
+            self._publisher.stop(Stop.LEFT)
+
+    async def close(self) -> None:
+        """Idempotent; nothing runs behind it."""
+        if self._recheck is not None:
+            self._recheck.cancel()
+        await self._drop_publisher()
+
+    # -- the three ways to write -------------------------------------------------------------------------------------
+
+    async def write(self, chain: Chain, messages: list[Message], *, text: str = "", barren: int = 0) -> Outcome:
+        """Every attempt that this worker makes, from behind `chain` to the terminal.
+
+        `text` is what the log already holds of the answer, `barren` how many epochs in a row gave nothing so far.
+        """
+        self._parts = [text] if text else []
+        self.tokens = chain.next_offset if chain.open else 0
+        asked = [engines.Message(message.role, message.content) for message in messages]
+        unwritten = True
+        while True:
+            before = chain.next_offset if chain.open else 0
+            publisher = self._new_publisher(chain, next_epoch(chain))
+            if not await publisher.write(self._opening(chain, publisher.outbox.epoch)):
+                return self._stopped(publisher, unwritten)
+            unwritten = False
+            try:
+                return await self._to_the_end(publisher, asked)
+            except EngineFailed as error:
+                self._log.warning("worker.engine_failed", code=error.code, error=error.message)
+                if not await publisher.write():  # all that was decoded is in the log
+                    return self._stopped(publisher, False)
+                chain = publisher.outbox.chain
+                barren = 0 if chain.next_offset > before else barren + 1
+                if not error.retryable or barren >= MAX_BARREN_EPOCHS:
+                    code = "attempts_exhausted" if error.retryable else error.code
+                    return await self._end(publisher, FAILED, _failure(code, error.message))
+            await self._drop_publisher()
+            await self._interruption.unless(_pause())
+
+    async def cancel_unbegun(self, chain: Chain) -> Outcome:
+        """Cancelled before anybody began: `start` and the terminal, so that the log is the whole conversation."""
+        self._count_cancel()
+        publisher = self._new_publisher(chain, 1)
+        if not await publisher.write(self._opening(chain, 1)):
+            return self._stopped(publisher, True)
+        return await self._end(publisher, CANCELLED, {"t": now_ms()})
+
+    async def cancel_begun(self, chain: Chain) -> Outcome:
+        """Cancelled after another attempt began: a terminal is the only frame of this one."""
+        self._count_cancel()
+        return await self._only_frame(chain, CANCELLED, {"t": now_ms()})
+
+    async def give_up(self, chain: Chain) -> Outcome:
+        """Nobody gave a new token for too many epochs."""
+        message = f"{MAX_BARREN_EPOCHS} attempts in a row gave no new token"
+        return await self._only_frame(chain, FAILED, _failure("attempts_exhausted", message))
+
+    # -- decoding ----------------------------------------------------------------------------------------------------
+
+    async def _to_the_end(self, publisher: Publisher, asked: list[engines.Message]) -> Outcome:
+        """Decode behind what is stored, then the terminal. Raises EngineFailed."""
+        deadline = self._loop.time() + OVERLOADED_TIMEOUT
+        while True:
+            try:
+                finish = await self._interruption.unless(self._pull(publisher, asked))
+                break
+            except EngineFailed as error:
+                if error.code != "overloaded" or not publisher.outbox.quiet or self._loop.time() > deadline:
+                    raise
+                await self._interruption.unless(_pause())
+        if finish is not None:
+            usage = {"prompt_tokens": finish.prompt_tokens, "completion_tokens": finish.completion_tokens}
+            return await self._end(publisher, DONE, {"finish_reason": finish.finish_reason, "t": now_ms()}, usage)
+        if self._interruption.cancelled:
+            self._count_cancel()
+            return await self._end(publisher, CANCELLED, {"t": now_ms()})
+        if self._interruption.leaving:
+            publisher.stop(Stop.LEFT)
+        return await self._over(publisher)
+
+    async def _pull(self, publisher: Publisher, asked: list[engines.Message]) -> Finish:
+        request = self._job.request
+        prompt = Prompt(tuple(asked), request.max_tokens, request.temperature, tuple(request.stop), request.seed)
+        prefix = Prefix(self.text, publisher.outbox.chain.next_offset)
+        measured, parts, time = self._lane.measured, self._parts, self._loop.time
+        began = None if prefix.tokens else self._first_at
+        before = time()
+        async with aclosing(self._lane.engine.generate(self._lane.card.id, prompt, prefix)) as items:
+            async for item in items:
+                if not isinstance(item, Piece):
+                    return item
+                publisher.offer(item.kind, item.text, item.n)
+                self.tokens += item.n
+                if item.kind == TOKEN:
+                    parts.append(item.text)
+                now = time()
+                if began is not None:
+                    measured.first(now - began)
+                    began = None
+                measured.decoded(item.n, now - before)
+                before = now
+                if not publisher.has_room:
+                    await publisher.room()
+                if not self._flowing.is_set():
+                    await self._flowing.wait()
+        raise EngineFailed("engine_failed", "the engine's answer broke off", retryable=True)
+
+    def _arbitrate(self) -> None:
+        if self._recheck is not None:
+            self._recheck.cancel()
+            self._recheck = None
+        if not self.arbiter.paused(self._loop.time()):
+            self._flowing.set()
+            return
+        if self._flowing.is_set():
+            self._flowing.clear()
+            PAUSED.inc()
+        at = self.arbiter.changes_at()
+        assert at is not None
+        self._recheck = self._loop.call_at(at, self._arbitrate)
+
+    # -- writing -----------------------------------------------------------------------------------------------------
+
+    def _opening(self, chain: Chain, epoch: int) -> tuple[str, dict[str, Any]]:
+        worker, t = self._place.worker, now_ms()
+        if chain.open:
+            return ATTEMPT, {"epoch": epoch, "worker": worker, "t": t}
+        request = self._job.request
+        given = event_input(request)
+        return START, {"epoch": epoch, "model": request.model, "worker": worker, "input": given, "t": t}
+
+    async def _only_frame(self, chain: Chain, kind: str, fields: dict[str, Any]) -> Outcome:
+        publisher = self._new_publisher(chain, next_epoch(chain))
+        if not await publisher.write((kind, fields)):
+            return self._stopped(publisher, True)
+        return await self._over(publisher)
+
+    async def _end(
+        self, publisher: Publisher, kind: str, fields: dict[str, Any], usage: dict[str, Any] | None = None
+    ) -> Outcome:
+        await publisher.write(*([(USAGE, usage)] if usage is not None else []), (kind, fields))
+        return await self._over(publisher)
+
+    async def _over(self, publisher: Publisher) -> Outcome:
+        await publisher.over.wait()
+        if publisher.outbox.state is State.ENDED:
+            return publisher.outbox.frame_type
+        return self._stopped(publisher, False)
+
+    def _stopped(self, publisher: Publisher, unwritten: bool) -> Outcome:
+        """Why nothing more is written. `unwritten`: no frame of this job is ours yet."""
+        why = publisher.outbox.stopped
+        assert why is not None
+        if why is Stop.FENCED and unwritten:
+            self._interruption.forget_stop()
+            return Overtaken.OVERTAKEN
+        return why
+
+    def _new_publisher(self, chain: Chain, epoch: int) -> Publisher:
+        outbox = Outbox(self._job.gid, epoch, random_id(8), chain)
+        timeout = self._place.settings.lost_timeout
+        publisher = Publisher(
+            self._place.bus,
+            self._job.sid,
+            outbox,
+            self._lane.measured,
+            lost_timeout=timeout,
+            on_over=self._publisher_over,
+        )
+        self._publisher = publisher
+        if self._interruption.leaving:
+            publisher.stop(Stop.LEFT)
+        return publisher
+
+    def _publisher_over(self) -> None:
+        """End the decoding whose tokens nobody stores."""
+        if self._publisher is not None and self._publisher.outbox.stopped is not None:
+            self._interruption.set(Interrupt.STOPPED)
+
+    async def _drop_publisher(self) -> None:
+        publisher, self._publisher = self._publisher, None
+        if publisher is not None:
+            await publisher.close()
+
+    def _count_cancel(self) -> None:
+        CANCELS.labels("silence" if self._interruption.why is Interrupt.ABANDONED else "request").inc()
+
+
+async def _pause() -> None:
+    await asyncio.sleep(random.uniform(*ENGINE_PAUSE))
+
+
+def _failure(code: str, message: str) -> dict[str, Any]:
+    """Fields of a `failed` frame; an engine's words beyond the public codes become `engine_failed`."""
+    code = "engine_failed" if code == "overloaded" else code
+    return {"code": code, "message": message, "retryable": code != "context_length_exceeded", "t": now_ms()}

@@ -1,0 +1,153 @@
+"""Where a model's jobs come in: its queue for any worker and this worker's warm lane, with credits for both.
+
+A pull that was sent cannot be taken back, so every credit given to one of the two is room kept free until a job has
+used it: what is held and what is promised never exceed the capacity. The lane keeps a few credits of its own, or a
+long `any` queue would starve it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import structlog
+
+from broker.bus.errors import BusError, StoreRejected
+from broker.bus.nats import Bus
+from broker.bus.queue import Delivery, Queue
+from broker.bus.subjects import JOBS_STREAM, encode, job_subject
+
+ACK_WAIT = 30  # seconds; put off every 10 s while a job is held
+LANE_CREDITS = 8  # at most
+EXISTS_DIFFERENTLY = 10148  # made by another version: its settings are respected
+REMAKE_PAUSE = 0.5
+
+log = structlog.get_logger("worker")
+
+
+class Credits(NamedTuple):
+    """Jobs that may still arrive: from the queue for any worker, and from the warm lane."""
+
+    any: int
+    lane: int
+
+
+def has_lane(capacity: int) -> bool:
+    """A worker with room for one job serves only the common queue: its one credit cannot be in two pulls."""
+    return capacity > 1
+
+
+def share(capacity: int, held: int, promised: Credits) -> Credits:
+    """The new promises, given what is held. Never less than before: a pull cannot be taken back."""
+    lane_goal = min(LANE_CREDITS, max(1, capacity // 4)) if has_lane(capacity) else 0
+    free = capacity - held - promised.any - promised.lane
+    if free <= 0:
+        return promised
+    lane = promised.lane + min(free, max(0, lane_goal - promised.lane))
+    return Credits(promised.any + free - (lane - promised.lane), lane)
+
+
+def any_consumer(model: str) -> str:
+    return f"any_{encode(model)}"
+
+
+def lane_consumer(model: str, worker: str) -> str:
+    return f"lane_{worker}_{encode(model)}"
+
+
+async def make_consumer(bus: Bus, name: str, subject: str) -> None:
+    """A durable of JOBS, made idempotently; raises StoreRejected(10059) while there is no such stream."""
+    config = {
+        "name": name,
+        "durable_name": name,
+        "filter_subject": subject,
+        "deliver_policy": "all",
+        "ack_policy": "explicit",
+        "ack_wait": ACK_WAIT * 1_000_000_000,
+        "max_deliver": -1,
+        "max_ack_pending": -1,  # the default stalls job 1 001
+        "replay_policy": "instant",
+    }
+    question = {"stream_name": JOBS_STREAM, "action": "create", "config": config}
+    try:
+        await bus.api(f"CONSUMER.CREATE.{JOBS_STREAM}.{name}.{subject}", question, timeout=5.0)
+    except StoreRejected as error:
+        if error.err_code != EXISTS_DIFFERENTLY:
+            raise
+
+
+class Intake:
+    """The standing pulls of one model. `top_up` whenever a job was let go; `on_delivery` gets what arrives."""
+
+    def __init__(
+        self, bus: Bus, worker: str, model: str, capacity: int, on_delivery: Callable[[Delivery], None]
+    ) -> None:
+        self._bus = bus
+        self._capacity = capacity
+        self._on_delivery = on_delivery
+        self._promised = Credits(0, 0)
+        self._subjects = {any_consumer(model): job_subject(model)}
+        self._any = Queue(bus, JOBS_STREAM, any_consumer(model), partial(self._take, True))
+        self._lane: Queue | None = None
+        if has_lane(capacity):
+            name = lane_consumer(model, worker)
+            self._subjects[name] = job_subject(model, worker)
+            self._lane = Queue(bus, JOBS_STREAM, name, partial(self._take, False))
+        self._keepers: set[asyncio.Task[None]] = set()
+
+    async def prepare(self) -> None:
+        """Make the consumers; raises BusError while JOBS is not there."""
+        for name, subject in self._subjects.items():
+            await make_consumer(self._bus, name, subject)
+
+    async def start(self) -> None:
+        for queue in self._queues():
+            await queue.start()
+            keeper = asyncio.create_task(self._keep(queue), name=f"intake-{queue.consumer}")
+            self._keepers.add(keeper)
+            keeper.add_done_callback(self._keepers.discard)
+        self.top_up(0)
+
+    async def close(self) -> None:
+        """Take no more. Idempotent."""
+        keepers = list(self._keepers)
+        for keeper in keepers:
+            keeper.cancel()
+        await asyncio.gather(*keepers, return_exceptions=True)
+        for queue in self._queues():
+            await queue.close()
+
+    def top_up(self, held: int) -> None:
+        """Ask for as many jobs as there is room for beside the `held` ones."""
+        self._promised = share(self._capacity, held, self._promised)
+        self._any.want(self._promised.any)
+        if self._lane is not None:
+            self._lane.want(self._promised.lane)
+
+    def _queues(self) -> list[Queue]:
+        return [self._any] if self._lane is None else [self._any, self._lane]
+
+    def _take(self, common: bool, delivery: Delivery) -> None:
+        promised = self._promised
+        if common:
+            self._promised = promised._replace(any=max(0, promised.any - 1))
+        else:
+            self._promised = promised._replace(lane=max(0, promised.lane - 1))
+        self._on_delivery(delivery)
+
+    async def _keep(self, queue: Queue) -> None:
+        """Make a durable again that somebody removed."""
+        while True:
+            await queue.missing.wait()
+            queue.missing.clear()
+            try:
+                await make_consumer(self._bus, queue.consumer, self._subjects[queue.consumer])
+            except BusError as error:
+                log.warning("worker.consumer_not_made", consumer=queue.consumer, error=repr(error))
+                queue.missing.set()
+                await asyncio.sleep(REMAKE_PAUSE)
+                continue
+            log.info("worker.consumer_made", consumer=queue.consumer)
+            queue.want(self._promised.any if queue is self._any else self._promised.lane)

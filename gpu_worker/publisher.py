@@ -1,0 +1,224 @@
+"""The fenced writer of one attempt at a generation: an outbox and its way to the log.
+
+Driven by callbacks: the answer to one publish sends the next, and no token costs a task. What to write and what an
+answer means is decided in `outbox.py`; here are the clock, the connection and whoever waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+from typing import Any
+
+import structlog
+
+from broker.bus import log as bus_log
+from broker.bus.errors import BusError, BusUnavailable, ChainBroken, FrameMalformed, StoreRejected, WrongLastSequence
+from broker.bus.frames import Frame, decode_frame
+from broker.bus.log import STREAM_FULL, STREAM_NOT_FOUND
+from broker.bus.nats import Bus
+from broker.bus.records import now_ms
+from broker.bus.subjects import log_stream, log_subject, partition_of
+from gpu_worker.metrics import Measured
+from gpu_worker.outbox import FULL_HIGH, FULL_LOW, Outbox, State, Stop
+
+PAUSE_LOW, PAUSE_HIGH = 0.020, 0.050  # seconds before an undecided publish is tried again, at random between
+FULL_PAUSE = 1.0  # seconds between tries to get a terminal into a full stream
+# The same as no answer: the stream has more waiting than it may hold, or is being restored.
+RETRIED = frozenset({429, STREAM_NOT_FOUND})
+
+log = structlog.get_logger("worker")
+
+
+class Publisher:
+    """Writes one outbox to a session's log until its terminal is stored, or it must stop.
+
+    `over` is set when it has ended or stopped; `on_over` is called once, then. `lost_timeout`: seconds without any
+    decision on a publish after which the attempt gives up: the job is delivered again, and its next holder reads on.
+    """
+
+    def __init__(
+        self,
+        bus: Bus,
+        sid: str,
+        outbox: Outbox,
+        measured: Measured,
+        *,
+        lost_timeout: float = 60.0,
+        on_over: Callable[[], None] | None = None,
+    ) -> None:
+        self.outbox = outbox
+        self.over = asyncio.Event()
+        self._bus = bus
+        self._stream = log_stream(partition_of(sid))
+        self._subject = log_subject(sid)
+        self._measured = measured
+        self._lost_timeout = lost_timeout
+        self._on_over = on_over
+        self._loop = asyncio.get_running_loop()
+        self._room = asyncio.Event()
+        self._room.set()
+        self._settled = asyncio.Event()
+        self._settled.set()
+        self._timer: asyncio.TimerHandle | None = None
+        self._reading: asyncio.Task[None] | None = None
+        self._sent_at = 0.0
+        self._undecided_since: float | None = None
+        self._full = False
+
+    # -- for the generation ------------------------------------------------------------------------------------------
+
+    def offer(self, kind: str, text: str, n: int) -> None:
+        """`n` more tokens: published at once when nothing is in flight, else part of the next frame. Never waits."""
+        outbox = self.outbox
+        outbox.piece(kind, text, n)
+        if outbox.state is State.IDLE:
+            self._send()
+        if outbox.waiting >= FULL_HIGH:
+            self._room.clear()
+
+    @property
+    def has_room(self) -> bool:
+        return self._room.is_set()
+
+    async def room(self) -> None:
+        """Wait while the buffer is full. Returns at once after a stop: nothing that is offered then is kept."""
+        await self._room.wait()
+
+    async def write(self, *events: tuple[str, dict[str, Any]]) -> bool:
+        """Say events behind all that was offered, and wait until all of it is in the log.
+
+        True: it is, and after a terminal nothing can follow. False: the attempt was stopped, see `outbox.stopped`.
+        Cancelling loses nothing: what was said is still published.
+        """
+        for kind, data in events:
+            self.outbox.event(kind, data)
+        if not self.over.is_set():
+            self._settled.clear()
+            if self.outbox.state is State.IDLE:
+                self._send()
+            await self._settled.wait()
+        return self.outbox.state is not State.STOPPED
+
+    def stop(self, why: Stop) -> None:
+        """Publish nothing more; an answer that is still under way is not heard. Idempotent."""
+        self.outbox.stop(why)
+        self._settle()
+
+    async def close(self) -> None:
+        """Stop if still open, and leave nothing behind that runs."""
+        self.stop(Stop.LEFT)
+        if self._reading is not None:
+            self._reading.cancel()
+            await asyncio.gather(self._reading, return_exceptions=True)
+
+    # -- the way to the log ------------------------------------------------------------------------------------------
+
+    def _send(self) -> None:
+        self._timer = None
+        publish = self.outbox.take()
+        if publish is None:
+            return
+        self._sent_at = self._loop.time()
+        try:
+            bus_log.store_soon(self._bus, self._subject, publish.payload, publish.expect_last, self._answered)
+        except BusError as error:  # not connected: nothing was sent, so nothing will call back
+            self._answered(error)
+
+    def _answered(self, answer: int | BusError) -> None:
+        if self.outbox.state is not State.IN_FLIGHT:
+            return  # stopped meanwhile
+        match answer:
+            case int():
+                self._measured.acknowledged(self._loop.time() - self._sent_at)
+                self.outbox.stored(answer)
+            case WrongLastSequence(last=last):
+                self.outbox.refused(last)
+            case StoreRejected(err_code=code) if code == STREAM_FULL:
+                self._stream_full()
+                return
+            case BusUnavailable():
+                self.outbox.undecided()
+            case StoreRejected(err_code=code) if code in RETRIED:
+                self.outbox.undecided()
+            case _:
+                log.error("worker.publish_refused", subject=self._subject, error=str(answer))
+                self.outbox.stop(Stop.REFUSED)
+        self._proceed()
+
+    def _proceed(self) -> None:
+        state = self.outbox.state
+        if state is State.IDLE:
+            self._undecided_since = None
+            self._send()
+        elif state is State.UNDECIDED:
+            if self._still_hoping():
+                self._again(random.uniform(PAUSE_LOW, PAUSE_HIGH))
+        elif state is State.READING:
+            self._reading = self._loop.create_task(self._read(), name="publisher-read")
+        self._settle()
+
+    def _stream_full(self) -> None:
+        """No room for this frame. A terminal is smaller than most frames, and OKOME's admission stops at 90 %."""
+        if self.outbox.chain.open and not self._full and not self.outbox.terminal_sent:
+            self._full = True
+            log.error("worker.log_full", stream=self._stream)
+            message = "the log has no room for more of this answer"
+            self.outbox.full({"code": "log_full", "message": message, "retryable": False, "t": now_ms()})
+            self._again(0)
+        else:
+            self.outbox.undecided()
+            if self._still_hoping():
+                self._again(FULL_PAUSE)
+        self._settle()
+
+    def _still_hoping(self) -> bool:
+        now = self._loop.time()
+        if self._undecided_since is None:
+            self._undecided_since = now
+        if now - self._undecided_since < self._lost_timeout:
+            return True
+        self.outbox.stop(Stop.LOST)
+        return False
+
+    def _again(self, delay: float) -> None:
+        self._timer = self._loop.call_later(delay, self._send)
+
+    async def _read(self) -> None:
+        """Somebody wrote behind my fence: read who, at the leader."""
+        try:
+            stored = await bus_log.last(self._bus, self._stream, self._subject)
+            frame = None if stored is None else decode_frame(stored.data, stored.seq)
+        except (BusUnavailable, StoreRejected):
+            if self.outbox.state is State.READING:
+                self.outbox.undecided()
+        except FrameMalformed as error:  # not one of mine, whatever it is
+            log.error("worker.foreign_frame", subject=self._subject, error=str(error))
+            self.outbox.stop(Stop.FENCED)
+        else:
+            if self.outbox.state is State.READING:
+                self._found(frame)
+        self._proceed()
+
+    def _found(self, frame: Frame | None) -> None:
+        try:
+            self.outbox.found(frame)
+        except ChainBroken as error:  # my attempt id on a frame that I cannot have written
+            log.error("worker.foreign_frame", subject=self._subject, error=str(error))
+            self.outbox.stop(Stop.FENCED)
+
+    def _settle(self) -> None:
+        outbox = self.outbox
+        if outbox.waiting <= FULL_LOW:
+            self._room.set()
+        over = outbox.state in (State.ENDED, State.STOPPED)
+        if over or outbox.quiet:
+            self._settled.set()
+        if over and not self.over.is_set():
+            self.over.set()
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
+            if self._on_over is not None:
+                self._on_over()

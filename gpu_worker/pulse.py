@@ -1,0 +1,117 @@
+"""The worker's pulse: its beats out, everybody else's in, and what follows from a silence.
+
+The rules are in `broker.bus.observer`; here are the clock, the subject and the naks. It also knows since when this
+worker hears without interruption: who was stopped or cut off for a second assumes that its jobs went to others.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import msgspec
+import structlog
+
+from broker.bus.errors import BusUnavailable
+from broker.bus.nats import Bus, Msg, Subscription
+from broker.bus.observer import SILENCE, Observer
+from broker.bus.queue import nak
+from broker.bus.records import Beat, encode
+from broker.bus.subjects import beat_subject
+from gpu_worker.metrics import NAKS
+
+INTERVAL = 0.25
+INTERRUPTED = 0.9  # seconds between two beats of ours after which others may have counted us dead
+
+log = structlog.get_logger("worker")
+
+_decode = msgspec.json.Decoder(Beat).decode
+
+
+class Pulse:
+    """`describe` makes this worker's beat. Start, then close."""
+
+    def __init__(self, bus: Bus, worker: str, describe: Callable[[], Beat]) -> None:
+        self._bus = bus
+        self._worker = worker
+        self._describe = describe
+        self._observer = Observer(worker)
+        self._loop = asyncio.get_running_loop()
+        self._beaten_at = self._loop.time()
+        self._hearing_since = self._loop.time()
+        self._subscription: Subscription | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        self._subscription = await self._bus.subscribe(beat_subject("*"), self._hear)
+        self._hearing_since = self._beaten_at = self._loop.time()
+        self._task = asyncio.create_task(self._run(), name="pulse")
+
+    async def close(self) -> None:
+        """Idempotent. The worker is silent from here on."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+            self._task = None
+        subscription, self._subscription = self._subscription, None
+        if subscription is not None:
+            await self._bus.unsubscribe(subscription)
+
+    def others(self) -> dict[str, Beat]:
+        """The last beats of live workers other than this one."""
+        return self._observer.beats(self._loop.time())
+
+    def hearing_since(self) -> float:
+        """Loop time since when beats have been heard and sent without interruption.
+
+        What was delivered before may be somebody else's by now: it must be neither acked nor given back.
+        """
+        now = self._loop.time()
+        if now - self._beaten_at > INTERRUPTED:
+            self._hearing_since = now
+        return self._hearing_since
+
+    @property
+    def heard_enough(self) -> bool:
+        """Whether a live worker's beat must have been heard by now."""
+        return self._loop.time() - self.hearing_since() >= SILENCE
+
+    async def hear_enough(self) -> None:
+        """Wait until then, if nothing interrupts the hearing meanwhile."""
+        await asyncio.sleep(max(0.0, self.hearing_since() + SILENCE - self._loop.time()))
+
+    def beat(self) -> None:
+        """One beat now: the world has changed here."""
+        try:
+            self._bus.publish_now(beat_subject(self._worker), encode(self._describe()))
+        except BusUnavailable:
+            return  # cut off; `_beaten_at` stays, so others' verdict is assumed
+        if self._bus.round_trip_ok:
+            self._beaten_at = self._loop.time()
+
+    async def _run(self) -> None:
+        due = self._loop.time()
+        while True:
+            self.hearing_since()
+            self.beat()
+            await self._observe()
+            due = max(due + INTERVAL, self._loop.time())
+            await asyncio.sleep(due - self._loop.time())
+
+    async def _hear(self, msg: Msg) -> None:
+        try:
+            beat = _decode(msg.data)
+        except msgspec.DecodeError:
+            log.warning("worker.beat_malformed", subject=msg.subject)
+            return
+        if self._observer.on_beat(beat, self._loop.time()):
+            await self._observe()
+
+    async def _observe(self) -> None:
+        for dead in self._observer.suspects(self._loop.time(), self._bus.round_trip_ok):
+            try:
+                await nak(self._bus, dead.reply)
+            except BusUnavailable:
+                return  # cut off in this moment: JetStream delivers again after ack_wait
+            NAKS.inc()
+            log.warning("worker.dead_worker_noticed", dead=dead.worker, gid=dead.gid)

@@ -1,0 +1,37 @@
+"""A worker's settings: environment variables `OKOME_WORKER_<NAME>`. Seconds unless said."""
+
+from __future__ import annotations
+
+from pydantic import Field
+from pydantic_settings import SettingsConfigDict
+
+from broker.bus.settings import RoleSettings
+from gpu_worker.engines import EngineSettings
+
+
+class WorkerSettings(RoleSettings):
+    """What a worker is told. The model `scripted` is served beside the chosen engine."""
+
+    model_config = SettingsConfigDict(env_prefix="OKOME_WORKER_", extra="ignore", frozen=True)
+
+    engine: str = Field("smollm2", description="smollm2 · scripted · vllm · ollama · tensorflow · openai")
+    threads: int = Field(1, ge=1, le=1024, description="threads of the model's computation")
+    slots: int = Field(4, ge=1, le=4096, description="generations that the engine decodes at once")
+    queue_limit: int = Field(16, ge=0, le=65536, description="generations held here that wait for a slot")
+    context_length: int = Field(2048, ge=128, description="tokens of prompt and answer per slot")
+    scripted_slots: int = Field(10_000, ge=1, le=100_000)
+    engine_start_timeout: float = Field(60.0, gt=0)
+    max_pause: float = Field(20.0, gt=0, description="longest time that lagging viewers pause an engine")
+    grace: float = Field(30.0, gt=0, description="silence of the nodes that had viewers before on_disconnect=cancel")
+    cancel_interval: float = Field(5.0, gt=0, description="between two looks for a cancel whose nudge was lost")
+    lost_timeout: float = Field(60.0, gt=0, description="without an answer from the log before an attempt is given up")
+
+    def for_engine(self) -> EngineSettings:
+        return EngineSettings(
+            threads=self.threads,
+            slots=self.slots,
+            context_length=self.context_length,
+            queue_limit=self.queue_limit,
+            start_timeout=self.engine_start_timeout,
+            scripted_slots=self.scripted_slots,
+        )

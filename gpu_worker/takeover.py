@@ -1,0 +1,133 @@
+"""What a delivered job asks of the worker that got it. Pure: the log, the record and the beats are arguments.
+
+A delivery is an invitation, not a verdict: killing one NATS server delivers every held job again although all workers
+live. The log says what was done, the beats say who does it, KV says whether anybody still wants it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from broker.bus.chain import Chain
+from broker.bus.errors import ChainBroken
+from broker.bus.frames import ATTEMPT, REASONING, START, TERMINAL, TOKEN, Frame
+from broker.bus.records import Beat, Generation, Job
+
+MAX_BARREN_EPOCHS = 3  # epochs in a row without one new token: nobody will do better
+HELD_ELSEWHERE_DELAY = 1.0  # seconds until the queue offers a job again that somebody alive holds
+
+
+@dataclass(frozen=True, slots=True)
+class Ack:
+    """Nothing is left to be done: its terminal is in the log, or the session is gone."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Adopt:
+    """It is held here already: from now on by the newest delivery."""
+
+
+@dataclass(frozen=True, slots=True)
+class NakLater:
+    """Somebody alive holds it, or something else runs in the session: offer it again in `delay` seconds."""
+
+    delay: float
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Begin:
+    """Nobody has begun: write `start` behind `chain`."""
+
+    chain: Chain
+    cancelled: bool
+
+
+@dataclass(frozen=True, slots=True)
+class TakeOver:
+    """Somebody began and is gone: write `attempt` at `epoch` behind `chain`, go on behind `text`."""
+
+    chain: Chain
+    epoch: int
+    text: str
+    barren: int  # epochs in a row without a new token, so far
+    cancelled: bool
+
+
+@dataclass(frozen=True, slots=True)
+class GiveUp:
+    """MAX_BARREN_EPOCHS attempts gave nothing: write the terminal `failed` at `epoch` behind `chain`."""
+
+    chain: Chain
+    epoch: int
+
+
+Decision = Ack | Adopt | NakLater | Begin | TakeOver | GiveUp
+
+
+def decide(
+    job: Job,
+    frames: Iterable[Frame],
+    last: int,
+    record: Generation | None,
+    held_here: Iterable[str],
+    others: Mapping[str, Beat],
+) -> Decision:
+    """What to do with a delivery of `job`.
+
+    `frames`: the session's frames behind `job.after`, read at the leader; `last`: the subject's last sequence there
+    (0: none). `record`: its entry in KV `generations`, None where there is none any more. `others`: the last beats of
+    live workers, this one not among them. Raises ChainBroken where the log is not whole: read again.
+    """
+    if job.gid in held_here:
+        return Adopt()
+    if record is None:
+        return Ack("the session was deleted")
+    if not record.status.open:
+        return Ack(f"recorded as {record.status}")
+    mine, chain = _read(job, frames, last)
+    if mine and mine[-1].type in TERMINAL:
+        return Ack(f"the log ends with {mine[-1].type}")
+    holder = _holder(job.gid, others)
+    if holder:
+        return NakLater(HELD_ELSEWHERE_DELAY, f"held by {holder}")
+    if chain.open and chain.gid != job.gid:
+        return NakLater(HELD_ELSEWHERE_DELAY, f"{chain.gid} runs in this session")
+    if not mine:
+        return Begin(chain, record.cancel)
+    barren = barren_epochs(mine)
+    if barren >= MAX_BARREN_EPOCHS and not record.cancel:
+        return GiveUp(chain, chain.epoch + 1)
+    text = "".join(frame.fields()["text"] for frame in mine if frame.type == TOKEN)
+    return TakeOver(chain, chain.epoch + 1, text, barren, record.cancel)
+
+
+def barren_epochs(frames: Iterable[Frame]) -> int:
+    """Epochs without a token at the end of a generation's frames."""
+    barren = 0
+    for frame in frames:
+        if frame.type in (START, ATTEMPT):
+            barren += 1
+        elif frame.type in (TOKEN, REASONING):
+            barren = 0
+    return barren
+
+
+def _read(job: Job, frames: Iterable[Frame], last: int) -> tuple[list[Frame], Chain]:
+    """This generation's frames, and the end of the log behind them."""
+    frames = list(frames)
+    if not frames:
+        return [], Chain(last)  # everything aged out or nothing ever was: the next frame follows what there is
+    chain = Chain(frames[0].prev)
+    for frame in frames:
+        chain.advance(frame)
+    if chain.last != last:
+        raise ChainBroken(f"the frames read end at {chain.last}, the log at {last}")
+    return [frame for frame in frames if frame.gid == job.gid], chain
+
+
+def _holder(gid: str, others: Mapping[str, Beat]) -> str:
+    return next((name for name, beat in others.items() if gid in beat.held), "")

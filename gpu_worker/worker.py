@@ -1,0 +1,318 @@
+"""The worker: engines on one side, jobs on the other, and what it tells the others of itself."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Iterable
+from contextlib import AsyncExitStack
+from typing import Any
+
+import msgspec
+import structlog
+
+from broker.bus.errors import BusError, BusUnavailable, StoreRejected
+from broker.bus.health import Health
+from broker.bus.kv import Bucket
+from broker.bus.nats import Bus, Msg
+from broker.bus.queue import Delivery
+from broker.bus.records import Beat, Job, Load, Message, Model, decode, encode, now_ms
+from broker.bus.subjects import encode as encode_name
+from broker.bus.subjects import random_id, worker_subject
+from gpu_worker.answer import Lane, Place
+from gpu_worker.engines import Engine
+from gpu_worker.held import Held
+from gpu_worker.intake import Intake
+from gpu_worker.interruption import Interrupt
+from gpu_worker.metrics import Measured
+from gpu_worker.pulse import Pulse
+from gpu_worker.settings import WorkerSettings
+
+IN_PROGRESS_INTERVAL = 10.0  # ack_wait is three times as long
+WATCH_INTERVAL = 1.0
+PROVISIONED_INTERVAL = 0.5  # between two looks whether OKOME has made the streams
+WARM_PREFIXES = 32
+LOOKS = 256  # reads of records per interval; with more jobs than that, they take turns
+TOO_MANY_DELAY = 0.5  # seconds until a job is offered again that came although there was no room
+
+log = structlog.get_logger("worker")
+
+
+class _Demand(msgspec.Struct):
+    sid: str
+    node: str
+    state: str
+
+
+class _Cancel(msgspec.Struct):
+    gid: str
+
+
+class Worker:
+    """One worker process. `run(stop)` serves until `stop` is set, then drains."""
+
+    def __init__(self, bus: Bus, id: str, engines: Iterable[Engine], settings: WorkerSettings, health: Health) -> None:
+        self.id = id
+        self.instance = random_id(8)
+        self.drain_asked = asyncio.Event()
+        self._bus = bus
+        self._settings = settings
+        self._health = health
+        self._lanes = {
+            card.id: Lane(card, engine, asyncio.Semaphore(card.slots), Measured(card.id))
+            for engine in engines
+            for card in engine.cards
+        }
+        self._held: dict[str, Held] = {}
+        self._by_session: dict[str, Held] = {}  # at most one generation runs in a session
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._warm: OrderedDict[str, None] = OrderedDict()
+        self._pulse = Pulse(bus, id, self._beat)
+        self._place = Place(bus, id, settings, Bucket(bus, "generations"), self._pulse)
+        self._intakes = {
+            model: Intake(bus, id, model, lane.capacity, self._receive) for model, lane in self._lanes.items()
+        }
+        self._looked_at = 0
+        self._draining = False
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Serve until `stop` is set or a drain is asked for; returns when nothing is held any more."""
+        self._health.set("starting", "waiting for streams and buckets")
+        if not await self._unless_stopped(stop, self._provisioned()):
+            return
+        async with AsyncExitStack() as stack:
+            for command, callback in (
+                ("cancel", self._on_cancel),
+                ("demand", self._on_demand),
+                ("drain", self._on_drain),
+            ):
+                subscription = await self._bus.subscribe(worker_subject(self.id, command), callback)
+                stack.push_async_callback(self._bus.unsubscribe, subscription)
+            await self._pulse.start()
+            stack.push_async_callback(self._pulse.close)
+            for interval, chore in (
+                (IN_PROGRESS_INTERVAL, self._put_off_redelivery),
+                (self._settings.cancel_interval, self._look_for_cancels),
+                (WATCH_INTERVAL, self._look_around),
+            ):
+                stack.push_async_callback(_cancelled, asyncio.create_task(_every(interval, chore)))
+            for intake in self._intakes.values():
+                await intake.start()
+                stack.push_async_callback(intake.close)
+            self._health.set("starting", None)
+            log.info("worker.started", worker=self.id, instance=self.instance, models=list(self._lanes))
+            await self._unless_stopped(stop, self.drain_asked.wait())
+            await self._drain()
+
+    @property
+    def held(self) -> dict[str, Held]:
+        """What is in this worker's hands, by gid."""
+        return self._held
+
+    # -- starting ----------------------------------------------------------------------------------------------------
+
+    async def _provisioned(self) -> bool:
+        """Register the models and make the consumers, as soon as OKOME has made what they live in."""
+        models = Bucket(self._bus, "models")
+        while True:
+            try:
+                for model, lane in self._lanes.items():
+                    card = lane.card
+                    record = Model(card.id, card.engine, card.context_length, now_ms())
+                    await models.change(encode_name(model), lambda old, new=record: _newer(old, new))  # type: ignore[misc]
+                    await self._intakes[model].prepare()
+                return True
+            except (BusUnavailable, StoreRejected) as error:
+                log.debug("worker.not_provisioned", error=repr(error))
+                self._health.set("starting", f"waiting for streams and buckets: {error}")
+                await asyncio.sleep(PROVISIONED_INTERVAL)
+
+    async def _unless_stopped(self, stop: asyncio.Event, work: Any) -> Any:
+        """The result of `work`, or None if `stop` came first."""
+        task, stopped = asyncio.ensure_future(work), asyncio.ensure_future(stop.wait())
+        try:
+            await asyncio.wait({task, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            stopped.cancel()
+            task.cancel()
+            await asyncio.gather(task, stopped, return_exceptions=True)
+        return None if task.cancelled() else task.result()
+
+    # -- jobs --------------------------------------------------------------------------------------------------------
+
+    def _receive(self, delivery: Delivery) -> None:
+        """A job has been delivered: an invitation."""
+        try:
+            job = decode(delivery.data, Job)
+        except (msgspec.ValidationError, msgspec.DecodeError) as error:
+            log.error("worker.job_malformed", subject=delivery.subject, error=str(error))
+            self._spawn(_drop(delivery))  # nobody can ever carry it out
+            return
+        held = self._held.get(job.gid)
+        if held is not None:
+            held.adopt(delivery)
+            self._pulse.beat()
+            self._top_up(held.lane.card.id)  # its credit is free again
+            return
+        lane = self._lanes.get(job.request.model)
+        if lane is None or self._draining or lane.held >= lane.capacity:
+            self._spawn(_return(delivery, 0.0 if self._draining else TOO_MANY_DELAY))
+            return
+        held = self._held[job.gid] = self._by_session[job.sid] = Held(self._place, lane, job, delivery)
+        lane.held += 1
+        lane.measured.held.inc()
+        self._spawn(self._hold(held))
+
+    async def _hold(self, held: Held) -> None:
+        model = held.lane.card.id
+        try:
+            await held.run()
+        finally:
+            held.lane.held -= 1
+            held.lane.measured.held.dec()
+            del self._held[held.job.gid]
+            if self._by_session.get(held.job.sid) is held:
+                del self._by_session[held.job.sid]
+            if held.conversation:
+                self._keep_warm(prefix_hash(model, held.conversation))
+            if not self._draining:
+                self._top_up(model)
+
+    def _top_up(self, model: str) -> None:
+        self._intakes[model].top_up(self._lanes[model].held)
+
+    def _spawn(self, work: Any) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # -- what it says ------------------------------------------------------------------------------------------------
+
+    def _beat(self) -> Beat:
+        models = {}
+        for model, lane in self._lanes.items():
+            running = lane.running
+            slots, queue_limit = (0, 0) if self._draining else (lane.card.slots, lane.card.queue_limit)
+            models[model] = Load(slots, running, lane.held - running, queue_limit)
+        replies = {gid: held.reply for gid, held in self._held.items() if held.ours}
+        return Beat(self.id, self.instance, now_ms(), models, replies, list(self._warm))
+
+    def _keep_warm(self, prefix: str) -> None:
+        self._warm[prefix] = None
+        self._warm.move_to_end(prefix)
+        if len(self._warm) > WARM_PREFIXES:
+            self._warm.popitem(last=False)
+
+    # -- what it is told ---------------------------------------------------------------------------------------------
+
+    async def _on_cancel(self, msg: Msg) -> None:
+        try:
+            gid = msgspec.json.decode(msg.data, type=_Cancel).gid
+        except msgspec.DecodeError:
+            log.warning("worker.nudge_malformed", subject=msg.subject)
+            return
+        if held := self._held.get(gid):
+            self._spawn(held.check_cancel())
+
+    async def _on_demand(self, msg: Msg) -> None:
+        try:
+            demand = msgspec.json.decode(msg.data, type=_Demand)
+        except msgspec.DecodeError:
+            log.warning("worker.nudge_malformed", subject=msg.subject)
+            return
+        if held := self._by_session.get(demand.sid):
+            held.demand(demand.node, demand.state)
+
+    async def _on_drain(self, _: Msg) -> None:
+        self.drain_asked.set()
+
+    # -- chores ------------------------------------------------------------------------------------------------------
+
+    async def _put_off_redelivery(self) -> None:
+        for number, held in enumerate(list(self._held.values())):
+            await held.in_progress()
+            if number % 64 == 63:
+                await asyncio.sleep(0)  # tokens go first
+
+    async def _look_for_cancels(self) -> None:
+        """One read per held job: that is bounded by this worker's load; a watch on `generations` is not, it would bring
+        every generation of the system to every worker."""
+        held_now = list(self._held.values())
+        first = self._looked_at % max(1, len(held_now))
+        for held in (held_now[first:] + held_now[:first])[:LOOKS]:
+            await held.check_cancel()
+        self._looked_at = first + LOOKS
+
+    async def _look_around(self) -> None:
+        self._health.set("nats", None if self._bus.round_trip_ok else "NATS does not answer")
+        for held in self._held.values():
+            held.check_abandoned()
+
+    # -- ending ------------------------------------------------------------------------------------------------------
+
+    async def _drain(self) -> None:
+        """Take no more, give back what waits, let what runs finish until the deadline, then leave it to others."""
+        self._draining = True
+        self._health.set("draining", "this worker is leaving")
+        deadline = asyncio.get_running_loop().time() + self._settings.drain_timeout
+        log.info("worker.draining", held=len(self._held))
+        for intake in self._intakes.values():
+            await intake.close()
+        for held in list(self._held.values()):
+            if not held.running:
+                held.interrupt(Interrupt.LEAVING)
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=max(0.0, deadline - asyncio.get_running_loop().time()))
+        left = list(self._held.values())
+        for held in left:
+            held.interrupt(Interrupt.LEAVING)
+        if self._tasks:
+            _, late = await asyncio.wait(self._tasks, timeout=2.0)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
+        log.info("worker.drained", left=len(left))
+
+
+def prefix_hash(model: str, conversation: Iterable[Message]) -> str:
+    """Names a conversation whose tokens an engine may still hold."""
+    told = msgspec.json.encode([model, [[message.role, message.content] for message in conversation]])
+    return hashlib.sha256(told).hexdigest()[:16]
+
+
+def _newer(old: bytes | None, new: Model) -> bytes | None:
+    """The record to write, or None where the same model is registered already."""
+    if old is not None:
+        known = decode(old, Model)
+        if (known.engine, known.context_length) == (new.engine, new.context_length):
+            return None
+    return encode(new)
+
+
+async def _every(interval: float, chore: Callable[[], Awaitable[None]]) -> None:
+    while True:
+        await asyncio.sleep(interval)
+        try:
+            await chore()
+        except BusUnavailable as error:
+            log.debug("worker.chore_put_off", chore=chore.__name__, error=repr(error))
+
+
+async def _cancelled(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+async def _drop(delivery: Delivery) -> None:
+    try:
+        await delivery.ack()
+    except BusError as error:
+        log.warning("worker.ack_unanswered", error=repr(error))
+
+
+async def _return(delivery: Delivery, delay: float) -> None:
+    try:
+        await delivery.nak(delay)
+    except BusError as error:
+        log.warning("worker.job_not_given_back", error=repr(error))
