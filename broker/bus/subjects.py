@@ -20,6 +20,7 @@ BUCKETS = ("keys", "sessions", "generations", "models", "nodes", "jwks", "revoke
 
 _SESSION_ID = re.compile(r"[A-Za-z0-9_-]{8,64}\Z")
 _INCARNATION = re.compile(r"[a-z0-9]{4,16}\Z")
+_SEQUENCE = re.compile(r"(0|[1-9][0-9]{0,18})\Z")
 _PLAIN = re.compile(r"[A-Za-z0-9_-]")
 
 
@@ -68,14 +69,22 @@ def draft_subject(sid: str) -> str:
 
 def encode(name: str) -> str:
     """Any text as one subject token: what is not `[A-Za-z0-9_-]` becomes `=XX` per UTF-8 byte."""
-    return "".join(c if _PLAIN.match(c) else "".join(f"={b:02X}" for b in c.encode()) for c in name) or "="
+    return "".join(c if _PLAIN.match(c) else "".join(f"={b:02X}" for b in _bytes(c)) for c in name) or "="
 
 
 def decode(token: str) -> str:
     """The inverse of `encode`."""
     if token == "=":
         return ""
-    return re.sub(r"(?:=[0-9A-F]{2})+", lambda m: bytes.fromhex(m.group().replace("=", "")).decode(), token)
+    return re.sub(r"(?:=[0-9A-F]{2})+", lambda m: _text(bytes.fromhex(m.group().replace("=", ""))), token)
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")  # JSON may carry half a surrogate pair; it must not end a request
+
+
+def _text(data: bytes) -> str:
+    return data.decode("utf-8", "surrogatepass")
 
 
 def job_subject(model: str, worker: str | None = None) -> str:
@@ -111,14 +120,8 @@ class Cursor(NamedTuple):
 
 
 def parse_cursor(text: str) -> Cursor:
-    """Raises CursorInvalid. Sequences go up to 2**63."""
+    """Raises CursorInvalid for whatever `str(Cursor)` does not write. Sequences are below 2**63."""
     incarnation, dash, digits = text.partition("-")
-    if (
-        not dash
-        or not _INCARNATION.match(incarnation)
-        or not digits.isascii()
-        or not digits.isdigit()
-        or len(digits) > 19
-    ):
+    if not dash or not _INCARNATION.match(incarnation) or not _SEQUENCE.match(digits) or int(digits) >= 2**63:
         raise CursorInvalid(f"a cursor is <incarnation>-<sequence>, not {text[:40]!r}")
     return Cursor(incarnation, int(digits))
