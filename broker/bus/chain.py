@@ -7,7 +7,7 @@ proves that nothing is missing: every frame names the sequence before it.
 from __future__ import annotations
 
 from broker.bus.errors import ChainBroken
-from broker.bus.frames import ATTEMPT, START, TERMINAL, Frame
+from broker.bus.frames import ATTEMPT, REASONING, START, TERMINAL, TOKEN, Frame
 
 
 class Chain:
@@ -43,11 +43,15 @@ class Chain:
         self.open = frame.type not in TERMINAL
 
     def _check(self, frame: Frame) -> None:
+        if frame.n < 0 or (frame.n and frame.type not in (TOKEN, REASONING)):
+            raise ChainBroken(f"{frame.seq}: {frame.type} of {frame.n} tokens")
         if frame.type == START:
             if self.open:
                 raise ChainBroken(f"{frame.seq}: start of {frame.gid} while {self.gid} runs")
-            if frame.offset != 0 or frame.n != 0:
-                raise ChainBroken(f"{frame.seq}: start at offset {frame.offset}")
+            if frame.offset != 0 or frame.epoch != 1:
+                raise ChainBroken(f"{frame.seq}: start at offset {frame.offset}, epoch {frame.epoch}")
+            if frame.gid == self.gid:
+                raise ChainBroken(f"{frame.seq}: {frame.gid} starts again after its end")
             return
         if not self.open:
             raise ChainBroken(f"{frame.seq}: {frame.type} after the end of {self.gid}")
