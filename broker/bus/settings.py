@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any, TypeVar
 
 from pydantic import Field, SecretStr, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from broker.bus.errors import SettingsInvalid
 
@@ -43,3 +43,5 @@ def load(kind: type[Settings], **overrides: Any) -> Settings:
             (prefix + "_".join(str(part) for part in item["loc"])).upper(): item["msg"] for item in error.errors()
         }
         raise SettingsInvalid(problems) from error
+    except SettingsError as error:  # a list or mapping that is not JSON: found before anything is validated
+        raise SettingsInvalid({prefix.upper() + "*": f"{error} ({error.__cause__})"}) from error

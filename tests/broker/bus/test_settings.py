@@ -1,0 +1,48 @@
+"""Settings: read from the environment, every mistake named at once, and no secret in what is printed."""
+
+from __future__ import annotations
+
+import pytest
+from pydantic_settings import SettingsConfigDict
+
+from broker.bus.errors import SettingsInvalid
+from broker.bus.settings import RoleSettings, load
+
+
+class Settings(RoleSettings):
+    model_config = SettingsConfigDict(env_prefix="OKOME_SAMPLE_")
+
+    grace: float = 30.0
+    origins: tuple[str, ...] = ()
+
+
+def test_a_setting_is_an_environment_variable_of_its_role(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OKOME_SAMPLE_GRACE", "2.5")
+    monkeypatch.setenv("OKOME_SAMPLE_ORIGINS", '["http://a"]')
+    monkeypatch.setenv("OKOME_OTHER_GRACE", "9")
+    settings = load(Settings)
+    assert (settings.grace, settings.origins, settings.port) == (2.5, ("http://a",), 0)
+
+
+def test_all_mistakes_are_named_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong = {"PORT": "70000", "ID": "a.b", "GRACE": "soon", "LOG_LEVEL": "loud", "DRAIN_TIMEOUT": "0"}
+    for name, value in wrong.items():
+        monkeypatch.setenv(f"OKOME_SAMPLE_{name}", value)
+    with pytest.raises(SettingsInvalid) as caught:
+        load(Settings)
+    assert set(caught.value.problems) == {f"OKOME_SAMPLE_{name}" for name in wrong}
+
+
+def test_a_list_that_is_not_json_is_a_wrong_setting_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """pydantic-settings raises another error for it, before anything is validated."""
+    monkeypatch.setenv("OKOME_SAMPLE_ORIGINS", "http://a")
+    with pytest.raises(SettingsInvalid, match="origins"):
+        load(Settings)
+
+
+def test_settings_are_read_once_and_hide_their_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OKOME_SAMPLE_NATS_PASSWORD", "hunter2")
+    settings = load(Settings)
+    assert "hunter2" not in repr(settings)
+    with pytest.raises(ValueError, match="frozen"):
+        settings.port = 1
