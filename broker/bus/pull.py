@@ -46,7 +46,7 @@ def parse_reply(reply: str) -> Delivered | None:
     front (>= 11 tokens). A split costs 0.3 µs where nats-py's `Msg.metadata` costs 3.2.
     """
     tokens = reply.split(".")
-    if len(tokens) < 9 or tokens[0] != "$JS" or tokens[1] != "ACK":
+    if len(tokens) < 9 or len(tokens) == 10 or tokens[0] != "$JS" or tokens[1] != "ACK":
         return None
     base = 3 if len(tokens) == 9 else 5
     return Delivered(
