@@ -1,0 +1,140 @@
+"""How much one caller may ask: sliding windows per credential, per session and per client address.
+
+Counted in Redis or Valkey, so that all ingresses count together. Without it (not configured, or silent for 50 ms) this
+process counts alone and grants its share of the quota: quota ÷ live ingresses. Which of the two it is, metrics tell.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Callable
+
+import structlog
+from limits import RateLimitItem, parse
+from limits.aio.storage import MemoryStorage, RedisStorage
+from limits.aio.strategies import SlidingWindowCounterRateLimiter
+from redis.exceptions import RedisError
+
+from broker.bus.errors import Refusal
+from ingress.metrics import Metrics
+from ingress.request import Request
+from ingress.settings import IngressSettings
+
+log = structlog.get_logger("ingress.limits")
+
+STORE_TIMEOUT = 0.05
+FAILURES_TO_OPEN = 3
+OPEN_SECONDS = 2.0
+
+KEY, SESSION, IP = "key", "session", "ip"
+
+
+class Breaker:
+    """Lets calls through until FAILURES_TO_OPEN in a row failed; then one probe every OPEN_SECONDS. Pure."""
+
+    def __init__(self) -> None:
+        self._failures = 0
+        self._closed_again_at = 0.0
+
+    def allows(self, now: float) -> bool:
+        if self._failures < FAILURES_TO_OPEN:
+            return True
+        if now < self._closed_again_at:
+            return False
+        self._closed_again_at = now + OPEN_SECONDS  # this one is the probe; the others go on without
+        return True
+
+    def succeeded(self) -> None:
+        self._failures = 0
+
+    def failed(self, now: float) -> None:
+        self._failures += 1
+        self._closed_again_at = now + OPEN_SECONDS
+
+
+def share(item: RateLimitItem, processes: int) -> RateLimitItem:
+    """This process's part of a quota, at least 1."""
+    return type(item)(max(1, item.amount // max(1, processes)), item.multiples)
+
+
+class Limits:
+    """`peers` tells how many ingresses are live, this one included."""
+
+    def __init__(self, settings: IngressSettings, metrics: Metrics, peers: Callable[[], int] = lambda: 1) -> None:
+        chosen = {KEY: settings.key_limit, SESSION: settings.session_limit, IP: settings.ip_limit}
+        self._items = {name: parse(text) for name, text in chosen.items() if text}
+        self._metrics = metrics
+        self._peers = peers
+        self._own = SlidingWindowCounterRateLimiter(MemoryStorage())
+        self._breaker = Breaker()
+        self._store: RedisStorage | None = None
+        if settings.redis_url:
+            self._store = RedisStorage(
+                f"async+{settings.redis_url}",
+                implementation="redispy",
+                key_prefix="okome_limit",
+                socket_connect_timeout=STORE_TIMEOUT,
+                socket_timeout=STORE_TIMEOUT,
+                max_connections=64,
+            )
+            self._shared = SlidingWindowCounterRateLimiter(self._store)
+        metrics.limiter_shared.set(self._store is not None)
+
+    async def close(self) -> None:
+        if self._store is not None:
+            await self._store.bridge.storage.aclose()  # type: ignore[attr-defined]  # no close either
+        timer = self._own.storage.timer  # type: ignore[attr-defined]  # the library has no close
+        if timer is not None:
+            timer.cancel()
+            await asyncio.gather(timer, return_exceptions=True)
+
+    async def admit(self, request: Request) -> None:
+        """Count one request; raises Refusal `rate_limited` with the seconds after which it is worth another try."""
+        asked = [
+            (name, who)
+            for name, who in ((KEY, request.credential), (SESSION, request.sid), (IP, request.ip))
+            if who and name in self._items
+        ]
+        if not asked:
+            return
+        spent = await self._count_shared(asked)
+        if spent is None:
+            spent = await self._count_own(asked)
+        if spent:
+            self._metrics.limited.labels(spent[0]).inc()
+            raise Refusal("rate_limited", f"too many requests per {spent[0]}", retry_after=spent[1])
+
+    async def _count_shared(self, asked: list[tuple[str, str]]) -> tuple[str, float] | tuple[()] | None:
+        """The limit that is spent and the seconds to wait; () where none is; None where the store does not answer."""
+        now = asyncio.get_running_loop().time()
+        if self._store is None or not self._breaker.allows(now):
+            return None
+        try:
+            async with asyncio.timeout(STORE_TIMEOUT):
+                spent = await self._count(self._shared, asked, self._items)
+        except (RedisError, OSError, TimeoutError) as error:
+            self._breaker.failed(now)
+            self._metrics.limiter_shared.set(0)
+            log.warning("limits.store_failed", error=type(error).__name__)
+            return None
+        self._breaker.succeeded()
+        self._metrics.limiter_shared.set(1)
+        return spent
+
+    async def _count_own(self, asked: list[tuple[str, str]]) -> tuple[str, float] | tuple[()]:
+        peers = self._peers()
+        return await self._count(self._own, asked, {name: share(item, peers) for name, item in self._items.items()})
+
+    @staticmethod
+    async def _count(
+        limiter: SlidingWindowCounterRateLimiter, asked: list[tuple[str, str]], items: dict[str, RateLimitItem]
+    ) -> tuple[str, float] | tuple[()]:
+        granted = await asyncio.gather(*(limiter.hit(items[name], name, who) for name, who in asked))
+        for (name, who), ok in zip(asked, granted, strict=True):
+            if not ok:
+                stats = await limiter.get_window_stats(items[name], name, who)
+                wait = stats.reset_time - time.time()
+                return name, wait if math.isfinite(wait) and wait > 0 else 1.0
+        return ()

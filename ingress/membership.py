@@ -1,0 +1,270 @@
+"""The stream nodes: who they are (KV `nodes`), how they are (asked four times a second), which one serves a session.
+
+A node is judged by its silence: no answer to a check and not a byte on any other connection. A frozen process, a
+half-open connection and a lost machine look the same and are noticed in `down_after` + one tick. A node is called down
+for silence only while another one is up: when all are silent, the reason is here or everywhere, and moving streams
+would help nobody.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Collection
+from enum import StrEnum
+from urllib.parse import urlsplit
+
+import structlog
+
+from broker.bus.records import Node, decode
+from broker.bus.subjects import partition_name, random_id
+from ingress.metrics import Metrics
+from ingress.placement import Placement
+from ingress.settings import IngressSettings
+from ingress.upstream import NodeConnection, NodeLost
+
+log = structlog.get_logger("ingress.nodes")
+
+TICK = 0.1
+LATE = 0.2  # a tick that comes later than this says that we were stopped ourselves: then silence proves nothing
+FORGET_AFTER = 12.0  # the bucket keeps a node for 10 s
+DOWN_CHECK_TIMEOUT = 5.0
+IDLE_CONNECTIONS = 64
+
+
+class Health(StrEnum):
+    UP = "up"
+    UNREADY = "unready"  # answers, but not "ready": nothing new for it, what it serves stays
+    SUSPECT = "suspect"  # silent for `suspect_after`: nothing new for it
+    DOWN = "down"  # silent for `down_after` or refused: what it served is moved
+
+
+def judge(
+    silence: float, *, ready: bool, refused: bool, suspect_after: float, down_after: float, others_up: bool
+) -> Health:
+    """Pure: what `silence` seconds mean."""
+    if refused:
+        return Health.DOWN
+    if silence > down_after and others_up:
+        return Health.DOWN
+    if silence > suspect_after:
+        return Health.SUSPECT
+    return Health.UP if ready else Health.UNREADY
+
+
+class Member:
+    """One node and the connections to it."""
+
+    def __init__(self, record: Node, now: float) -> None:
+        self.id = record.id
+        self.url = record.url
+        parts = urlsplit(record.url)
+        self.host = parts.hostname or ""
+        self.port = parts.port or 80
+        self.draining = record.state == "draining"
+        self.health = Health.UNREADY
+        self.heard_at = now
+        self.recorded_at = now
+        self.ready = False
+        self.refused = False
+        self.open: set[NodeConnection] = set()
+        self.idle: list[NodeConnection] = []
+        self.closers: set[Callable[[], None]] = set()  # of connections that are not NodeConnections (WebSocket)
+        self.check: asyncio.Task[None] | None = None
+
+    @property
+    def live(self) -> bool:
+        return self.health is Health.UP and not self.draining
+
+
+class Nodes:
+    """All members. `start` and `close` bracket its life; `update` is fed by the watch of KV `nodes`."""
+
+    def __init__(self, settings: IngressSettings, metrics: Metrics) -> None:
+        self._settings = settings
+        self._metrics = metrics
+        self._partitions = [partition_name(index) for index in range(settings.partitions)]
+        self._members: dict[str, Member] = {}
+        self._placement = Placement(self._partitions, (), ())
+        self._changed = asyncio.Event()
+        self._ticker: asyncio.Task[None] | None = None
+        self._loop = asyncio.get_running_loop()
+
+    def start(self) -> None:
+        self._ticker = asyncio.create_task(self._tick(), name="nodes-tick")
+
+    async def close(self) -> None:
+        tasks = [task for task in [self._ticker, *(member.check for member in self._members.values())] if task]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for member in self._members.values():
+            for connection in list(member.open):
+                connection.abort()
+        self._members.clear()
+
+    # -- what KV says ------------------------------------------------------------------------------------------------
+
+    def update(self, key: str, value: bytes | None) -> None:
+        """A change of KV `nodes`."""
+        member = self._members.get(key)
+        if value is None:
+            if member is not None:
+                member.draining = True  # it said good-bye; forgotten once it is silent, too
+                self._place()
+            return
+        record = decode(value, Node)
+        now = self._loop.time()
+        if member is not None and member.url != record.url:
+            self._forget(member)
+            member = None
+        if member is None:
+            member = self._members[key] = Member(record, now)
+            member.check = asyncio.create_task(self._checks(member), name=f"check-{member.id}")
+            log.info("node.learned", node=member.id, url=member.url)
+        member.recorded_at = now
+        member.draining = record.state == "draining"
+        self._place()
+
+    def _forget(self, member: Member) -> None:
+        del self._members[member.id]
+        if member.check is not None:
+            member.check.cancel()
+        self._drop(member)
+        log.info("node.forgotten", node=member.id)
+
+    # -- choosing ----------------------------------------------------------------------------------------------------
+
+    @property
+    def live(self) -> frozenset[str]:
+        return self._placement.live
+
+    @property
+    def members(self) -> dict[str, Member]:
+        return self._members
+
+    def choose(self, partition: str, excluding: Collection[str] = ()) -> Member | None:
+        """The live node for a partition ("": any)."""
+        chosen = self._placement.choose(partition or random_id(2), excluding)
+        return self._members[chosen] if chosen is not None else None
+
+    async def changed(self, timeout: float) -> None:
+        """Returns when the live nodes change, or after `timeout`."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                await self._changed.wait()
+
+    def _place(self) -> None:
+        live = {member.id for member in self._members.values() if member.live}
+        self._placement = Placement(self._partitions, self._members, live)
+        for health in Health:
+            self._metrics.nodes.labels(health.value).set(sum(m.health is health for m in self._members.values()))
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    # -- connections -------------------------------------------------------------------------------------------------
+
+    async def connect(self, member: Member, *, fresh: bool = False) -> NodeConnection:
+        """A connection to the node: one that is idle, unless `fresh`; raises NodeLost."""
+        while member.idle and not fresh:
+            connection = member.idle.pop()
+            if not connection.lost:
+                return connection
+        made: NodeConnection
+        try:
+            async with asyncio.timeout(self._settings.connect_timeout):
+                _, made = await self._loop.create_connection(
+                    lambda: NodeConnection(member, member.open.discard), member.host, member.port
+                )
+        except ConnectionRefusedError as error:
+            self._refused(member)
+            raise NodeLost("refused", refused=True, unsent=True) from error
+        except (OSError, TimeoutError) as error:
+            raise NodeLost(f"cannot connect: {error or type(error).__name__}", unsent=True) from error
+        if not made.lost:
+            member.open.add(made)
+        return made
+
+    def release(self, member: Member, connection: NodeConnection) -> None:
+        """Give a connection back after a whole response; anything else is broken off."""
+        if connection.reusable and not connection.lost and len(member.idle) < IDLE_CONNECTIONS:
+            member.idle.append(connection)
+        else:
+            connection.abort()
+
+    def _drop(self, member: Member) -> None:
+        member.idle.clear()
+        for connection in list(member.open):
+            connection.fail()
+        for close in list(member.closers):
+            close()
+
+    # -- health ------------------------------------------------------------------------------------------------------
+
+    def _refused(self, member: Member) -> None:
+        if self._members.get(member.id) is member and not member.refused:
+            member.refused = True
+            self._judge(member)
+
+    async def _checks(self, member: Member) -> None:
+        """Ask one node for ever. One that is down is asked once and waited for, so that its backlog does not fill."""
+        request = f"GET /readyz HTTP/1.1\r\nhost: {member.host}:{member.port}\r\n\r\n".encode()
+        connection: NodeConnection | None = None
+        while True:
+            started = self._loop.time()
+            try:
+                if connection is None or connection.lost:
+                    connection = await self.connect(member, fresh=True)
+                down = member.health is Health.DOWN
+                head = await connection.ask(request, DOWN_CHECK_TIMEOUT if down else self._settings.down_after)
+                whole: asyncio.Future[NodeLost | None] = self._loop.create_future()
+                connection.take(lambda data: None, whole.set_result)
+                async with asyncio.timeout(self._settings.down_after):
+                    await whole
+                if not connection.reusable:
+                    connection.abort()
+                    connection = None
+                member.refused = False
+                member.ready = head.status == 200
+            except (NodeLost, TimeoutError):
+                member.ready = member.ready and not member.refused
+                if connection is not None:
+                    connection.abort()
+                    connection = None
+            self._judge(member)
+            await asyncio.sleep(max(0.0, started + self._settings.check_interval - self._loop.time()))
+
+    async def _tick(self) -> None:
+        before = self._loop.time()
+        while True:
+            await asyncio.sleep(TICK)
+            now = self._loop.time()
+            if now - before > TICK + LATE:
+                for member in self._members.values():
+                    member.heard_at = max(member.heard_at, now - self._settings.suspect_after / 2)
+            self._metrics.loop_lag.observe(max(0.0, now - before - TICK))
+            before = now
+            for member in list(self._members.values()):
+                self._judge(member)
+                if member.health in (Health.DOWN, Health.SUSPECT) and now - member.recorded_at > FORGET_AFTER:
+                    self._forget(member)
+                    self._place()
+
+    def _judge(self, member: Member) -> None:
+        if self._members.get(member.id) is not member:
+            return
+        health = judge(
+            self._loop.time() - member.heard_at,
+            ready=member.ready,
+            refused=member.refused,
+            suspect_after=self._settings.suspect_after,
+            down_after=self._settings.down_after,
+            others_up=any(other.live for other in self._members.values() if other is not member),
+        )
+        if health is member.health:
+            return
+        log.info("node.judged", node=member.id, health=health.value, before=member.health.value)
+        member.health = health
+        self._place()
+        if health is Health.DOWN:
+            self._drop(member)

@@ -1,0 +1,120 @@
+"""One request of a client, as the ingress sees it: where it goes, and whether it may be sent twice. Pure."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from urllib.parse import parse_qsl, urlencode
+
+from broker.bus.subjects import partition_of, random_id
+from ingress.headers import REQUEST_ID, Field, tokens, value
+
+_SESSION = re.compile(r"/v1/sessions/([A-Za-z0-9_-]{8,64})(?:/([^/]*)(/.*)?)?\Z")
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}\Z")
+OWN_PATHS = frozenset({"/livez", "/readyz", "/metrics", "/version"})
+
+
+class Kind(Enum):
+    OWN = auto()  # answered by the ingress itself
+    EVENTS = auto()  # SSE of a session
+    SOCKET = auto()  # WebSocket of a session
+    ANSWER = auto()  # POST …/generations that wants to see its answer as events
+    ORDINARY = auto()
+
+
+@dataclass(slots=True)
+class Request:
+    method: str
+    target: str  # path and query, as the client wrote them
+    path: str
+    query: str  # never logged: it may hold a ticket
+    headers: list[Field]
+    ip: str = ""
+    proto: str = "http"
+    loopback: bool = False  # came from this machine, to an address that only this machine reaches
+    body: bytes = b""
+    keep_alive: bool = True
+    chunked_ok: bool = True  # HTTP/1.1: knows chunks
+    upgrade: bool = False  # to a WebSocket
+    rest: bytes = b""  # what came behind a request to upgrade
+    kind: Kind = Kind.ORDINARY
+    sid: str = ""
+    id: str = field(default_factory=lambda: random_id(16))
+
+    def __post_init__(self) -> None:
+        brought = value(self.headers, REQUEST_ID)
+        if _REQUEST_ID.match(brought):
+            self.id = brought.decode()
+        self.kind = self._kind()
+
+    def _kind(self) -> Kind:
+        if self.path in OWN_PATHS:
+            return Kind.OWN
+        match = _SESSION.match(self.path)
+        if match is None:
+            return Kind.ORDINARY
+        self.sid, leaf, deeper = match.group(1), match.group(2), match.group(3)
+        if deeper is None:
+            if leaf == "events" and self.method == "GET":
+                return Kind.EVENTS
+            if leaf == "ws" and self.upgrade and self.method == "GET":
+                return Kind.SOCKET
+            if leaf == "generations" and self.method == "POST" and self.wants_events:
+                return Kind.ANSWER
+        return Kind.ORDINARY
+
+    @property
+    def wants_events(self) -> bool:
+        return any(token.split(b";")[0].lower() == b"text/event-stream" for token in tokens(self.headers, b"accept"))
+
+    @property
+    def partition(self) -> str:
+        return partition_of(self.sid) if self.sid else ""
+
+    @property
+    def until_done(self) -> bool:
+        return dict(parse_qsl(self.query)).get("until") == "done"
+
+    @property
+    def after(self) -> str:
+        """The cursor that the client brought: `Last-Event-ID` beats `?after=`; empty when it is none (`0`, `now`)."""
+        brought = value(self.headers, b"last-event-id").decode("latin-1") or dict(parse_qsl(self.query)).get(
+            "after", ""
+        )
+        return brought if "-" in brought else ""
+
+    @property
+    def repeatable(self) -> bool:
+        """Whether another node may be asked when it is not known if the first one carried it out."""
+        return self.method in ("GET", "HEAD", "OPTIONS", "PUT", "DELETE") or (
+            self.method == "POST" and bool(value(self.headers, b"idempotency-key"))
+        )
+
+    def ensure_idempotency_key(self) -> None:
+        """A POST that brings no key gets one, so that it can be repeated on another node."""
+        if self.method == "POST" and not value(self.headers, b"idempotency-key"):
+            self.headers.append((b"idempotency-key", b"i-" + random_id(24).encode()))
+
+    @property
+    def credential(self) -> str:
+        """Who asks, as a hash for counting: API key or session token, else login or session cookie; "": nobody."""
+        brought = value(self.headers, b"authorization")
+        if not brought:
+            for token in tokens(self.headers, b"sec-websocket-protocol"):
+                if token.startswith(b"bearer."):
+                    brought = token
+        if not brought:
+            for cookie in value(self.headers, b"cookie").split(b";"):
+                if cookie.strip().startswith((b"okome_login=", b"okome_s=")):
+                    brought = cookie.strip()
+                    break
+        return hashlib.sha256(brought).hexdigest()[:32] if brought else ""
+
+
+def with_query(path: str, query: str, **changes: str | None) -> str:
+    """`path?query` with parameters set, or taken out where None; the others stay in order."""
+    pairs = [(name, text) for name, text in parse_qsl(query, keep_blank_values=True) if name not in changes]
+    pairs += [(name, text) for name, text in changes.items() if text is not None]
+    return f"{path}?{urlencode(pairs)}" if pairs else path

@@ -1,0 +1,45 @@
+"""The ingress's word to a node about a request: who asks, and how it came. Signed under KV `keys/internal`.
+
+Without the key (OKOME has not made it yet) nothing is said: the node then treats the request as if it had come to it
+directly, which grants less, never more.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from broker.bus.credentials import internal_key, seal
+from broker.bus.records import now_ms
+from ingress.headers import RELAY, Field
+from ingress.request import Request
+
+INTERNAL_KEY = "internal"
+PURPOSE = "relay"
+
+
+class Trust:
+    def __init__(self, ingress: str) -> None:
+        self._ingress = ingress
+        self._key = b""
+
+    def learn(self, key: str, value: bytes | None) -> None:
+        """A change in bucket `keys`; all but the internal key are ignored."""
+        if key == INTERNAL_KEY and value is not None:
+            self._key = internal_key(value)
+
+    @property
+    def knows_key(self) -> bool:
+        return bool(self._key)
+
+    def word(self, request: Request) -> list[Field]:
+        """The relay header; made anew for every leg, since a node believes it for 30 s only."""
+        if not self._key:
+            return []
+        said: dict[str, Any] = {
+            "ingress": self._ingress,
+            "proto": request.proto,
+            "loopback": request.loopback,
+            "ip": request.ip,
+            "t": now_ms(),
+        }
+        return [(RELAY, seal(self._key, said, purpose=PURPOSE).encode())]
