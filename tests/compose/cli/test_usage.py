@@ -1,0 +1,161 @@
+"""What the command says when it is misused, and with which exit code; run as a person runs it, in a process."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+TIMEOUT = 30.0
+BUILT = ("up", "chat", "tail", "doctor", "models", "route", "drain", "keys", "role")
+NOT_BUILT = ("top", "bench", "chaos", "drafts")
+
+
+def okome(*arguments: str, home: Path, **env: str) -> subprocess.CompletedProcess[str]:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("OKOME_")}
+    return subprocess.run(
+        [sys.executable, "-P", "-m", "compose.cli.main", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+        env={**clean, "XDG_STATE_HOME": str(home), "NO_COLOR": "1", "COLUMNS": "200", **env},
+        check=False,
+    )
+
+
+def test_help_is_there_for_every_command(tmp_path: Path) -> None:
+    told = okome("--help", home=tmp_path)
+    assert told.returncode == 0
+    for command in BUILT + NOT_BUILT:
+        assert f"│ {command} " in told.stdout
+
+
+def test_help_imports_nothing_that_a_command_would_need(tmp_path: Path) -> None:
+    """Which is what makes it quick on any machine: a clock would measure the machine."""
+    heavy = ("nats", "httpx", "pydantic", "msgspec", "uvicorn", "structlog")
+    code = f"import sys, compose.cli.main; print([name for name in {heavy} if name in sys.modules])"
+    told = subprocess.run(
+        [sys.executable, "-P", "-c", code], capture_output=True, text=True, timeout=TIMEOUT, check=True
+    )
+    assert told.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("command", NOT_BUILT)
+def test_what_is_not_built_says_so_and_fails(command: str, tmp_path: Path) -> None:
+    told = okome(command, "--some-flag", "thing", home=tmp_path)
+    assert told.returncode == 1
+    assert told.stderr == f"okome: {command} is not built yet\n"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("nonsense",),
+        ("up", "--nodes", "many"),
+        ("up", "--nats", "2"),
+        ("up", "--engine", "abacus", "--port", "0"),
+        ("up", "--tls-cert", "x.pem"),
+        ("role", "cook"),
+        ("tail",),
+        ("chat", "-o", "json"),
+        ("models", "-o", "xml"),
+    ],
+)
+def test_misuse_is_exit_code_2(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    told = okome(*arguments, home=tmp_path)
+    assert told.returncode == 2, told.stderr
+    assert told.stderr
+    assert "Traceback" not in told.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments", [("models",), ("tail", "00abcdefgh"), ("chat", "--once", "hi"), ("keys", "ls"), ("drain", "node", "n")]
+)
+def test_without_a_system_they_say_how_to_get_one(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    told = okome(*arguments, home=tmp_path)
+    assert told.returncode == 1
+    assert "okome up" in told.stderr
+
+
+def test_a_system_that_does_not_answer_is_a_sentence_and_not_a_stack_trace(tmp_path: Path) -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))  # bound and not listening: refused
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        told = okome("models", "--url", url, home=tmp_path, OKOME_API_KEY="ok_whatever")
+    assert told.returncode == 1
+    assert told.stderr.startswith(f"okome: {url} does not answer")
+    assert "Traceback" not in told.stderr
+
+
+def test_the_key_of_the_last_system_is_not_sent_to_another_one(tmp_path: Path) -> None:
+    (tmp_path / "okome").mkdir()
+    (tmp_path / "okome" / "state.json").write_text(json.dumps({"url": "http://127.0.0.1:1", "api_key": "ok_secret"}))
+    told = okome("models", "--url", "http://127.0.0.1:2", home=tmp_path)
+    assert told.returncode == 1
+    assert "no API key for http://127.0.0.1:2" in told.stderr
+
+
+@pytest.mark.parametrize("engine", ["vllm", "tensorflow"])
+def test_an_engine_that_is_not_there_cannot_start(engine: str, tmp_path: Path) -> None:
+    told = okome("up", "--engine", engine, "--port", "0", home=tmp_path)
+    assert told.returncode == 3
+    assert f"engine '{engine}' is not built yet" in told.stderr
+
+
+def test_a_busy_port_is_a_clear_error_at_once(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        began = time.monotonic()
+        told = okome("up", "--engine", "scripted", "--port", str(port), home=tmp_path)
+    assert told.returncode == 3
+    assert f"127.0.0.1:{port} is in use" in told.stderr
+    assert time.monotonic() - began < TIMEOUT / 2, "nothing was started for it"
+
+
+def test_a_key_that_cannot_be_one_cannot_start(tmp_path: Path) -> None:
+    told = okome("up", "--engine", "scripted", "--port", "0", home=tmp_path, OKOME_API_KEY="pass word")
+    assert told.returncode == 3
+    assert "not an API key" in told.stderr
+    assert "pass word" not in told.stderr
+
+
+def test_the_doctor_names_every_wrong_setting_of_every_role_at_once(tmp_path: Path) -> None:
+    told = okome(
+        "doctor",
+        "-o",
+        "json",
+        home=tmp_path,
+        OKOME_NODE_RING_FRAMES="none",
+        OKOME_WORKER_THREADS="-1",
+        OKOME_CONTROL_PORT="99999",
+    )
+    assert told.returncode == 2
+    report = json.loads(told.stdout)
+    assert sorted(report["mistakes"]) == ["OKOME_CONTROL_PORT", "OKOME_NODE_RING_FRAMES", "OKOME_WORKER_THREADS"]
+
+
+def test_the_doctor_shows_effective_settings_and_never_a_secret(tmp_path: Path) -> None:
+    told = okome(
+        "doctor",
+        home=tmp_path,
+        OKOME_NODE_NATS_PASSWORD="open-sesame",
+        OKOME_NODE_NATS_URL="nats://me:open-sesame@127.0.0.1:4222",
+        OKOME_NODE_HEARTBEAT_INTERVAL="7",
+    )
+    assert told.returncode == 0, told.stdout
+    assert "OKOME_NODE_HEARTBEAT_INTERVAL=7.0\n" in told.stdout
+    assert "OKOME_NODE_NATS_PASSWORD=********\n" in told.stdout
+    assert "open-sesame" not in told.stdout
+    checked = {line.split("\t")[1] for line in told.stdout.splitlines() if "\t" in line}
+    assert {"python", "nats-server", "valkey", "engine", "open files", "port 8080", "system"} <= checked
+
+
+def test_a_role_with_wrong_settings_names_them_all(tmp_path: Path) -> None:
+    told = okome("role", "worker", home=tmp_path, OKOME_WORKER_THREADS="-1", OKOME_WORKER_SLOTS="x")
+    assert told.returncode == 2
+    assert "OKOME_WORKER_THREADS" in told.stderr
+    assert "OKOME_WORKER_SLOTS" in told.stderr
