@@ -95,6 +95,7 @@ class CreateGeneration(msgspec.Struct, frozen=True, omit_defaults=True):
     sid: str
     request: Request  # `model` may be empty: the session's, else the default
     idempotency_key: str = ""
+    warm_worker: str = ""  # who the hot cache says holds the prefix warm: a hint, used if that worker has room
 
 
 class GenerationCreated(msgspec.Struct, frozen=True):

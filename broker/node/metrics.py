@@ -18,5 +18,6 @@ tail_moves = Counter(
 )
 tails = Gauge("okome_node_tails", "Partitions followed")
 auth_failures = Counter("okome_node_auth_failures_total", "Requests refused by their credentials", ["code"])
+cache_requests = Counter("okome_node_cache_requests_total", "Questions to the hot cache", ["cache", "outcome"])
 loop_lag = Histogram("okome_node_event_loop_lag_seconds", "Delay of a timer that was due", buckets=LATENCY)
 requests = Histogram("okome_node_request_seconds", "API requests", ["status"], buckets=(*LATENCY, 5, 10))

@@ -21,6 +21,7 @@ from broker.node.access import Principal, session_of
 from broker.node.beats import Beats
 from broker.node.history import History
 from broker.node.inputs import GenerationBody, SessionBody, SessionPatch
+from broker.node.warmth import Warmth
 
 SUBMIT_TIMEOUT = 5.0
 
@@ -30,10 +31,11 @@ Kind = TypeVar("Kind", bound=msgspec.Struct)
 class Operations:
     """Stateless but for its bus. Every verb raises Refusal; BusError is turned into 503 at the edge."""
 
-    def __init__(self, bus: Bus, history: History, beats: Beats) -> None:
+    def __init__(self, bus: Bus, history: History, beats: Beats, warmth: Warmth) -> None:
         self._bus = bus
         self._history = history
         self._beats = beats
+        self._warmth = warmth
         self._sessions = Bucket(bus, "sessions")
         self._generations = Bucket(bus, "generations")
         self._models = Bucket(bus, "models")
@@ -134,7 +136,9 @@ class Operations:
         self, who: Principal, sid: str, body: GenerationBody, idempotency_key: str
     ) -> ops.GenerationCreated:
         self._known(who, sid, write=True)
-        question = ops.CreateGeneration(who.tenant, sid, body.request(), _own(who, idempotency_key))
+        request = body.request()
+        warm = await self._warmth.holder(request, sid)
+        question = ops.CreateGeneration(who.tenant, sid, request, _own(who, idempotency_key), warm)
         payload = len(msgspec.json.encode(question))
         if payload > self._bus.max_payload - 64 * 1024:
             raise Refusal("too_large", f"a request of {payload} bytes is more than the bus takes")

@@ -29,12 +29,13 @@ class Added(Enum):
 class Ring:
     """One session's ring. `floor` is None while nothing is known of the session."""
 
-    __slots__ = ("sid", "floor", "chain", "worker", "size", "_frames", "_events", "_limit", "_incarnation")
+    __slots__ = ("sid", "floor", "chain", "model", "worker", "size", "_frames", "_events", "_limit", "_incarnation")
 
     def __init__(self, sid: str, incarnation: str, limit: int) -> None:
         self.sid = sid
         self.floor: int | None = None
         self.chain = Chain()
+        self.model = ""  # of the last generation whose start this ring saw
         self.worker = ""  # who runs the open generation, as far as this ring saw
         self.size = 0  # bytes
         self._frames: list[int] = []  # sequences, parallel to _events
@@ -72,7 +73,9 @@ class Ring:
         except ChainBroken:
             return Added.BROKEN
         if frame.type == START or frame.type == ATTEMPT:
-            self.worker = frame.fields().get("worker", "")
+            said = frame.fields()
+            self.worker = said.get("worker", "")
+            self.model = said.get("model", self.model)
         self._frames.append(frame.seq)
         self._events.append(of_frame(frame, self._incarnation))
         self.size += len(frame.data) + OVERHEAD

@@ -18,6 +18,7 @@ from broker.node import api, metrics
 from broker.node.access import Access
 from broker.node.app import App
 from broker.node.beats import Beats
+from broker.node.cache import HotCache
 from broker.node.history import History
 from broker.node.operations import Operations
 from broker.node.presence import Presence
@@ -25,6 +26,7 @@ from broker.node.settings import NodeSettings
 from broker.node.tails import Tails
 from broker.node.viewers import Viewers, queued
 from broker.node.waiting import Waiting
+from broker.node.warmth import Warmth
 
 log = structlog.get_logger("node")
 
@@ -50,11 +52,15 @@ async def main(settings: NodeSettings, stop: asyncio.Event) -> None:
         stack.push_async_callback(bus.close)
         access = Access(settings.origins, settings.trust_loopback)
         history = History(bus)
-        tails = Tails(bus, settings)
+        cache = HotCache(settings.redis_url)
+        stack.push_async_callback(cache.close)
+        warmth = Warmth(cache)
+        stack.push_async_callback(warmth.close)
+        tails = Tails(bus, settings, warmth.ended)
         stack.push_async_callback(tails.close)
         viewers = Viewers(bus, tails, history, access, settings, node)
         beats = Beats(bus)
-        operations = Operations(bus, history, beats)
+        operations = Operations(bus, history, beats, warmth)
         app = App(
             api.build(operations, access, Waiting(viewers), tails, settings),
             access,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, Protocol
 
 import structlog
@@ -40,7 +40,9 @@ class Reader(Protocol):
 class Tail:
     """One partition. `lost` says why it cannot be trusted now, "" while it can."""
 
-    def __init__(self, bus: Bus, partition: str, settings: NodeSettings) -> None:
+    def __init__(
+        self, bus: Bus, partition: str, settings: NodeSettings, on_ended: Callable[[Ring], None] = lambda ring: None
+    ) -> None:
         self.partition = partition
         self.stream = log_stream(partition)
         self.incarnation = ""
@@ -49,6 +51,7 @@ class Tail:
         self.idle_since = 0.0  # loop time since which nobody reads
         self._bus = bus
         self._settings = settings
+        self._on_ended = on_ended  # a generation of a session that somebody reads has ended
         self._rings: OrderedDict[str, Ring] = OrderedDict()  # least recently written first
         self._bytes = 0
         self._readers: dict[str, set[Reader]] = {}
@@ -164,6 +167,8 @@ class Tail:
                 if readers:
                     for reader in readers:
                         reader.wake()
+                    if frame.terminal:
+                        self._on_ended(self._rings[sid])
             case Added.OLD:
                 pass
             case Added.HOLE:

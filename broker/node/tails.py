@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 from broker.bus.errors import BusError, BusUnavailable, StoreRejected
 from broker.bus.log import STREAM_NOT_FOUND
 from broker.bus.nats import Bus
 from broker.node import metrics
+from broker.node.ring import Ring
 from broker.node.settings import NodeSettings
 from broker.node.tail import Tail
 
@@ -15,9 +17,10 @@ from broker.node.tail import Tail
 class Tails:
     """Give out started tails; `sweep` stops those that nobody has read for a while."""
 
-    def __init__(self, bus: Bus, settings: NodeSettings) -> None:
+    def __init__(self, bus: Bus, settings: NodeSettings, on_ended: Callable[[Ring], None] = lambda ring: None) -> None:
         self._bus = bus
         self._settings = settings
+        self._on_ended = on_ended
         self._tails: dict[str, Tail] = {}
         self._starting: dict[str, asyncio.Task[Tail]] = {}
 
@@ -52,7 +55,7 @@ class Tails:
         self._tails.clear()
 
     async def _start(self, partition: str) -> Tail:
-        tail = Tail(self._bus, partition, self._settings)
+        tail = Tail(self._bus, partition, self._settings, self._on_ended)
         try:
             await tail.start()
         except BaseException as error:
