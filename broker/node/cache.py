@@ -70,7 +70,8 @@ class HotCache:
         if self._redis is not None and self._breaker.allows(now := asyncio.get_running_loop().time()):
             try:
                 async with asyncio.timeout(CALL_TIMEOUT):
-                    found = await self._redis.get(f"{PREFIX}:{kind.value}:{key}")
+                    value = await self._redis.get(f"{PREFIX}:{kind.value}:{key}")
+                found = value.encode() if isinstance(value, str) else value
                 self._breaker.succeeded()
                 outcome = "miss" if found is None else "hit"
             except (RedisError, OSError, TimeoutError) as error:
