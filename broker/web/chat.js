@@ -7,7 +7,7 @@ import { TurnView, conversationRow, h } from './view.js';
 import { SCRIPTED_EXAMPLE, connectionState, duration, rate, refusal, titleOf } from './words.js';
 
 const $ = (id) => document.getElementById(id);
-const ui = Object.fromEntries(['app', 'side', 'shade', 'menu', 'side-close', 'new-chat', 'conversations', 'no-conversations', 'title', 'rename', 'rename-form',
+const ui = Object.fromEntries(['app', 'side', 'main', 'shade', 'menu', 'side-close', 'new-chat', 'conversations', 'no-conversations', 'title', 'rename', 'rename-form',
   'rename-input', 'conn', 'conn-state', 'scroll', 'welcome', 'ideas', 'messages', 'latest', 'error', 'error-text', 'error-close', 'form', 'composer', 'model',
   'stop', 'send', 'served-by', 'epoch', 'ttft', 'rate', 'stats', 'login', 'login-form', 'login-key', 'login-error'].map((id) => [id.replace(/-(\w)/g, (_, c) => c.toUpperCase()), $(id)]));
 
@@ -90,16 +90,16 @@ function open(sid, push) {
   ui.messages.replaceChildren();
   sayNothing();
   showSide(false);
-  if (sid) follow(here, undefined);
+  if (sid) follow(here);
   else showConnection('idle');
   drawList();
   draw();
   if (matchMedia('(hover: hover)').matches) ui.composer.focus();
 }
 
-function follow(view, token) {
+function follow(view, after) {
   view.stream = connect(view.sid, {
-    token,
+    after,
     drafts: new URLSearchParams(location.search).has('drafts'),
     renew: () => renew(view.sid),
     onEvent: (event) => view === here && heard(view, event),
@@ -154,9 +154,10 @@ async function send(prompt) {
       const session = await authorised(() => createSession({ model, title: titleOf(prompt, model) }));
       view.sid = session.session_id;
       if (view === here) history.pushState(null, '', `/c/${view.sid}`);
-      follow(view, undefined);
+      follow(view);
       refreshList();
     }
+    if (view.stream.state === 'closed') follow(view, view.stream.cursor);
     const { generation_id: id } = await view.stream.generate({ prompt, model });
     talk.accept(view.conversation, turn, id);
     if (view.stopWanted) await view.stream.cancel(id);
@@ -324,7 +325,9 @@ function modelChosen() {
 }
 
 function showSide(shown) {
+  if (!shown && ui.side.classList.contains('shown')) ui.menu.focus();
   ui.side.classList.toggle('shown', shown);
+  ui.main.inert = shown; // on a narrow screen the list lies over it
   ui.shade.hidden = !shown;
   ui.menu.setAttribute('aria-expanded', String(shown));
   if (shown) ui.sideClose.focus();
@@ -369,7 +372,7 @@ ui.composer.addEventListener('keydown', (event) => {
   send(ui.composer.value);
 });
 document.addEventListener('keydown', (event) => {
-  if (event.key !== 'Escape') return;
+  if (event.key !== 'Escape' || event.isComposing) return;
   if (ui.side.classList.contains('shown')) showSide(false);
   else if (!ui.renameForm.hidden) showRename(false);
   else stop();

@@ -49,8 +49,11 @@ export function blocks(text) {
 
 const SPAN = /(`+)([^`](?:.*?[^`])?)\1(?!`)|\*\*(?=\S)(.+?)(?<=\S)\*\*|\*(?=[^\s*])([^*\n]+?)(?<=\S)\*|\[([^\]\n]+)\]\((https?:\/\/[^\s)]+)\)/;
 
-/** One line's spans `{type: text | code | strong | emphasis | link, text, href?}`; only http(s) links are links. */
+const LONGEST = 8_000; // characters; looking for pairs in more costs more than they are worth
+
+/** A block's spans `{type: text | code | strong | emphasis | link, text, href?}`; only http(s) links are links. */
 export function spans(text) {
+  if (text.length > LONGEST) return [{ type: 'text', text }];
   const result = [];
   for (let rest = text; rest;) {
     const match = SPAN.exec(rest);

@@ -26,7 +26,7 @@ export function icon(name) {
 
 /** One turn on the page: what was asked, the answer as it grows, how it ended. Draws again only the blocks that changed. */
 export class TurnView {
-  #drawn = []; // [{source, open, element}]
+  #drawn = []; // [{block, element}]
   #asked = null;
 
   constructor(turn, { retry }) {
@@ -78,11 +78,11 @@ export class TurnView {
     const wanted = blocks(this.turn.text);
     wanted.forEach((block, at) => {
       const drawn = this.#drawn[at];
-      if (drawn?.source === block.source && drawn.type === block.type && drawn.open === block.open) return;
-      const element = drawBlock(block);
-      if (drawn) drawn.element.replaceWith(element);
-      else this.answer.append(element);
-      this.#drawn[at] = { source: block.source, type: block.type, open: block.open, element };
+      if (drawn && drawn.block.source === block.source && drawn.block.type === block.type && drawn.block.open === block.open) return;
+      const element = (drawn && grow(drawn, block)) ?? drawBlock(block);
+      if (!drawn) this.answer.append(element);
+      else if (element !== drawn.element) drawn.element.replaceWith(element);
+      this.#drawn[at] = { block, element };
     });
     for (const { element } of this.#drawn.splice(wanted.length)) element.remove();
     if (!this.turn.draft) return;
@@ -90,6 +90,33 @@ export class TurnView {
     const last = this.answer.lastElementChild;
     (last?.tagName === 'P' ? last : this.answer).append(this.draft);
   }
+}
+
+/** Lets a block grow in place, so that what a reader has selected stays selected; null where it must be drawn anew. */
+function grow({ block: old, element }, block) {
+  if (old.type !== block.type || old.language !== block.language) return null;
+  if (block.type === 'code') {
+    growText(element.querySelector('code'), old.text, block.text);
+    element.querySelector('button').replaceWith(copyButton('Copy code', () => block.text));
+    return element;
+  }
+  if (block.type !== 'paragraph') return null;
+  const before = spans(old.text);
+  const after = spans(block.text);
+  let same = 0;
+  while (same < before.length && same < after.length && before[same].type === after[same].type && before[same].text === after[same].text) same += 1;
+  if (before[same]?.type === 'text' && after[same]?.type === 'text' && after[same].text.startsWith(before[same].text)) {
+    element.childNodes[same].appendData(after[same].text.slice(before[same].text.length));
+    same += 1;
+  }
+  while (element.childNodes.length > same) element.lastChild.remove();
+  element.append(...after.slice(same).map(drawSpan));
+  return element;
+}
+
+function growText(element, before, after) {
+  if (element.firstChild && after.startsWith(before)) element.firstChild.appendData(after.slice(before.length));
+  else element.textContent = after;
 }
 
 function drawBlock(block) {
@@ -109,18 +136,20 @@ function drawBlock(block) {
 
 const SPANS = { code: 'code', strong: 'strong', emphasis: 'em' };
 
-const inline = (text) => spans(text).map((span) => {
-  if (span.type === 'link') return h('a', { href: span.href, target: '_blank', rel: 'noopener noreferrer' }, span.text);
-  return SPANS[span.type] ? h(SPANS[span.type], {}, span.text) : document.createTextNode(span.text);
-});
+const inline = (text) => spans(text).map(drawSpan);
+
+function drawSpan({ type, text, href }) {
+  if (type === 'link') return h('a', { href, target: '_blank', rel: 'noopener noreferrer' }, text);
+  return SPANS[type] ? h(SPANS[type], {}, text) : document.createTextNode(text);
+}
 
 function copyButton(label, text) {
-  const button = h('button', { type: 'button', class: 'copy', 'aria-label': label, title: label }, icon('copy'));
+  const button = h('button', { type: 'button', class: 'copy', 'aria-label': label, title: label, hidden: !navigator.clipboard }, icon('copy')); // only secure origins have one
   button.addEventListener('click', async () => {
     try {
       await navigator.clipboard.writeText(text());
     } catch {
-      return; // the browser denies the clipboard (no secure origin): the text can still be selected
+      return; // denied by the person or the browser: the text can still be selected
     }
     button.replaceChildren(icon('check'));
     setTimeout(() => button.replaceChildren(icon('copy')), 1500);

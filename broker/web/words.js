@@ -24,7 +24,7 @@ const REFUSALS = {
 export function refusal({ code, message, param }, waitMs = null) {
   const known = REFUSALS[code];
   const what = known ?? (message ? sentence(message) : 'Something went wrong.');
-  const detail = code === 'malformed' && param && !what.includes(param) ? ` (${param})` : '';
+  const detail = code === 'malformed' && param && !what.toLowerCase().includes(param.toLowerCase()) ? ` (${param})` : '';
   return `${what}${detail}${waitMs === null ? '' : ` Try again in ${SECONDS(waitMs)} s.`}`;
 }
 

@@ -36,6 +36,16 @@ test('spans: code, strong, emphasis, http links', () => {
     { type: 'emphasis', text: 'e' }, { type: 'text', text: ' ' }, { type: 'link', text: 'f', href: 'https://g.h/i' }]);
 });
 
+test('a text of any length is looked through in no time', () => {
+  for (const hard of ['**a '.repeat(20_000), '`'.repeat(20_000), '*a'.repeat(20_000), '[x]('.repeat(20_000), '``a` '.repeat(20_000)]) {
+    for (const text of [hard, hard.slice(0, 8_000)]) {
+      const before = performance.now();
+      for (const { text: inner } of blocks(text)) spans(inner ?? '');
+      assert.ok(performance.now() - before < 500, `${hard.slice(0, 8)} took ${performance.now() - before} ms`);
+    }
+  }
+});
+
 test('refusals are sentences, with the time to wait', () => {
   assert.equal(refusal({ code: 'overloaded' }, 7200), 'Every worker is busy right now. Try again in 8 s.');
   assert.equal(refusal({ code: 'malformed', message: 'tokens must be a number', param: 'prompt.tokens' }), 'Tokens must be a number. (prompt.tokens)');
