@@ -21,7 +21,7 @@ from compose.up.probe import Probe
 
 PROBE_INTERVAL = 0.05
 LONGEST_PROBE_INTERVAL = 0.4
-CHILDREN_INTERVAL = 1.0
+ENGINES_INTERVAL = 1.0
 
 
 class State(StrEnum):
@@ -32,10 +32,9 @@ class State(StrEnum):
     STOPPED = "stopped"
 
 
-class Offspring(NamedTuple):
-    """A process that a part started, as the part tells it: a worker's engine."""
+class EngineProcess(NamedTuple):
+    """A worker's engine process, as the worker tells of it."""
 
-    role: str
     id: str
     pid: int
     restarts: int
@@ -53,7 +52,7 @@ class StartFailed(Exception):
 
 
 class Keeper:
-    """Keeps one part. `on_change(keeper)` is called after every move and when its offspring changed."""
+    """Keeps one part. `on_change(keeper)` is called after every move and when its engines changed."""
 
     def __init__(
         self,
@@ -70,7 +69,7 @@ class Keeper:
         self.restarts = 0
         self.took = 0.0
         """Seconds from its last start to ready."""
-        self.offspring: tuple[Offspring, ...] = ()
+        self.engines: tuple[EngineProcess, ...] = ()
         self.last_end = ""
         self.log_file = logs / f"{part.id if part.id.startswith(part.role) else f'{part.role}-{part.id}'}.log"
         self._probe = probe
@@ -81,7 +80,7 @@ class Keeper:
         self._ready_at = 0.0
         self._stopping = asyncio.Event()
         self._spawning = asyncio.Lock()  # so that nothing is started behind the back of `stop`
-        self._seen: dict[str, Offspring] = {}
+        self._seen: dict[str, EngineProcess] = {}
 
     @property
     def pid(self) -> int:
@@ -126,8 +125,8 @@ class Keeper:
             # Whoever cancels a start ends the part by `stop`, which needs the child as it is.
             ended.cancel()
             raise
-        if self.part.reports_children:
-            self._take_offspring(await self._probe.children(self.part.reports_children))
+        if self.part.tells_engines:
+            self._take_engines(await self._probe.engines(self.part.tells_engines))
         self._ready_at = loop.time()
         self.took = self._ready_at - began
         self._move(State.READY)
@@ -141,7 +140,7 @@ class Keeper:
             if self._stopping.is_set():
                 return
             self.last_end = describe(status)
-            self.offspring = ()
+            self.engines = ()
             deaths = restart.deaths_in_a_row(deaths, loop.time() - self._ready_at)
             self._move(State.DEAD)
             while self._restarting:
@@ -187,9 +186,9 @@ class Keeper:
         return by_itself
 
     async def _bury(self, deadline: float, hurry: asyncio.Event) -> None:
-        """Offspring ends with its parent by itself; what did not by the deadline is killed."""
+        """Engines end with their worker by themselves; what did not by the deadline is killed."""
         loop = asyncio.get_running_loop()
-        left = [one.pid for one in self.offspring]
+        left = [one.pid for one in self.engines]
         # Nothing tells of the end of another's child, so this one looks.
         while (left := [pid for pid in left if alive(pid)]) and loop.time() < deadline:
             if hurry.is_set():
@@ -198,30 +197,30 @@ class Keeper:
         for pid in left:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        self.offspring = ()
+        self.engines = ()
 
     async def _wait_watching(self, child: Child) -> int:
-        """Its exit status; meanwhile its offspring is asked for, because a worker restarts an engine by itself."""
+        """Its exit status; meanwhile its engines are asked for, because a worker restarts an engine by itself."""
         ended = asyncio.create_task(child.wait())
         try:
-            while self.part.reports_children and not ended.done():
-                await asyncio.wait([ended], timeout=CHILDREN_INTERVAL)
-                if not ended.done() and self._take_offspring(await self._probe.children(self.part.reports_children)):
+            while self.part.tells_engines and not ended.done():
+                await asyncio.wait([ended], timeout=ENGINES_INTERVAL)
+                if not ended.done() and self._take_engines(await self._probe.engines(self.part.tells_engines)):
                     self._on_change(self)
             return await ended
         finally:
             ended.cancel()
 
-    def _take_offspring(self, told: list[dict[str, Any]]) -> bool:
+    def _take_engines(self, told: list[dict[str, Any]]) -> bool:
         """Says whether anything changed. No answer changes nothing."""
         now = []
-        for child in told:
-            role, name, pid = str(child.get("role", "engine")), str(child.get("id", "engine")), int(child["pid"])
+        for engine in told:
+            name, pid = f"{self.part.id}-{engine.get('id', 'engine')}", int(engine["pid"])
             old = self._seen.get(name)
-            now.append(Offspring(role, name, pid, old.restarts + (old.pid != pid) if old else 0))
-        if not now or tuple(now) == self.offspring:
+            now.append(EngineProcess(name, pid, old.restarts + (old.pid != pid) if old else 0))
+        if not now or tuple(now) == self.engines:
             return False
-        self.offspring = tuple(now)
+        self.engines = tuple(now)
         self._seen.update((one.id, one) for one in now)
         return True
 

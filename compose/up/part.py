@@ -20,8 +20,8 @@ class Part:
     env: Mapping[str, str] = field(default_factory=dict)
     url: str | None = None
     metrics: str | None = None
-    reports_children: str | None = None
-    """Where its child processes can be asked for: an http URL that answers `{"children": [{role, id, pid}]}`."""
+    tells_engines: str | None = None
+    """Where a worker tells of its engine processes: an http URL that answers `{"engines": [{id, pid}]}`."""
 
     def __post_init__(self) -> None:
         if self.role not in STOP_ORDER:

@@ -30,16 +30,16 @@ class Probe:
             return str(error) or type(error).__name__
         return None if answer.status_code == 200 else f"{answer.status_code} {answer.text[:200].strip()}"
 
-    async def children(self, url: str) -> list[dict[str, Any]]:
-        """What a part says about its child processes; empty when it does not answer now: it will be asked again."""
+    async def engines(self, url: str) -> list[dict[str, Any]]:
+        """The engine processes that a worker tells of; none when it does not answer now: it will be asked again."""
         try:
             answer = await self._http.get(url)
             answer.raise_for_status()
             told = answer.json()
         except (httpx.HTTPError, ValueError):
             return []
-        children = told.get("children") if isinstance(told, dict) else None
-        return [c for c in children or [] if isinstance(c, dict) and isinstance(c.get("pid"), int)]
+        engines = told.get("engines") if isinstance(told, dict) else None
+        return [one for one in engines or [] if isinstance(one, dict) and isinstance(one.get("pid"), int)]
 
     async def _redis(self, url: str) -> str | None:
         where = urlsplit(url)

@@ -35,8 +35,8 @@ def describe(
             }
         )
         processes += [
-            {"role": one.role, "id": one.id, "pid": one.pid, "restarts": one.restarts, "url": None, "metrics": None}
-            for one in keeper.offspring
+            {"role": "engine", "id": one.id, "pid": one.pid, "restarts": one.restarts, "url": None, "metrics": None}
+            for one in keeper.engines
         ]
     return {
         "url": url,

@@ -66,7 +66,7 @@ def part(
         env=env,
         url=url,
         metrics=f"{url}/metrics",
-        reports_children=f"{url}/version" if role == "worker" else None,
+        tells_engines=f"{url}/version" if role == "worker" else None,
     )
 
 

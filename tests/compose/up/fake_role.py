@@ -28,8 +28,8 @@ class Face(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         ready = "late" not in FAULTS
-        told = [{"role": "engine", "id": f"engine-{n}", "pid": one.pid} for n, one in enumerate(self.children)]
-        body = json.dumps({"children": told}) if self.path == "/version" else "ok" if ready else "still dreaming"
+        told = [{"id": "model", "pid": one.pid} for one in self.children]
+        body = json.dumps({"engines": told}) if self.path == "/version" else "ok" if ready else "still dreaming"
         self.send_response(200 if ready or self.path == "/version" else 503)
         self.send_header("content-length", str(len(body)))
         self.end_headers()

@@ -29,7 +29,7 @@ def fake(ports: Ports, role: str, *faults: str) -> Part:
         argv=(sys.executable, "-S", str(FAKE), str(port), str(os.getpid()), *faults),
         probe=f"{url}/readyz",
         env=dict(os.environ),
-        reports_children=f"{url}/version" if role == "worker" else None,
+        tells_engines=f"{url}/version" if role == "worker" else None,
     )
 
 
@@ -44,7 +44,7 @@ async def main(directory: Path) -> None:
         async with Supervisor(stages, logs=data.logs, probe=probe, on_change=lambda _: None) as supervisor:
             await supervisor.start()
             pids = {keeper.part.id: keeper.pid for keeper in supervisor.keepers}
-            pids |= {one.id: one.pid for keeper in supervisor.keepers for one in keeper.offspring}
+            pids |= {one.id: one.pid for keeper in supervisor.keepers for one in keeper.engines}
             sys.stdout.write(json.dumps(pids) + "\n")
             sys.stdout.flush()
             await stop.wait()

@@ -51,7 +51,7 @@ def host(tmp_path: Path) -> Iterator[Host]:
 
 
 def test_a_killed_supervisor_leaves_nothing_running(host: Host) -> None:
-    assert sorted(host.pids) == ["engine-0", "nats-1", "node-1", "redis-1", "worker-1"]
+    assert sorted(host.pids) == ["nats-1", "node-1", "redis-1", "worker-1", "worker-1-model"]
     host.process.kill()
     assert host.left() == []
 

@@ -62,7 +62,7 @@ def fake(ports: Ports, role: str, *faults: str, name: str = "", **env: str) -> P
         env={**os.environ, **env},
         url=url,
         metrics=f"{url}/metrics",
-        reports_children=f"{url}/version" if role == "worker" else None,
+        tells_engines=f"{url}/version" if role == "worker" else None,
     )
 
 
@@ -162,12 +162,12 @@ async def test_an_engine_is_known_by_its_worker_and_ends_with_it(tmp_path: Path,
     async with supervising(tmp_path, [[fake(ports, "worker", "engine")]]) as (supervisor, moves):
         await supervisor.start()
         (worker,) = supervisor.keepers
-        (engine,) = worker.offspring
-        assert (engine.role, engine.restarts) == ("engine", 0)
+        (engine,) = worker.engines
+        assert (engine.id, engine.restarts) == ("worker-1-model", 0)
         assert alive(engine.pid)
         os.kill(worker.pid, signal.SIGKILL)
         await moves.until(lambda: worker.restarts == 1 and worker.state is State.READY)
-        (second,) = worker.offspring
+        (second,) = worker.engines
         assert second.pid != engine.pid
         assert second.restarts == 1
     assert not alive(engine.pid)
