@@ -1,0 +1,89 @@
+"""Admission: overload is told when a generation is asked for, never later."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Sequence
+
+from broker.bus.errors import Refusal
+from broker.bus.nats import Bus
+from broker.bus.operations import Explain, Route
+from broker.bus.records import Message
+from broker.bus.subjects import JOBS_STREAM, encode, job_subject, partition_of
+from broker.bus.warmth import wanted
+from control.fresh import Fresh
+from control.pulse import Pulse
+from control.routing import Capacity, Lane, capacity, choose_lane
+
+FRESH = 0.1  # seconds that a look at the queue is used
+
+
+class Admission:
+    """How much waits, how much can be taken, and what this replica let in since it looked."""
+
+    def __init__(self, bus: Bus, pulse: Pulse) -> None:
+        self._bus = bus
+        self._pulse = pulse
+        self._backlog = Fresh(self._ask, FRESH)
+        self._coming: dict[str, int] = {}  # model -> places held by jobs that are not in the queue yet
+        self._since: dict[str, int] = {}  # model -> jobs put into the queue since it was looked at
+        self._sent: dict[str, tuple[int, int]] = {}  # worker -> time of its beat, jobs put into its lane since
+
+    @contextlib.asynccontextmanager
+    async def place(self, model: str) -> AsyncIterator[int]:
+        """Hold a place while a job is put into the queue; yields how many jobs of the model are before it.
+
+        Raises Refusal: `unavailable` where no worker of the model was seen lately, `overloaded` where all are full;
+        and BusError.
+        """
+        waiting = await self._backlog.get(model)
+        offered = self._offered(model)
+        if not offered.workers:
+            raise Refusal("unavailable", f"no worker runs {model} now", retry_after=2)
+        before = waiting + self._since.get(model, 0) + self._coming.get(model, 0)
+        if before >= offered.total:
+            raise Refusal("overloaded", f"all workers of {model} are busy and their queues full", retry_after=1)
+        # Nothing was awaited since the numbers were added: nobody else took the same place meanwhile.
+        self._coming[model] = self._coming.get(model, 0) + 1
+        try:
+            yield before
+            self._since[model] = self._since.get(model, 0) + 1
+        finally:
+            self._coming[model] -= 1
+
+    def has_choice(self, model: str) -> bool:
+        """Whether it matters which worker is asked."""
+        return sum(1 for beat in self._pulse.workers(1.0).values() if model in beat.models) > 1
+
+    def lane(self, model: str, context: Sequence[Message]) -> Lane:
+        """Where a request with this whole context should go; counted as sent there."""
+        beats = self._pulse.workers(1.0)
+        sent = {name: count for name, (at, count) in self._sent.items() if name in beats and beats[name].t == at}
+        lane = choose_lane(model, wanted(model, context), beats, sent)
+        if lane.worker:
+            self._sent[lane.worker] = (beats[lane.worker].t, sent.get(lane.worker, 0) + 1)
+        return lane
+
+    async def explain(self, question: Explain, context: Sequence[Message]) -> Route:
+        """What would happen to a generation of this model with this context, were it asked for now."""
+        lane = choose_lane(question.model, wanted(question.model, context), self._pulse.workers(1.0), {})
+        offered = self._offered(question.model)
+        return Route(
+            model=question.model,
+            subject=job_subject(question.model, lane.worker or None),
+            worker=lane.worker,
+            reason=lane.reason if offered.workers else "no worker runs this model now",
+            partition=partition_of(question.sid),
+            waiting=max(0, await self._backlog.get(question.model) - offered.slots),
+            capacity=offered.total,
+            workers=offered.workers,
+        )
+
+    def _offered(self, model: str) -> Capacity:
+        return capacity(model, self._pulse.workers())
+
+    async def _ask(self, model: str) -> int:
+        self._since[model] = 0  # what is put there from here on may not be in the answer
+        filtered = f"job.{encode(model)}.>"
+        answer = await self._bus.api(f"STREAM.INFO.{JOBS_STREAM}", {"subjects_filter": filtered})
+        return sum((answer["state"].get("subjects") or {}).values())

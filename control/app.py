@@ -1,0 +1,135 @@
+"""One OKOME replica: its parts, in the order in which they start and, reversed, end."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack
+
+import structlog
+
+from broker.bus.errors import BusError, OkomeError
+from broker.bus.health import Health, serve
+from broker.bus.nats import Bus
+from broker.bus.subjects import random_id
+from broker.bus.version import VERSION
+from control.admission import Admission
+from control.endings import Endings
+from control.floors import keep_floors
+from control.generations import Generations
+from control.idempotency import Once
+from control.keyring import Keyring
+from control.logins import Logins
+from control.models import Models
+from control.open_generations import OpenGenerations
+from control.partitions import Partitions
+from control.provisioning import provision
+from control.pulse import Pulse
+from control.service import DESCRIPTION, NAME, endpoints
+from control.sessions import Sessions
+from control.settings import ControlSettings
+from control.streams import partitions
+from control.sweeper import Sweeper
+
+HEALTH_INTERVAL = 0.25
+
+log = structlog.get_logger("control")
+
+
+class Okome:
+    """One replica. `start`, then `run` until cancelled; `close` ends what was started, the bus last."""
+
+    def __init__(self, settings: ControlSettings) -> None:
+        self.settings = settings
+        self.id = settings.id or random_id(8)
+        self.health = Health("control", self.id)
+        self.port = 0
+        self._stack = AsyncExitStack()
+
+    async def start(self) -> None:
+        """Ready to be asked when it returns. Raises BusError, and OSError where the port is taken."""
+        settings = self.settings
+        self.port = await self._stack.enter_async_context(serve(self.health, settings.host, settings.port))
+        self.bus = bus = await Bus.connect(
+            settings.nats_url,
+            f"okome-{self.id}",
+            user=settings.nats_user,
+            password=settings.nats_password.get_secret_value(),
+        )
+        self._stack.push_async_callback(bus.close)
+        self.health.set("starting", "making streams and buckets")
+        await provision(bus, settings)
+        self.partitions = partitions(settings)
+        await keep_floors(bus, self.partitions)
+        self.keyring = Keyring(bus)
+        await self.keyring.open(settings.api_key.get_secret_value())
+        await self._start_parts(bus)
+        self.health.set("starting", None)
+        log.info("control.started", id=self.id, port=self.port, version=VERSION, partitions=len(self.partitions))
+
+    async def _start_parts(self, bus: Bus) -> None:
+        settings = self.settings
+        self.pulse = Pulse(bus, self.id)
+        opened = OpenGenerations(bus)
+        models = Models(bus, settings.default_model)
+        for part in (self.pulse, opened, models):
+            self._stack.push_async_callback(part.close)
+            await part.start()
+        logs = Partitions(bus, self.partitions)
+        once = Once(bus)
+        endings = Endings(bus, self.pulse.name)
+        sessions = Sessions(bus, settings, self.keyring, once, models, logs, self.pulse)
+        logins = Logins(bus, settings, self.keyring, sessions)
+        generations = Generations(bus, once, models, logs, Admission(bus, self.pulse), endings)
+        self.sweeper = Sweeper(bus, settings, self.pulse, opened, endings)
+        operations = endpoints(self.id, self.keyring, sessions, logins, generations, endings)
+        service = await bus.serve(NAME, VERSION, DESCRIPTION, operations)
+        self._stack.push_async_callback(service.close)
+
+    async def run(self) -> None:
+        """Beat, sweep, and keep what was provisioned, until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self.pulse.run(), name="pulse")
+            group.create_task(self.sweeper.run(), name="sweeper")
+            group.create_task(self._reconcile(), name="reconcile")
+            group.create_task(self._tell_health(), name="health")
+
+    async def close(self) -> None:
+        """Stop answering, let what runs finish, end. Idempotent."""
+        self.health.set("draining", "asked to end")
+        await self._stack.aclose()
+
+    async def _reconcile(self) -> None:
+        """What somebody removed comes back, and a log that lost its end gets another incarnation."""
+        while True:
+            await asyncio.sleep(self.settings.reconcile_interval)
+            try:
+                if self.pulse.active():
+                    await provision(self.bus, self.settings, timeout=self.settings.reconcile_interval)
+                    await keep_floors(self.bus, self.partitions)
+                await self.keyring.open(self.settings.api_key.get_secret_value())
+            except BusError as error:
+                log.info("reconcile.put_off", error=repr(error))
+
+    async def _tell_health(self) -> None:
+        while True:
+            self.health.set("nats", None if self.bus.round_trip_ok else "NATS does not answer")
+            await asyncio.sleep(HEALTH_INTERVAL)
+
+
+async def main(settings: ControlSettings, stop: asyncio.Event) -> None:
+    """Serve until `stop` is set, then drain and return."""
+    okome = Okome(settings)
+    try:
+        await okome.start()
+        running = asyncio.create_task(okome.run(), name="okome")
+        stopped = asyncio.create_task(stop.wait(), name="stop")
+        await asyncio.wait({running, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        log.info("control.stopping", id=okome.id)
+        failed = running.done() and not running.cancelled()
+        for task in (running, stopped):
+            task.cancel()
+        await asyncio.gather(running, stopped, return_exceptions=True)
+        if failed:
+            raise OkomeError("a part of OKOME ended by itself") from running.exception()
+    finally:
+        await okome.close()

@@ -1,0 +1,90 @@
+"""Floors: noticing that a log is not the one it was, and saying so by a new incarnation.
+
+A log whose last sequence is below what was seen before was restored or lost its end: old cursors name other frames
+now. What to do is decided in `decide`, which is pure; the floor in KV `secrets` is what was decided, and the stream
+follows it, so that replicas that decide at once agree (compare-and-set), and half a change is finished by the next.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import msgspec
+import structlog
+
+from broker.bus.errors import BucketConflict
+from broker.bus.kv import Bucket
+from broker.bus.log import StreamInfo, stream_info
+from broker.bus.nats import Bus
+from broker.bus.subjects import log_stream
+from control.abreast import abreast
+from control.streams import new_incarnation
+
+ABREAST = 8
+
+log = structlog.get_logger("control")
+
+
+class Floor(msgspec.Struct, frozen=True):
+    """KV `secrets`, key `floor.<pp>`. `replaces`: what the stream is still called if a change is half done."""
+
+    seq: int
+    incarnation: str
+    replaces: str = ""
+
+
+class Decision(NamedTuple):
+    """What to write: a new floor, or None; the incarnation the stream must get, or ""."""
+
+    floor: Floor | None
+    incarnation: str
+
+
+def decide(floor: Floor | None, stream: StreamInfo, fresh: str) -> Decision:
+    """`floor` was read before `stream`: then a healthy stream is never below it. `fresh` is a new incarnation."""
+    if floor is not None and stream.incarnation == floor.replaces and floor.replaces:
+        return Decision(None, floor.incarnation)
+    if floor is not None and stream.incarnation == floor.incarnation and stream.last_seq < floor.seq:
+        return Decision(Floor(stream.last_seq, fresh, floor.incarnation), fresh)
+    if floor is None or stream.incarnation != floor.incarnation or stream.last_seq > floor.seq:
+        # A stream with an incarnation of its own was made anew; that one counts.
+        return Decision(Floor(stream.last_seq, stream.incarnation), "")
+    return Decision(None, "")
+
+
+async def keep_floors(bus: Bus, partitions: list[str]) -> None:
+    """One look at every partition. Raises BusError."""
+    secrets = Bucket(bus, "secrets")
+
+    async def one(partition: str) -> None:
+        await _keep(bus, secrets, partition)
+
+    await abreast(ABREAST, one, partitions)
+
+
+async def _keep(bus: Bus, secrets: Bucket, partition: str) -> None:
+    key = f"floor.{partition}"
+    entry = await secrets.get(key)
+    floor = msgspec.json.decode(entry.value, type=Floor) if entry else None
+    stream = await stream_info(bus, log_stream(partition))
+    decision = decide(floor, stream, new_incarnation())
+    if decision.floor is not None:
+        try:
+            if entry is None:
+                await secrets.create(key, msgspec.json.encode(decision.floor))
+            else:
+                await secrets.update(key, msgspec.json.encode(decision.floor), entry.revision)
+        except BucketConflict:
+            return  # another replica looked at the same time; what it decided is seen by the next look
+    if decision.incarnation:
+        await _set_incarnation(bus, partition, decision.incarnation)
+        log.warning(
+            "log.incarnation_changed", partition=partition, last=stream.last_seq, floor=floor.seq if floor else 0
+        )
+
+
+async def _set_incarnation(bus: Bus, partition: str, incarnation: str) -> None:
+    name = log_stream(partition)
+    config = (await bus.api(f"STREAM.INFO.{name}"))["config"]
+    config["metadata"] = (config.get("metadata") or {}) | {"incarnation": incarnation}
+    await bus.api(f"STREAM.UPDATE.{name}", config)

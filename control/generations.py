@@ -1,0 +1,275 @@
+"""Accepting generations: at most one open in a session, none without room, each exactly once under its Idempotency-Key.
+
+The order is: record → the session's place, by compare-and-set → job → answer. A record that did not get the place is
+nothing and is swept away; one that got it and has no job is queued by the sweeper.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import msgspec
+import structlog
+
+from broker.bus.conversation import Turn, context
+from broker.bus.errors import BucketConflict, BusUnavailable, Refusal, StoreRejected
+from broker.bus.frames import Frame
+from broker.bus.kv import Bucket, Entry
+from broker.bus.log import store
+from broker.bus.nats import Bus
+from broker.bus.operations import CreateGeneration, Explain, GenerationCreated, Route
+from broker.bus.records import Generation, Job, Message, Model, Request, Session, decode, encode, now_ms
+from broker.bus.script import ScriptInvalid, parse_script
+from broker.bus.subjects import (
+    Cursor,
+    is_session_id,
+    job_subject,
+    new_generation_id,
+    node_subject,
+    partition_of,
+)
+from control.admission import Admission
+from control.endings import Endings
+from control.idempotency import Once
+from control.keyring import is_tenant
+from control.models import SCRIPTED, Models
+from control.partitions import Partitions
+
+JOB_TRIES = 3
+RESERVE_TRIES = 5
+TITLE = 60  # characters of the first prompt
+
+log = structlog.get_logger("control")
+
+
+class _Ground(NamedTuple):
+    """What a generation would stand on: all of it read before anything is written."""
+
+    entry: Entry  # of the session
+    session: Session
+    model: Model
+    incarnation: str
+    last: Frame | None
+
+
+class Generations:
+    """Accepts generations and queues their jobs."""
+
+    def __init__(
+        self, bus: Bus, once: Once, models: Models, partitions: Partitions, admission: Admission, endings: Endings
+    ) -> None:
+        self._bus = bus
+        self._once = once
+        self._models = models
+        self._partitions = partitions
+        self._admission = admission
+        self._endings = endings
+        self._sessions = Bucket(bus, "sessions")
+        self._generations = Bucket(bus, "generations")
+
+    async def create(self, question: CreateGeneration) -> GenerationCreated:
+        """Raises Refusal as api.md's table has it, and BusError."""
+        found: list[_Ground] = []
+
+        async def check() -> None:
+            found.append(await self._ground(question))
+
+        async def carry_out(gid: str) -> GenerationCreated:
+            return await self._accept(question, gid, found.pop() if found else None)
+
+        return await self._once.do(
+            question.tenant,
+            f"generation_create {question.sid}",
+            question,
+            question.idempotency_key,
+            GenerationCreated,
+            new_generation_id,
+            check,
+            carry_out,
+        )
+
+    async def explain(self, question: Explain) -> Route:
+        self._models.find(question.model)
+        if question.sid and not is_session_id(question.sid):
+            raise Refusal("malformed", "not a session id", param="sid")
+        told = await self._told(question.sid) if question.sid else []
+        return await self._admission.explain(question, told)
+
+    # -- is it possible? -------------------------------------------------------------------------------------------
+
+    async def _ground(self, question: CreateGeneration) -> _Ground:
+        """Raises Refusal where this generation cannot be."""
+        if not is_session_id(question.sid) or not is_tenant(question.tenant):
+            raise Refusal("unknown_session", "there is no such session")
+        # The session is read before its log: its revision fences whatever is accepted after this moment.
+        entry = await self._sessions.get(f"{question.tenant}.{question.sid}")
+        if entry is None:
+            raise Refusal("unknown_session", "there is no such session")
+        session = decode(entry.value, Session)
+        model = self._models.choose(question.request.model, session.model)
+        _check(question.request, model)
+        info = await self._partitions.admit(partition_of(session.id))
+        last = await self._endings.last_frame(session.id)
+        if last is not None and not last.terminal:
+            raise _running(last.gid)
+        if session.running and not (last is not None and last.gid == session.running):
+            await self._not_queued(session)
+        return _Ground(entry, session, model, info.incarnation, last)
+
+    async def _not_queued(self, session: Session) -> None:
+        """The log does not know the session's open generation: raises Refusal if it waits for a worker."""
+        entry = await self._generations.get(f"{session.id}.{session.running}")
+        if entry is not None and decode(entry.value, Generation).status.open:
+            raise _running(session.running)
+
+    # -- making it -------------------------------------------------------------------------------------------------
+
+    async def _accept(self, question: CreateGeneration, gid: str, ground: _Ground | None) -> GenerationCreated:
+        if ground is None:  # a dead replica's work: what it has made counts
+            entry = await self._generations.get(f"{question.sid}.{gid}")
+            if entry is not None and await self._holds_place(record := decode(entry.value, Generation)):
+                return await self._finish(record)
+            ground = await self._ground(question)
+        request = msgspec.structs.replace(question.request, model=ground.model.id)
+        async with self._admission.place(request.model) as before:
+            record, ground = await self._take_place(question, request, gid, ground)
+            lane = await self._lane(record)
+            await self._queue(record, ground.session.on_disconnect, lane)
+        log.info(
+            "generation.accepted", sid=record.sid, gid=gid, model=request.model, before=before, worker=lane or "any"
+        )
+        await self._nudge(record, before)
+        return GenerationCreated(gid, str(Cursor(ground.incarnation, record.after)), before, lane)
+
+    async def _holds_place(self, record: Generation) -> bool:
+        if not record.status.open:
+            return True
+        entry = await self._sessions.get(f"{record.tenant}.{record.sid}")
+        return entry is not None and decode(entry.value, Session).running == record.id
+
+    async def _finish(self, record: Generation) -> GenerationCreated:
+        """The answer to what is accepted already; its job is queued once, however often this is done."""
+        info = await self._partitions.admit(partition_of(record.sid))
+        if record.status.open:
+            session = await self._sessions.get(f"{record.tenant}.{record.sid}")
+            policy = decode(session.value, Session).on_disconnect if session else "finish"
+            await self._queue(record, policy, "")
+        return GenerationCreated(record.id, str(Cursor(info.incarnation, record.after)))
+
+    async def _take_place(
+        self, question: CreateGeneration, request: Request, gid: str, ground: _Ground
+    ) -> tuple[Generation, _Ground]:
+        for _ in range(RESERVE_TRIES):
+            record = await self._reserve(request, gid, ground)
+            if record is not None:
+                return record, ground
+            ground = await self._ground(question)  # refuses where the change was another generation
+        raise Refusal("unavailable", "the session is being changed by too many at once", retry_after=1)
+
+    async def _reserve(self, request: Request, gid: str, ground: _Ground) -> Generation | None:
+        """The record, then the session's one place; of several that try at once exactly one gets it.
+
+        None: the session was changed since it was read.
+        """
+        session = ground.session
+        record = Generation(
+            id=gid,
+            sid=session.id,
+            tenant=session.tenant,
+            request=request,
+            created_at=now_ms(),
+            after=ground.last.seq if ground.last else 0,
+        )
+        await self._generations.put(f"{session.id}.{gid}", encode(record))
+        taken = msgspec.structs.replace(
+            session, running=gid, updated_at=record.created_at, title=session.title or _title(request)
+        )
+        try:
+            await self._sessions.update(f"{session.tenant}.{session.id}", encode(taken), ground.entry.revision)
+        except BucketConflict:
+            await self._generations.delete(f"{session.id}.{gid}")
+            return None
+        return record
+
+    async def _lane(self, record: Generation) -> str:
+        """The worker whose warm lane the job goes to, or ""."""
+        request = record.request
+        if not self._admission.has_choice(request.model):
+            return ""
+        told = list(request.messages) if request.whole_context else await self._told(record.sid)
+        return self._admission.lane(request.model, told).worker
+
+    async def _told(self, sid: str) -> list[Message]:
+        """The session's conversation as far as it is recorded: a moment late, as a hint may be."""
+        records = [decode(entry.value, Generation) for entry in (await self._generations.all(f"{sid}.*")).values()]
+        done = sorted((record for record in records if not record.status.open), key=lambda record: record.created_at)
+        return context(
+            Turn(r.id, r.request.model, _input(r.request), 0, parts=[r.text] if r.text else []) for r in done
+        )
+
+    async def _queue(self, record: Generation, policy: str, lane: str) -> None:
+        """Put the job into the queue, once: `Nats-Msg-Id` is the gid. Raises Refusal, BusUnavailable."""
+        try:
+            await queue_job(self._bus, record, policy, lane)
+        except StoreRejected as error:
+            await self._sessions.change(f"{record.tenant}.{record.sid}", lambda value: _given_up(value, record.id))
+            await self._generations.delete(f"{record.sid}.{record.id}")
+            raise Refusal("overloaded", "the queue is full", retry_after=2) from error
+
+    async def _nudge(self, record: Generation, before: int) -> None:
+        event = {
+            "sid": record.sid,
+            "generation_id": record.id,
+            "input": msgspec.to_builtins(_input(record.request)),
+            "position": before,
+        }
+        try:
+            await self._bus.publish(node_subject("all", "queued"), msgspec.json.encode(event))
+        except BusUnavailable as error:  # never the only copy of anything
+            log.debug("nudge.lost", sid=record.sid, error=str(error))
+
+
+async def queue_job(bus: Bus, record: Generation, policy: str, lane: str = "", msg_id: str = "") -> None:
+    """Publish the job until it is known to be stored. Raises StoreRejected, BusUnavailable."""
+    request = record.request
+    payload = encode(Job(record.id, record.sid, record.tenant, request, record.after, now_ms(), policy))
+    for left in reversed(range(JOB_TRIES)):
+        try:
+            await store(bus, job_subject(request.model, lane or None), payload, msg_id=msg_id or record.id)
+            return
+        except BusUnavailable:
+            if not left:
+                raise
+
+
+def _running(gid: str) -> Refusal:
+    return Refusal("generation_running", f"generation {gid} is open in this session")
+
+
+def _check(request: Request, model: Model) -> None:
+    if not request.messages:
+        raise Refusal("malformed", "there is no message", param="messages")
+    if model.engine == SCRIPTED:
+        said = [message.content for message in request.messages if message.role == "user"]
+        try:
+            parse_script(said[-1] if said else "")
+        except ScriptInvalid as error:
+            raise Refusal("malformed", error.message, param=error.param) from error
+
+
+def _title(request: Request) -> str:
+    said = next((message.content for message in request.messages if message.role == "user"), "")
+    line = " ".join(said.split())
+    return line if len(line) <= TITLE else line[: TITLE - 1] + "…"
+
+
+def _input(request: Request) -> list[Message]:
+    """This turn's new messages: of a whole context, those behind the last answer."""
+    answers = [index for index, message in enumerate(request.messages) if message.role == "assistant"]
+    return list(request.messages[answers[-1] + 1 :] if request.whole_context and answers else request.messages)
+
+
+def _given_up(value: bytes | None, gid: str) -> bytes | None:
+    if value is None or (session := decode(value, Session)).running != gid:
+        return None
+    return encode(msgspec.structs.replace(session, running=""))

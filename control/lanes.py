@@ -1,0 +1,86 @@
+"""Lanes: the jobs that were meant for one worker. When it is gone they go back to the common queue."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+import structlog
+
+from broker.bus.errors import StoreRejected
+from broker.bus.log import get, page, store
+from broker.bus.nats import Bus
+from broker.bus.subjects import JOBS_STREAM
+
+MOVES = 1000  # in one go; the next look moves the rest
+NO_SUCH_MESSAGE = 10057
+
+log = structlog.get_logger("control")
+
+
+async def lanes(bus: Bus) -> dict[str, int]:
+    """Lane subjects with jobs in them, and how many. Raises BusError."""
+    answer = await bus.api(f"STREAM.INFO.{JOBS_STREAM}", {"subjects_filter": "job.*.*"})
+    subjects: dict[str, int] = answer["state"].get("subjects") or {}
+    return {subject: count for subject, count in subjects.items() if worker_of(subject) != "any"}
+
+
+def worker_of(subject: str) -> str:
+    return subject.rpartition(".")[2]
+
+
+async def empty_lane(bus: Bus, subject: str) -> int:
+    """Move a lane's jobs to the common queue; returns how many. Raises BusError.
+
+    Copied, then deleted: whoever dies in between leaves the job twice, and its second delivery finds it held or ended.
+    Two that move at once copy once, by the message id.
+    """
+    common = subject.rpartition(".")[0] + ".any"
+    for moved in range(MOVES):
+        job = await get(bus, JOBS_STREAM, 1, next_by=subject)
+        if job is None:
+            return moved
+        gid = job_id(job.headers)
+        await store(bus, common, job.data, msg_id=f"{gid}@{job.seq}")
+        try:
+            await bus.api(f"STREAM.MSG.DELETE.{JOBS_STREAM}", {"seq": job.seq, "no_erase": True})
+        except StoreRejected as error:
+            if error.err_code != NO_SUCH_MESSAGE:
+                raise
+        log.info("job.moved", gid=gid, lane=subject)
+    return MOVES
+
+
+async def remove_lanes(bus: Bus, keep: Collection[str]) -> None:
+    """Delete the consumers of lanes whose workers are not in `keep`. Raises BusError."""
+    for consumer in await _consumers(bus):
+        name = consumer["name"]
+        worker = worker_of(consumer["config"].get("filter_subject", ""))
+        if name.startswith("lane_") and worker not in keep:
+            await bus.api(f"CONSUMER.DELETE.{JOBS_STREAM}.{name}")
+            log.info("lane.removed", worker=worker, consumer=name)
+
+
+async def queued_jobs(bus: Bus) -> set[str]:
+    """The gids of all jobs in the queue, in lanes or held. Raises BusError."""
+    found: set[str] = set()
+    after = 0
+    while messages := await page(bus, JOBS_STREAM, "job.*.*", after):
+        found.update(job_id(message.headers) for message in messages)
+        after = messages[-1].seq
+    return found
+
+
+def job_id(headers: dict[str, str] | None) -> str:
+    """The gid in a job's message id, which has more behind an @ where the job was moved or queued again."""
+    return (headers or {}).get("Nats-Msg-Id", "").partition("@")[0]
+
+
+async def _consumers(bus: Bus) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    while True:
+        answer = await bus.api(f"CONSUMER.LIST.{JOBS_STREAM}", {"offset": len(found)})
+        consumers = answer.get("consumers") or []
+        found += consumers
+        if not consumers or len(found) >= answer["total"]:
+            return found

@@ -1,0 +1,65 @@
+"""Making the streams and buckets, as often as wanted and by as many replicas at once as there are."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import structlog
+
+from broker.bus.errors import BusUnavailable, StoreRejected
+from broker.bus.nats import Bus
+from control.abreast import abreast
+from control.settings import ControlSettings
+from control.streams import everything, repaired
+
+NAME_IN_USE = 10058  # there already, with another configuration: its own incarnation at least
+STREAM_NOT_FOUND = 10059
+ABREAST = 8  # a replicated stream takes 75 ms to make
+REQUEST_TIMEOUT = 10.0
+RETRY_INTERVAL = 0.25
+
+log = structlog.get_logger("control")
+
+
+async def provision(bus: Bus, settings: ControlSettings, *, timeout: float = 60.0) -> None:
+    """Make what is missing and repair what can be. A cluster that still elects its leaders is waited for.
+
+    Raises BusUnavailable after `timeout` seconds, and StoreRejected where the server refuses (no space for
+    `partitions` × `log_max_bytes`, fewer servers than `replicas`).
+    """
+    deadline = asyncio.get_running_loop().time() + timeout
+
+    async def one(config: dict[str, Any]) -> None:
+        while True:
+            try:
+                return await ensure(bus, config)
+            except BusUnavailable:
+                if asyncio.get_running_loop().time() > deadline:
+                    raise
+                await asyncio.sleep(RETRY_INTERVAL)
+
+    await abreast(ABREAST, one, everything(settings))
+
+
+async def ensure(bus: Bus, config: dict[str, Any]) -> None:
+    """Make one stream, or leave the one that is there, repaired."""
+    name = config["name"]
+    try:
+        # The look comes first: a create that meets the same stream with another incarnation is an error in its log.
+        found = await bus.api(f"STREAM.INFO.{name}", timeout=REQUEST_TIMEOUT)
+    except StoreRejected as error:
+        if error.err_code != STREAM_NOT_FOUND:
+            raise
+        try:
+            await bus.api(f"STREAM.CREATE.{name}", config, timeout=REQUEST_TIMEOUT)
+            log.info("stream.created", stream=name)
+            return
+        except StoreRejected as refused:
+            if refused.err_code != NAME_IN_USE:
+                raise
+            found = await bus.api(f"STREAM.INFO.{name}", timeout=REQUEST_TIMEOUT)  # another replica was first
+    change = repaired(found["config"], config)
+    if change is not None:
+        await bus.api(f"STREAM.UPDATE.{name}", change, timeout=REQUEST_TIMEOUT)
+        log.info("stream.repaired", stream=name)

@@ -1,0 +1,48 @@
+"""Which worker, if any in particular, and whether there is room: decided from beats. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from broker.bus.records import Beat
+
+
+class Capacity(NamedTuple):
+    """What the workers of one model can take."""
+
+    workers: list[str]
+    slots: int
+    total: int  # slots and places in their queues
+
+
+class Lane(NamedTuple):
+    """Where a job goes: `worker` "" is the model's common queue. `reason` is for whoever asks why."""
+
+    worker: str
+    reason: str
+
+
+def capacity(model: str, beats: Mapping[str, Beat]) -> Capacity:
+    """Over the last beats of all workers seen lately."""
+    loads = {name: beat.models[model] for name, beat in beats.items() if model in beat.models}
+    slots = sum(load.slots for load in loads.values())
+    return Capacity(sorted(loads), slots, slots + sum(load.queue_limit for load in loads.values()))
+
+
+def choose_lane(model: str, wanted: list[str], beats: Mapping[str, Beat], sent: Mapping[str, int]) -> Lane:
+    """The lane of the worker that holds the longest wanted prefix warm and can begin at once, else the common queue.
+
+    `beats`: of live workers. `sent`: jobs put into a worker's lane since its last beat.
+    """
+    offers = {name: beat for name, beat in beats.items() if model in beat.models}
+    full = ""
+    for prefix in wanted:
+        for name in sorted(name for name, beat in offers.items() if prefix in beat.warm):
+            load = offers[name].models[model]
+            if load.slots + load.queue_limit < 2:
+                continue  # with room for one job a worker serves the common queue only
+            if load.running + load.queued + sent.get(name, 0) < load.slots:
+                return Lane(name, f"{name} holds the prefix warm")
+            full = full or name
+    return Lane("", f"{full} holds the prefix warm but is busy" if full else "no worker holds the prefix warm")

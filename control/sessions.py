@@ -1,0 +1,170 @@
+"""Sessions: made, changed, opened by tokens, deleted. What the model said is in their logs, not here."""
+
+from __future__ import annotations
+
+import msgspec
+import structlog
+
+from broker.bus.errors import BucketConflict, BusUnavailable, Refusal
+from broker.bus.kv import Bucket
+from broker.bus.nats import Bus
+from broker.bus.operations import CreateSession, OfSession, PatchSession, SessionToken
+from broker.bus.records import Generation, Revocation, Session, decode, encode, now_ms
+from broker.bus.subjects import is_session_id, log_stream, log_subject, new_session_id, node_subject, worker_subject
+from control.idempotency import Once
+from control.keyring import Keyring, is_tenant
+from control.models import Models
+from control.partitions import Partitions
+from control.pulse import Pulse
+from control.settings import ControlSettings
+
+MAX_TITLE = 200  # characters
+MAX_METADATA = 16 * 1024  # bytes, as JSON
+POLICIES = ("finish", "cancel")
+
+log = structlog.get_logger("control")
+
+
+class Sessions:
+    """The records in KV `sessions`, and what belongs to them elsewhere."""
+
+    def __init__(
+        self,
+        bus: Bus,
+        settings: ControlSettings,
+        keyring: Keyring,
+        once: Once,
+        models: Models,
+        partitions: Partitions,
+        pulse: Pulse,
+    ) -> None:
+        self._bus = bus
+        self._settings = settings
+        self._keyring = keyring
+        self._once = once
+        self._models = models
+        self._partitions = partitions
+        self._pulse = pulse
+        self._sessions = Bucket(bus, "sessions")
+        self._generations = Bucket(bus, "generations")
+        self._revoked = Bucket(bus, "revoked")
+
+    async def find(self, tenant: str, sid: str) -> Session:
+        """Another tenant's session is as unknown as none. Raises Refusal `unknown_session`."""
+        if is_session_id(sid) and is_tenant(tenant):
+            entry = await self._sessions.get(f"{tenant}.{sid}")
+            if entry is not None:
+                return decode(entry.value, Session)
+        raise Refusal("unknown_session", "there is no such session")
+
+    async def create(self, question: CreateSession) -> SessionToken:
+        async def check() -> None:
+            if not is_tenant(question.tenant):
+                raise Refusal("malformed", "no such tenant", param="tenant")
+            if question.on_disconnect not in POLICIES:
+                raise Refusal("malformed", "on_disconnect is finish or cancel", param="on_disconnect")
+            if question.model:
+                self._models.find(question.model)
+            _check(question.title, question.metadata)
+
+        async def carry_out(sid: str) -> SessionToken:
+            now = now_ms()
+            session = Session(
+                id=sid,
+                tenant=question.tenant,
+                created_at=now,
+                updated_at=now,
+                model=question.model,
+                title=question.title,
+                metadata=question.metadata,
+                on_disconnect=question.on_disconnect,
+                client_id=question.client_id,
+            )
+            try:
+                await self._sessions.create(f"{question.tenant}.{sid}", encode(session))
+            except BucketConflict:
+                session = await self.find(question.tenant, sid)  # by an attempt that did not live to answer
+            else:
+                log.info("session.created", sid=sid, tenant=question.tenant, model=question.model)
+            return self._token(session, question.subject, "write")
+
+        return await self._once.do(
+            question.tenant,
+            "session_create",
+            question,
+            question.idempotency_key,
+            SessionToken,
+            lambda: new_session_id(self._partitions.choose()),
+            check,
+            carry_out,
+        )
+
+    async def token(self, question: OfSession, scope: str = "write") -> SessionToken:
+        """A fresh token for the same session."""
+        return self._token(await self.find(question.tenant, question.sid), question.subject, scope)
+
+    def _token(self, session: Session, subject: str, scope: str) -> SessionToken:
+        token, expires_at = self._keyring.signing.session(
+            session.tenant, subject, session.id, scope, session.on_disconnect, self._settings.token_life
+        )
+        return SessionToken(session.id, token, scope, expires_at)
+
+    async def patch(self, question: PatchSession) -> Session:
+        _check(question.title or "", question.metadata or {})
+        await self.find(question.tenant, question.sid)
+
+        def edit(value: bytes | None) -> bytes | None:
+            if value is None:
+                return None
+            session = decode(value, Session)
+            if question.title is not None:
+                session = msgspec.structs.replace(session, title=question.title)
+            if question.metadata is not None:
+                session = msgspec.structs.replace(session, metadata=question.metadata)
+            return encode(msgspec.structs.replace(session, updated_at=now_ms()))
+
+        value = await self._sessions.change(f"{question.tenant}.{question.sid}", edit)
+        if value is None:
+            raise Refusal("unknown_session", "there is no such session")
+        return decode(value, Session)
+
+    async def delete(self, question: OfSession) -> None:
+        """Cancel, revoke, say so, purge, forget. The record goes last: whoever is interrupted is asked again."""
+        session = await self.find(question.tenant, question.sid)
+        sid = session.id
+        if session.running:
+            await self._cancel(sid, session.running)
+        await self._revoked.put(f"sid.{sid}", encode(Revocation(now_ms(), "session deleted")))
+        await self._nudge(node_subject("all", "ended"), {"sid": sid, "reason": "deleted"})
+        await self._bus.api(f"STREAM.PURGE.{log_stream(sid[:2])}", {"filter": log_subject(sid)}, timeout=5)
+        for key in await self._generations.all(f"{sid}.*"):
+            await self._generations.delete(key)
+        await self._sessions.delete(f"{session.tenant}.{sid}")
+        log.info("session.deleted", sid=sid, tenant=session.tenant)
+
+    async def _cancel(self, sid: str, gid: str) -> None:
+        def edit(value: bytes | None) -> bytes | None:
+            if value is None:
+                return None
+            record = decode(value, Generation)
+            if not record.status.open or record.cancel:
+                return None
+            return encode(msgspec.structs.replace(record, cancel=True))
+
+        await self._generations.change(f"{sid}.{gid}", edit)
+        holder = self._pulse.holder(gid)
+        if holder:
+            await self._nudge(worker_subject(holder, "cancel"), {"sid": sid, "gid": gid})
+
+    async def _nudge(self, subject: str, payload: dict[str, str]) -> None:
+        try:
+            await self._bus.publish(subject, msgspec.json.encode(payload))
+        except BusUnavailable as error:  # never the only copy of anything
+            log.debug("nudge.lost", subject=subject, error=str(error))
+
+
+def _check(title: str, metadata: dict[str, object]) -> None:
+    if len(title) > MAX_TITLE:
+        raise Refusal("malformed", f"a title has at most {MAX_TITLE} characters", param="title")
+    if len(msgspec.json.encode(metadata)) > MAX_METADATA:
+        raise Refusal("malformed", f"metadata has at most {MAX_METADATA} bytes as JSON", param="metadata")

@@ -1,0 +1,190 @@
+"""The sweeper: what was left undone by whoever died. One replica sweeps; two at once do no harm.
+
+It looks, judges (`verdicts`) and acts; every act is fenced or idempotent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import structlog
+
+from broker.bus.errors import BusError, OkomeError
+from broker.bus.frames import EXPIRED, FAILED, Frame
+from broker.bus.kv import Bucket
+from broker.bus.nats import Bus
+from broker.bus.records import Generation, Session, Status, decode, now_ms
+from control import metrics
+from control.abreast import abreast
+from control.endings import Endings
+from control.generations import queue_job
+from control.lanes import empty_lane, lanes, queued_jobs, remove_lanes, worker_of
+from control.open_generations import OpenGenerations
+from control.pulse import Pulse
+from control.settings import ControlSettings
+from control.transcript import barren_epochs
+from control.verdicts import QUEUED_BY_NOW, Case, Verdict, judge
+
+HEARD = 2.0  # seconds of hearing beats before anybody's absence means anything
+LOOK = 2.0  # seconds between two looks at one waiting generation
+SETTLE = 0.5  # not held for so long: worth a look
+SCAN = 5.0  # seconds that a scan of the queue is used
+LANE_KEPT = 60.0  # seconds that the consumer of an absent worker's lane is kept
+ABREAST = 8
+
+log = structlog.get_logger("control")
+
+
+class Sweeper:
+    """Sweeps while `pulse` says that this replica is the active one."""
+
+    def __init__(
+        self, bus: Bus, settings: ControlSettings, pulse: Pulse, opened: OpenGenerations, endings: Endings
+    ) -> None:
+        self._bus = bus
+        self._settings = settings
+        self._pulse = pulse
+        self._open = opened
+        self._endings = endings
+        self._sessions = Bucket(bus, "sessions")
+        self._generations = Bucket(bus, "generations")
+        self._active_since: float | None = None
+        self._unheld: dict[str, float] = {}  # gid -> since when nobody is seen to hold it
+        self._next_look: dict[str, float] = {}
+        self._jobs: tuple[float, set[str]] = (float("-inf"), set())
+        self._lanes_removed_at = 0.0
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        while True:
+            await asyncio.sleep(self._settings.sweep_interval)
+            try:
+                await self.sweep()
+            except BusError as error:
+                log.info("sweep.put_off", error=repr(error))
+
+    async def sweep(self) -> None:
+        """One round. Raises BusError."""
+        now = asyncio.get_running_loop().time()
+        active = self._pulse.active()
+        metrics.active.set(active)
+        if not active:
+            self._active_since = None
+            self._unheld.clear()
+            return
+        if self._active_since is None:
+            self._active_since = self._lanes_removed_at = now
+        if now - self._active_since < HEARD:
+            return
+        await self._sweep_lanes(now)
+        await abreast(ABREAST, self._sweep_one, self._due(now))
+
+    async def _sweep_lanes(self, now: float) -> None:
+        live = self._pulse.live()
+        for subject in await lanes(self._bus):
+            if worker_of(subject) not in live and (moved := await empty_lane(self._bus, subject)):
+                metrics.sweeps.labels("move").inc(moved)
+        if now - self._lanes_removed_at >= LANE_KEPT:
+            self._lanes_removed_at = now
+            await remove_lanes(self._bus, self._pulse.workers(LANE_KEPT))
+
+    def _due(self, now: float) -> list[Generation]:
+        """The open generations that nobody is seen to hold, and that were not looked at just now."""
+        held = {gid for beat in self._pulse.workers(1.0).values() for gid in beat.held}
+        records = self._open.records
+        self._unheld = {gid: self._unheld.get(gid, now) for gid in records if gid not in held}
+        self._next_look = {gid: at for gid, at in self._next_look.items() if gid in self._unheld}
+        due = []
+        for gid, since in self._unheld.items():
+            if now - since >= SETTLE and now >= self._next_look.get(gid, 0.0):
+                # What somebody asked to cancel is looked at every time: it is being waited for.
+                self._next_look[gid] = now if records[gid].cancel else now + min(LOOK, self._settings.job_wait / 2)
+                due.append(records[gid])
+        return due
+
+    async def _sweep_one(self, record: Generation) -> None:
+        try:
+            case = await self._case(record)
+            verdict = judge(case)
+            if verdict is not Verdict.WAIT:
+                await self._act(verdict, record)
+        except OkomeError as error:  # one unreadable log must not keep the others waiting
+            log.warning("sweep.failed", sid=record.sid, gid=record.id, error=repr(error))
+
+    async def _case(self, record: Generation) -> Case:
+        now = asyncio.get_running_loop().time()
+        unheld = now - self._unheld.get(record.id, now)
+        last = await self._endings.last_frame(record.sid)
+        mine = last is not None and last.gid == record.id
+        begun, ended = mine, mine and last is not None and last.terminal
+        if not mine and last is not None and last.seq > record.after:
+            # Something newer is in the log: perhaps this one ended long ago and its record was forgotten.
+            frames = [frame for frame in await self._endings.frames(record) if frame.gid == record.id]
+            begun, ended = bool(frames), bool(frames) and frames[-1].terminal
+        return Case(
+            record=record,
+            unheld=unheld,
+            age=(now_ms() - record.created_at) / 1000,
+            begun=begun,
+            ended=ended,
+            placed=await self._placed(record),
+            queued=unheld < QUEUED_BY_NOW or record.id in await self._queued(),
+            barren=await self._barren(record, last) if begun and not ended else 0,
+            job_wait=self._settings.job_wait,
+        )
+
+    async def _placed(self, record: Generation) -> bool:
+        entry = await self._sessions.get(f"{record.tenant}.{record.sid}")
+        return entry is not None and decode(entry.value, Session).running == record.id
+
+    async def _barren(self, record: Generation, last: Frame | None) -> int:
+        frames = await self._endings.frames(record)
+        return barren_epochs(frame for frame in frames if frame.gid == record.id)
+
+    async def _queued(self) -> set[str]:
+        loop = asyncio.get_running_loop()
+        at, found = self._jobs
+        if loop.time() - at > SCAN:
+            began = loop.time()
+            found = await queued_jobs(self._bus)
+            self._jobs = (began, found)
+        return found
+
+    async def _act(self, verdict: Verdict, record: Generation) -> None:
+        log.info("sweep.acted", verdict=verdict, sid=record.sid, gid=record.id)
+        metrics.sweeps.labels(verdict).inc()
+        match verdict:
+            case Verdict.CLOSE:
+                await self._endings.close(record.sid, record.id)
+            case Verdict.FORGET:
+                await self._forget(record)
+            case Verdict.QUEUE:
+                await self._queue(record)
+            case Verdict.CANCEL:
+                await self._end(record, Status.CANCELLED)
+            case Verdict.EXPIRE:
+                waited = f"no worker took it in {self._settings.job_wait:g} s"
+                await self._end(record, EXPIRED, code="expired", message=waited)
+            case Verdict.FAIL:
+                await self._end(record, FAILED, code="attempts_exhausted", message="every attempt gave nothing")
+
+    async def _end(self, record: Generation, kind: str, **said: Any) -> None:
+        if await self._endings.end(record, kind, **said):
+            await self._endings.close(record.sid, record.id)
+
+    async def _queue(self, record: Generation) -> None:
+        entry = await self._sessions.get(f"{record.tenant}.{record.sid}")
+        if entry is None:
+            return
+        last = await self._endings.last_frame(record.sid)
+        # The plain gid, unless it has begun: then its first job existed, and the server would call this one a repeat.
+        msg_id = f"{record.id}@{last.seq}" if last is not None and last.gid == record.id else ""
+        await queue_job(self._bus, record, decode(entry.value, Session).on_disconnect, msg_id=msg_id)
+        self._jobs[1].add(record.id)
+
+    async def _forget(self, record: Generation) -> None:
+        key = f"{record.sid}.{record.id}"
+        entry = await self._generations.get(key)
+        if entry is not None and decode(entry.value, Generation).status.open:
+            await self._generations.delete(key, entry.revision)

@@ -1,0 +1,80 @@
+"""What a session's log says of one generation: where it stands, and what would end it. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import msgspec
+
+from broker.bus.conversation import fold
+from broker.bus.frames import ATTEMPT, REASONING, START, TOKEN, Frame
+from broker.bus.records import Generation, Status
+
+MAX_BARREN_EPOCHS = 3  # epochs in a row without one new token: nobody will do better
+
+
+class Place(NamedTuple):
+    """Where a terminal frame of a begun generation goes."""
+
+    epoch: int
+    prev: int
+    offset: int
+
+
+def closed(record: Generation, frames: Iterable[Frame], now_ms: int) -> Generation | None:
+    """The record with what the log says of its end, or None while the log does not say that it ended.
+
+    `frames`: the session's behind `record.after`. Where the head aged out the text is lost and the end is not.
+    """
+    mine = [frame for frame in frames if frame.gid == record.id]
+    if not mine or not mine[-1].terminal:
+        return None
+    end = mine[-1]
+    data = end.fields()
+    record = msgspec.structs.replace(
+        record,
+        status=Status(end.type),
+        last_seq=end.seq,
+        finish_reason=data.get("finish_reason", ""),
+        code=data.get("code", ""),
+        error=data.get("message", ""),
+        completion_tokens=end.offset,
+        ended_at=data.get("t", now_ms),
+    )
+    for turn in fold(mine):
+        record = msgspec.structs.replace(
+            record,
+            first_seq=turn.first_seq,
+            text=turn.text,
+            prompt_tokens=turn.prompt_tokens,
+            completion_tokens=turn.completion_tokens,
+        )
+    return record
+
+
+def end_of(last: Frame) -> Place:
+    """Behind the last frame of a generation that somebody else began: in an epoch of its own."""
+    return Place(last.epoch + 1, last.seq, last.offset + last.n)
+
+
+def barren_epochs(frames: Iterable[Frame]) -> int:
+    """Epochs without a token at the end of a generation's frames."""
+    barren = 0
+    for frame in frames:
+        if frame.type in (START, ATTEMPT):
+            barren += 1
+        elif frame.type in (TOKEN, REASONING):
+            barren = 0
+    return barren
+
+
+def terminal_data(kind: str, code: str, message: str, now_ms: int) -> dict[str, Any]:
+    """A terminal's data as api.md has it; `code` and `message` are not said of a cancelled one."""
+    match kind:
+        case Status.FAILED:
+            return {"code": code, "message": message, "retryable": True, "t": now_ms}
+        case Status.EXPIRED:
+            return {"code": code, "message": message, "t": now_ms}
+        case _:
+            return {"t": now_ms}
