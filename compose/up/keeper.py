@@ -149,12 +149,10 @@ class Keeper:
                 self.restarts += 1
                 try:
                     await self.start()
-                except StartFailed as failure:
+                except StartFailed:
                     if self._stopping.is_set():
                         return
-                    self.last_end = failure.why
                     deaths += 1
-                    self._move(State.DEAD)
                     continue
                 break
             else:
@@ -233,6 +231,8 @@ class Keeper:
         return True
 
     def _failed(self, why: str) -> StartFailed:
+        self.last_end = why
+        self._move(State.DEAD)
         return StartFailed(self.part, why, tail(self.log_file), self.log_file)
 
     def _move(self, to: State) -> None:

@@ -72,6 +72,8 @@ class Screen:
     def failed(self, failure: StartFailed) -> None:
         """The last lines of its log are shown, because a temporary directory takes the log with it."""
         self._end_live()
+        if self._console.is_terminal:
+            self._console.print()
         self._console.print(Text.assemble((f"{failure.part.id} did not start: ", "bold red"), failure.why))
         for line in failure.log:
             self._console.print(Text(f"  {line}", "dim"))
