@@ -98,6 +98,7 @@ class Publisher:
             self._settled.clear()
             if self.outbox.state is State.IDLE:
                 self._send()
+            self._settle()  # there may have been nothing left to say
             await self._settled.wait()
         return self.outbox.state is not State.STOPPED
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack
@@ -17,9 +16,10 @@ from broker.bus.health import Health
 from broker.bus.kv import Bucket
 from broker.bus.nats import Bus, Msg
 from broker.bus.queue import Delivery
-from broker.bus.records import Beat, Job, Load, Message, Model, decode, encode, now_ms
+from broker.bus.records import Beat, Job, Load, Model, decode, encode, now_ms
 from broker.bus.subjects import encode as encode_name
 from broker.bus.subjects import random_id, worker_subject
+from broker.bus.warmth import prefix_hash
 from gpu_worker.answer import Lane, Place
 from gpu_worker.engines import Engine
 from gpu_worker.held import Held
@@ -273,12 +273,6 @@ class Worker:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)
         log.info("worker.drained", left=len(left))
-
-
-def prefix_hash(model: str, conversation: Iterable[Message]) -> str:
-    """Names a conversation whose tokens an engine may still hold."""
-    told = msgspec.json.encode([model, [[message.role, message.content] for message in conversation]])
-    return hashlib.sha256(told).hexdigest()[:16]
 
 
 def _newer(old: bytes | None, new: Model) -> bytes | None:

@@ -60,7 +60,12 @@ class Told:
 
 
 def decided(
-    told: Told, known: Generation | None = None, *, after: int = 0, held: set[str] = frozenset(), **others: Beat  # type: ignore[assignment]
+    told: Told,
+    known: Generation | None = None,
+    *,
+    after: int = 0,
+    held: set[str] = frozenset(),
+    **others: Beat,  # type: ignore[assignment]
 ) -> Decision:
     return decide(job(after), told.frames, told.last, known or record(), held, others)
 

@@ -1,0 +1,20 @@
+"""The bed on a NATS server of the test's own."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from broker.bus.nats import Bus
+from tests.fixtures.nats_server import NatsServer
+from tests.gpu_worker.bed import Bed
+
+
+@pytest.fixture
+async def bed(fresh_nats: NatsServer) -> AsyncIterator[Bed]:
+    """Streams and buckets made, frames and beats being read."""
+    bed = Bed(fresh_nats.url, await Bus.connect(fresh_nats.url, "bed"))
+    await bed.make()
+    yield bed
+    await bed.close()
