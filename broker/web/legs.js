@@ -39,6 +39,7 @@ export function eventLeg(env, url, token, { bytes, event, end }) {
   const abort = new AbortController();
   const headers = { Accept: 'text/event-stream', ...(token && { Authorization: `Bearer ${token}` }) };
   const read = async () => {
+    if (!(await takeSlot(env, abort.signal, () => end({ taken: true })))) return { taken: true };
     const response = await env.fetch(url.href, { headers, cache: 'no-store', signal: abort.signal });
     if (response.status !== 200) return { status: response.status, retryAfterMs: parseRetryAfter(response.headers.get('Retry-After'), Date.now()) };
     const parser = new SseParser();
@@ -55,4 +56,26 @@ export function eventLeg(env, url, token, { bytes, event, end }) {
   };
   read().then((ending) => abort.signal.aborted || end(ending), (error) => abort.signal.aborted || end({ error }));
   return { sse: true, close: () => abort.abort() };
+}
+
+const SLOTS = 3; // of the six connections that an HTTP/1.1 origin has for all tabs: stopping and loading must always get one
+
+/**
+ * One of the few event streams that the tabs of an origin may hold together, kept until `signal` aborts; false if none is to be had.
+ * The tab a person is in takes one from another, which hears `taken()`.
+ */
+async function takeSlot(env, signal, taken) {
+  const locks = env.navigator?.locks; // missing on insecure origins: then only being seen limits them
+  if (!locks) return true;
+  const hold = (slot, options) => new Promise((granted) => {
+    const held = locks.request(`okome-events-${slot}`, options, (lock) => {
+      granted(Boolean(lock));
+      return lock && !signal.aborted && new Promise((release) => signal.addEventListener('abort', release, { once: true }));
+    });
+    held.catch(() => signal.aborted || taken());
+  });
+  for (let slot = 0; slot < SLOTS; slot += 1) {
+    if (await hold(slot, { ifAvailable: true })) return true;
+  }
+  return env.document?.hasFocus() ? hold(Math.floor(Math.random() * SLOTS), { steal: true }) : false;
 }

@@ -63,15 +63,15 @@ const SOON = [1001, 1012];
  * What the end of a connection asks of the client.
  *
  * `ending` has what was learnt: `closed` and `reconnect` (the data of these events), `status` and `retryAfterMs` (an HTTP answer),
- * `socketCode`. Returns `{then, afterMs}`: `never` come back, `renew` the token first, `rest` until something is wanted, or `retry`
+ * `socketCode`, `taken` (another tab needs the connection more). Returns `{then, afterMs}`: `never` come back, `renew` the token first, `rest` until something is wanted, or `retry`
  * after at least `afterMs` (milliseconds; null = the client's own backoff).
  */
-export function verdict({ closed, reconnect, status, retryAfterMs, socketCode } = {}) {
+export function verdict({ closed, reconnect, status, retryAfterMs, socketCode, taken } = {}) {
   const among = (kind) => (closed ? kind.codes.includes(closed.code) : kind.statuses.includes(status) || kind.sockets.includes(socketCode));
   if (reconnect && !closed) return { then: 'retry', afterMs: reconnect.after_ms ?? 0, soon: true };
   if (among(NEVER)) return { then: 'never', afterMs: null };
   if (among(RENEW)) return { then: 'renew', afterMs: null };
-  if (among(REST)) return { then: 'rest', afterMs: null };
+  if (taken || among(REST)) return { then: 'rest', afterMs: null };
   return { then: 'retry', afterMs: closed?.retry_after_ms ?? retryAfterMs ?? null, soon: !closed && SOON.includes(socketCode) };
 }
 

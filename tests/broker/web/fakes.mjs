@@ -80,3 +80,23 @@ export function eventStream() {
 }
 
 export const json = (status, body, headers) => new Response(JSON.stringify(body), { status, headers });
+
+/** What tabs of one origin share: locks that one holder has, that can be asked for without waiting, and stolen. */
+export function lockManager() {
+  const holders = new Map();
+  return {
+    held: () => holders.size,
+    async request(name, { steal }, callback) {
+      if (holders.has(name) && !steal) return callback(null);
+      holders.get(name)?.(new DOMException('stolen', 'AbortError'));
+      let lost;
+      const stolen = new Promise((_, reject) => { lost = reject; });
+      holders.set(name, lost);
+      try {
+        return await Promise.race([callback({ name }), stolen]);
+      } finally {
+        if (holders.get(name) === lost) holders.delete(name);
+      }
+    },
+  };
+}

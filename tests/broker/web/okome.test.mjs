@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { OkomeError, connect, createSession } from '../../../broker/web/okome.js';
-import { browser, eventStream, json } from './fakes.mjs';
+import { browser, eventStream, json, lockManager } from './fakes.mjs';
 
 function following(options = {}) {
   const world = browser();
@@ -254,6 +254,7 @@ test('a server that is away is not taken for a network that blocks sockets', asy
 test('a hidden tab holds no event stream, whatever runs', async () => {
   const { world, stream } = following({ transport: 'sse' });
   const { response, write } = eventStream();
+  await world.settle();
   world.fetches[0].resolve(response);
   write('event: hello\nid: i-0\ndata: {}\n\nevent: token\nid: i-1\ndata: {"generation_id":"g1","offset":0,"text":"a","n":1}\n\n');
   await world.settle();
@@ -267,12 +268,35 @@ test('a hidden tab holds no event stream, whatever runs', async () => {
   assert.equal(world.fetches[1].url.searchParams.get('after'), 'i-1');
 });
 
+test('eight tabs in sight hold three event streams; the one a person is in always has one', async () => {
+  const locks = lockManager();
+  const tabs = [];
+  for (let n = 0; n < 8; n += 1) {
+    const world = browser();
+    Object.assign(world.env, { navigator: { locks } });
+    world.env.document.hasFocus = () => n === 7;
+    tabs.push({ world, stream: connect(`07session${n}`, { env: world.env, transport: 'sse' }) });
+    await world.settle();
+  }
+  const open = () => tabs.map(({ world }) => world.fetches.filter(({ signal }) => !signal.aborted).length);
+  assert.equal(open().reduce((sum, n) => sum + n), 3);
+  assert.equal(open()[7], 1);
+  assert.equal(tabs.filter(({ stream }) => stream.state === 'idle').length, 5);
+  for (const { stream, world } of tabs) {
+    stream.close();
+    await world.settle();
+  }
+  assert.equal(locks.held(), 0);
+});
+
 test('event stream statuses: gone is gone, busy comes back when it was told to', async () => {
   const gone = following({ transport: 'sse' });
+  await gone.world.settle();
   gone.world.fetches[0].resolve(json(404, { error: { code: 'unknown_session', message: '?' } }));
   await gone.world.pass(60_000);
   assert.equal(gone.stream.state, 'closed');
   const busy = following({ transport: 'sse' });
+  await busy.world.settle();
   busy.world.fetches[0].resolve(json(503, {}, { 'Retry-After': '3' }));
   await busy.world.pass(2_900);
   assert.equal(busy.world.fetches.length, 1);
@@ -328,10 +352,12 @@ test('stop works without any connection', async () => {
 
 test('a POST that meets an expired cookie renews it and goes through', async () => {
   const { world, stream } = following({ transport: 'sse', renew: async () => undefined });
+  const posts = () => world.fetches.filter(({ method }) => method === 'POST');
   const asking = stream.generate({ prompt: 'hi' });
-  world.fetches[1].resolve(json(401, { error: { code: 'token_expired', message: 'old' } }));
+  posts()[0].resolve(json(401, { error: { code: 'token_expired', message: 'old' } }));
   await world.settle();
-  world.fetches.at(-1).resolve(json(202, { generation_id: 'g2', cursor: 'i-0' }));
+  assert.equal(posts().length, 2);
+  posts()[1].resolve(json(202, { generation_id: 'g2', cursor: 'i-0' }));
   assert.equal((await asking).generation_id, 'g2');
 });
 
