@@ -99,7 +99,7 @@ class NodeSocket(asyncio.Protocol):
     # -- asyncio.Protocol ------------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
+        transport = cast(asyncio.Transport, transport)  # uvloop's is none of asyncio's classes
         self._transport = transport
         self._member.closers.add(self._fail)
         sock = transport.get_extra_info("socket")

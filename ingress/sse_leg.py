@@ -36,7 +36,7 @@ _READ = frozenset({b"hello", b"closed", b"reconnect", b"served_by"})
 
 
 class Splitter:
-    """Bytes in any cut to whole events. One per leg: what it holds at the leg's end was not forwarded; it is dropped."""
+    """Bytes in any cut to whole events. One per leg: what it holds at the leg's end was not forwarded and is lost."""
 
     __slots__ = ("_held",)
 

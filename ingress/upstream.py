@@ -11,7 +11,7 @@ import contextlib
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, cast
 
 import httptools
 
@@ -129,7 +129,7 @@ class NodeConnection(asyncio.Protocol):
     # -- asyncio.Protocol ------------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
+        transport = cast(asyncio.Transport, transport)  # uvloop's is none of asyncio's classes
         self._transport = transport
         sock = transport.get_extra_info("socket")
         if sock is not None:
@@ -138,11 +138,6 @@ class NodeConnection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._owner.heard_at = self._loop.time()
-        if self._head is not None:
-            self._head_size += len(data)
-            if self._head_size > MAX_HEAD and not self._head.done():
-                self._broken("response head too long")
-                return
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserCallbackError as error:
@@ -150,6 +145,11 @@ class NodeConnection(asyncio.Protocol):
             raise error.__context__ or error from None
         except httptools.HttpParserError as error:
             self._broken(f"not HTTP: {error}")
+            return
+        if self._head is not None and not self._head.done():
+            self._head_size += len(data)
+            if self._head_size > MAX_HEAD:
+                self._broken("response head too long")
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.lost = True

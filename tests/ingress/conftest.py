@@ -191,6 +191,63 @@ def expected(count: int) -> str:
     return "".join(f"7.{index} " for index in range(count))
 
 
+class Answer:
+    def __init__(self, status: int, headers: dict[str, str], body: bytes) -> None:
+        self.status = status
+        self.headers = headers
+        self.body = body
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def error(self) -> dict[str, Any]:
+        error: dict[str, Any] = self.json["error"]
+        return error
+
+
+class Raw:
+    """A socket: what is sent is exactly what is said."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader = reader
+        self.writer = writer
+
+    @classmethod
+    async def open(cls, port: int) -> Raw:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        opened.append(writer)
+        return cls(reader, writer)
+
+    def send(self, data: bytes) -> None:
+        self.writer.write(data)
+
+    async def flush(self) -> None:
+        await self.writer.drain()
+        await asyncio.sleep(0)
+
+    async def answer(self, *, bodiless: bool = False) -> Answer:
+        async with asyncio.timeout(DEADLINE):
+            lines = (await self.reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
+            headers = {n.lower(): t.strip() for n, _, t in (line.partition(":") for line in lines[1:] if line)}
+            body = b""
+            if bodiless:
+                pass
+            elif "content-length" in headers:
+                body = await self.reader.readexactly(int(headers["content-length"]))
+            elif headers.get("transfer-encoding") == "chunked":
+                while size := int(await self.reader.readuntil(b"\r\n"), 16):
+                    body += (await self.reader.readexactly(size + 2))[:-2]
+                await self.reader.readexactly(2)
+        return Answer(int(lines[0].split(" ")[1]), headers, body)
+
+    async def closed(self) -> bool:
+        """Whether the other side closes, without another byte."""
+        async with asyncio.timeout(DEADLINE):
+            return await self.reader.read(1) == b""
+
+
 opened: list[asyncio.StreamWriter] = []
 
 

@@ -1,0 +1,192 @@
+"""What a client may send: limits in size and time, garbage, sending ahead. No other stream is disturbed by any of it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.ingress.conftest import DEADLINE, Raw
+from tests.ingress.fake_node import SID
+
+Make = Callable[..., Any]
+
+
+async def test_a_body_beyond_the_limit_is_413_before_anything_is_forwarded(node: Make, ingress: Make) -> None:
+    a = await node("node-a")
+    relay = await ingress(a, body_limit=1024)
+    raw = await Raw.open(relay.port)
+    raw.send(b"POST /v1/sessions HTTP/1.1\r\nhost: x\r\ncontent-length: 1025\r\n\r\n")
+    answer = await raw.answer()
+    assert (answer.status, answer.error["code"]) == (413, "too_large")
+    assert a.seen == []
+    chunked = await Raw.open(relay.port)
+    chunked.send(b"POST /v1/sessions HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n")
+    chunked.send((b"200\r\n" + b"x" * 512 + b"\r\n") * 3)
+    assert (await chunked.answer()).status == 413
+    assert a.seen == []
+
+
+async def test_a_body_at_the_limit_is_forwarded(node: Make, ingress: Make) -> None:
+    a = await node("node-a")
+    relay = await ingress(a)
+    raw = await Raw.open(relay.port)
+    body = b"x" * 1024 * 1024
+    raw.send(b"POST /v1/sessions HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body))
+    assert (await raw.answer()).status == 200
+    assert a.seen[0].body == body
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"GET / HTTP/1.1\r\nhost: x\r\nx-long: " + b"y" * 40_000 + b"\r\n\r\n",
+        b"GET /" + b"y" * 40_000 + b" HTTP/1.1\r\nhost: x\r\n\r\n",
+        b"GET / HTTP/1.1\r\nhost: x\r\n" + b"x-h: 1\r\n" * 101 + b"\r\n",
+        b"GET / HTTP/1.1\r\nhost: x\r\nx-endless: " + b"y" * 40_000,
+    ],
+    ids=["field", "target", "count", "endless"],
+)
+async def test_a_head_beyond_the_limit_is_431(node: Make, ingress: Make, head: bytes) -> None:
+    a = await node("node-a")
+    relay = await ingress(a)
+    raw = await Raw.open(relay.port)
+    raw.send(head)
+    answer = await raw.answer()
+    assert (answer.status, answer.error["code"]) == (431, "too_large")
+    assert await raw.closed()
+    assert a.seen == []
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03 this is TLS",
+        b"NONSENSE\r\n\r\n",
+        b"GET / HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\ntransfer-encoding: chunked\r\n\r\n",
+        b"GET / HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\ncontent-length: 6\r\n\r\n",
+        b"GET / HTTP/1.1\r\nhost: x\r\nbad header\r\n\r\n",
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"GET / HTTP/1.1\r\nhost: x\r\nhost: y\r\n\r\n",
+        b"GET / HTTP/3.7\r\nhost: x\r\n\r\n",
+        b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: -1\r\n\r\n",
+        b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n",
+    ],
+)
+async def test_what_is_not_http_is_malformed_and_nothing_is_forwarded(node: Make, ingress: Make, data: bytes) -> None:
+    a = await node("node-a")
+    relay = await ingress(a)
+    raw = await Raw.open(relay.port)
+    raw.send(data)
+    answer = await raw.answer()
+    assert (answer.status, answer.error["code"]) == (400, "malformed")
+    assert answer.error["request_id"]
+    assert a.seen == []
+
+
+async def test_a_slow_head_is_ended(ingress: Make) -> None:
+    relay = await ingress(header_timeout=0.2)
+    raw = await Raw.open(relay.port)
+    raw.send(b"GET / HT")
+    assert (await raw.answer()).status == 408
+    silent = await Raw.open(relay.port)
+    assert await silent.closed()
+
+
+async def test_a_slow_body_is_ended(ingress: Make) -> None:
+    relay = await ingress(body_timeout=0.2)
+    raw = await Raw.open(relay.port)
+    raw.send(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 10\r\n\r\nabc")
+    assert (await raw.answer()).status == 408
+
+
+async def test_an_idle_connection_is_closed(ingress: Make) -> None:
+    relay = await ingress(idle_timeout=0.2)
+    raw = await Raw.open(relay.port)
+    raw.send(b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n")
+    assert (await raw.answer()).status == 200
+    assert await raw.closed()
+
+
+async def test_requests_sent_ahead_are_answered_in_order(node: Make, ingress: Make) -> None:
+    a = await node("node-a")
+    relay = await ingress(a)
+    raw = await Raw.open(relay.port)
+    raw.send(b"".join(b"GET /p%d HTTP/1.1\r\nhost: x\r\n\r\n" % index for index in range(5)))
+    assert [(await raw.answer()).json["path"] for _ in range(5)] == [f"/p{index}" for index in range(5)]
+
+
+async def test_a_request_cut_into_bytes_is_one_request(node: Make, ingress: Make) -> None:
+    a = await node("node-a")
+    relay = await ingress(a)
+    raw = await Raw.open(relay.port)
+    for byte in b"POST /v1/sessions HTTP/1.1\r\nhost: x\r\ncontent-length: 3\r\n\r\nabc":
+        raw.send(bytes([byte]))
+        await raw.flush()
+    assert (await raw.answer()).json["body"] == "abc"
+
+
+async def test_expect_100_continue(node: Make, ingress: Make) -> None:
+    a = await node("node-a")
+    relay = await ingress(a)
+    raw = await Raw.open(relay.port)
+    raw.send(b"POST / HTTP/1.1\r\nhost: x\r\nexpect: 100-continue\r\ncontent-length: 3\r\n\r\n")
+    async with asyncio.timeout(DEADLINE):
+        assert await raw.reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+    raw.send(b"abc")
+    assert (await raw.answer()).json["body"] == "abc"
+
+
+async def test_beyond_max_connections_a_client_is_told(ingress: Make) -> None:
+    relay = await ingress(max_connections=1)
+    first = await Raw.open(relay.port)
+    first.send(b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n")
+    await first.answer()
+    second = await Raw.open(relay.port)
+    answer = await second.answer()
+    assert (answer.status, answer.error["code"]) == (503, "overloaded")
+    assert answer.headers["retry-after"] == "1"
+
+
+async def test_http_1_0_gets_an_answer_without_chunks(node: Make, ingress: Make, log: Any) -> None:
+    a = await node("node-a")
+    log.add("start")
+    log.tokens(0, 2)
+    log.add("done")
+    relay = await ingress(a)
+    raw = await Raw.open(relay.port)
+    raw.send(b"GET /v1/sessions/%b/events?until=done HTTP/1.0\r\n\r\n" % SID.encode())
+    async with asyncio.timeout(DEADLINE):
+        data = await raw.reader.read()
+    assert b"transfer-encoding" not in data
+    assert data.endswith(b'data: {"cursor": "inc0-4"}\n\n')
+
+
+async def test_a_client_that_has_said_all_still_gets_its_answer(node: Make, ingress: Make) -> None:
+    a = await node("node-a")
+    relay = await ingress(a)
+    raw = await Raw.open(relay.port)
+    raw.send(b"GET /v1/models HTTP/1.1\r\nhost: x\r\n\r\n")
+    raw.writer.write_eof()
+    assert (await raw.answer()).status == 200
+    assert await raw.closed()
+
+
+async def test_own_paths_tell_of_the_ingress(node: Make, ingress: Make) -> None:
+    relay = await ingress()
+    raw = await Raw.open(relay.port)
+    raw.send(b"GET /readyz HTTP/1.1\r\nhost: x\r\n\r\n")
+    assert (await raw.answer()).status == 503, "no node is live"
+    a = await node("node-a")
+    await relay.know(a)
+    for path, status in (("/readyz", 200), ("/livez", 200), ("/metrics", 200), ("/version", 200)):
+        raw.send(f"GET {path} HTTP/1.1\r\nhost: x\r\n\r\n".encode())
+        answer = await raw.answer()
+        assert answer.status == status, path
+    assert json.loads(answer.body)["role"] == "ingress"
+    relay.relay.drain()
+    raw.send(b"GET /readyz HTTP/1.1\r\nhost: x\r\n\r\n")
+    assert (await raw.answer()).status == 503, "draining"
