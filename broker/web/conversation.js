@@ -101,6 +101,7 @@ export function fold(conversation, { event, data }, now) {
 export function prepend(conversation, messages) {
   const older = newConversation();
   for (const message of messages) {
+    if (['queued', 'running'].includes(message.status)) continue; // what is not finished comes by the stream
     if (!turnOf(conversation, message.generation_id)) fold(older, { event: 'message', data: message }, 0);
   }
   conversation.turns.unshift(...older.turns);
