@@ -180,7 +180,7 @@ function message(turn, data, now) {
   turn.text = data.content;
   turn.sealed = true;
   turn.finishReason = data.finish_reason ?? null;
-  turn.status = TERMINALS.includes(data.finish_reason) ? data.finish_reason : 'done';
+  turn.status = [data.status, data.finish_reason].find((word) => TERMINALS.includes(word)) ?? 'done';
   if (data.usage) turn.usage = { prompt: data.usage.prompt_tokens, completion: data.usage.completion_tokens };
   if (turn.sentAt !== null) turn.firstTokenAt ??= now;
   return true;

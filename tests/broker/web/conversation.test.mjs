@@ -117,6 +117,12 @@ test('older messages are put before the known turns, none twice', () => {
   assert.deepEqual(conversation.turns.map(({ id, text }) => [id, text]), [['g0', 'r'], [GID, 'a']]);
 });
 
+test('what is kept of an answer says how it ended, and one still running is left to the stream', () => {
+  const conversation = newConversation();
+  prepend(conversation, [{ generation_id: 'g0', role: 'assistant', content: 'half', status: 'cancelled', finish_reason: null }, { generation_id: GID, role: 'assistant', content: 'so far', status: 'running' }]);
+  assert.deepEqual(conversation.turns.map(({ id, status, sealed }) => [id, status, sealed]), [['g0', 'cancelled', true]]);
+});
+
 test('unknown events and fields are let through', () => {
   const conversation = folded([start(), event('hologram', { depth: 3 }), { event: 'weather', data: null }, token(0, 'a')]);
   assert.equal(turnOf(conversation, GID).text, 'a');
