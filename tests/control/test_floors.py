@@ -1,0 +1,83 @@
+"""Floors: a log that is not the one it was gets another name, once, whoever notices."""
+
+from __future__ import annotations
+
+import asyncio
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from broker.bus.kv import Bucket
+from broker.bus.log import StreamInfo, store, stream_info
+from control.floors import Decision, Floor, decide, keep_floors
+from tests.control.okome import connected, replica, until
+from tests.fixtures.nats_server import NatsServer
+
+
+def stream(last: int, incarnation: str = "aaaa") -> StreamInfo:
+    return StreamInfo(incarnation, 1, last, last, 0, 0, "", "")
+
+
+def test_the_first_look_only_remembers() -> None:
+    assert decide(None, stream(7), "ffff") == Decision(Floor(7, "aaaa"), "")
+
+
+def test_a_log_that_grew_raises_the_floor() -> None:
+    assert decide(Floor(5, "aaaa"), stream(7), "ffff") == Decision(Floor(7, "aaaa"), "")
+    assert decide(Floor(7, "aaaa"), stream(7), "ffff") == Decision(None, "")
+
+
+def test_a_log_below_its_floor_gets_another_incarnation() -> None:
+    assert decide(Floor(9, "aaaa"), stream(7), "ffff") == Decision(Floor(7, "ffff", "aaaa"), "ffff")
+
+
+def test_half_a_change_is_finished_with_what_was_decided() -> None:
+    assert decide(Floor(7, "ffff", "aaaa"), stream(7), "gggg") == Decision(None, "ffff")
+
+
+def test_a_log_made_anew_keeps_the_incarnation_it_was_made_with() -> None:
+    assert decide(Floor(9, "aaaa"), stream(0, "bbbb"), "ffff") == Decision(Floor(0, "bbbb"), "")
+
+
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=30))
+def test_whatever_a_log_does_it_keeps_its_name_while_it_grows_and_changes_it_when_it_shrinks(
+    lengths: list[int],
+) -> None:
+    floor: Floor | None = None
+    name, seen = "i0", 0
+    for index, length in enumerate(lengths, 1):
+        decision = decide(floor, stream(length, name), f"i{index}")
+        shrank = floor is not None and length < seen
+        assert bool(decision.incarnation) == shrank
+        name, seen, floor = decision.incarnation or name, length, decision.floor or floor
+
+
+async def test_a_log_that_lost_its_end_changes_its_incarnation_once_for_all_replicas(fresh_nats: NatsServer) -> None:
+    async with replica(fresh_nats.url, partitions=1, reconcile_interval=60), connected(fresh_nats.url) as bus:
+        before = await stream_info(bus, "TOK_00")
+        secrets = Bucket(bus, "secrets")
+        await store(bus, "tok.00.00abcdefgh", b"x")
+        await keep_floors(bus, ["00"])
+        entry = await secrets.get("floor.00")
+        assert entry is not None
+        assert b'"seq":1' in entry.value
+        # as if the log had been restored to an earlier state
+        await secrets.put("floor.00", b'{"seq":1000,"incarnation":"%s"}' % before.incarnation.encode())
+        await asyncio.gather(*(keep_floors(bus, ["00"]) for _ in range(4)))
+        after = await stream_info(bus, "TOK_00")
+        assert after.incarnation != before.incarnation
+        await keep_floors(bus, ["00"])
+        assert (await stream_info(bus, "TOK_00")).incarnation == after.incarnation
+
+
+async def test_a_removed_stream_comes_back_under_another_incarnation(fresh_nats: NatsServer) -> None:
+    async with replica(fresh_nats.url, partitions=1), connected(fresh_nats.url) as bus:
+        before = await stream_info(bus, "TOK_00")
+        await bus.api("STREAM.DELETE.TOK_00")
+
+        async def back() -> bool:
+            answer = await bus.api("STREAM.NAMES")
+            return "TOK_00" in answer["streams"]
+
+        await until(back, "TOK_00 is made again")
+        assert (await stream_info(bus, "TOK_00")).incarnation not in ("", before.incarnation)
