@@ -3,8 +3,11 @@
 What it works around, each with a test (tests/broker/bus/test_nats.py):
 - a frozen peer hangs nats-py's reconnect for minutes when the send buffer is full: a watchdog pings twice a second and
   aborts the transport when a ping is not answered in time;
+- the late pong of a ping that was given up (`flush` with a timeout) ends nats-py's read loop for good, silently: our
+  pings are never cancelled, and a connection on which nothing is read any more is let go like a frozen one;
 - `publish_async` never resolves on an error answer: one reply inbox is our own, and every attempt has its own token;
-- publishes while disconnected would be buffered and sent later, behind the fence: `pending_size=0` refuses them;
+- publishes while disconnected would be buffered and sent later, behind the fence: `pending_size=0` refuses them,
+  and what had not been written when the connection broke is thrown away;
 - `nats.micro` runs the requests of an endpoint one after another: our handlers run as tasks, bounded;
 - a permission violation only shows in the error callback: it is logged as what it is.
 """
@@ -57,6 +60,7 @@ class Bus:
         self._calls: dict[str, float] = {}  # token -> deadline, in order: REPLY_TIMEOUT is the same for all
         self._call_timer: asyncio.TimerHandle | None = None
         self._heard_at = 0.0  # loop time of the last pong
+        self._writer: asyncio.StreamWriter | None = None  # of the connection that the last ping went to
         self._watch: asyncio.Task[None] | None = None
         self._lame_duck: list[Callable[[], None]] = []
         self._tasks: set[asyncio.Task[None]] = set()
@@ -86,14 +90,17 @@ class Bus:
                     flush_timeout=2,
                     error_cb=bus._on_error,
                     disconnected_cb=bus._on_disconnected,
+                    closed_cb=bus._on_closed,
                     reconnected_cb=bus._on_reconnected,
                     lame_duck_mode_cb=bus._on_lame_duck,
                 ),
                 timeout,
             )
         except (TimeoutError, OSError, nats.errors.Error) as error:
+            why = client.last_error or error  # in the end it is a timeout; what was said before is the reason
             await client.close()
-            raise BusUnavailable(f"no NATS server answers at {url}") from error
+            hosts = ",".join(server.rpartition("@")[2] for server in servers)  # never a password
+            raise BusUnavailable(f"no NATS server answers at {hosts}: {why}") from error
         await client.subscribe(bus._inbox + "*", cb=bus._on_reply)
         bus._heard_at = asyncio.get_running_loop().time()
         bus._watch = asyncio.create_task(bus._watchdog(), name="bus-watchdog")
@@ -110,13 +117,12 @@ class Bus:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        if self._call_timer is not None:
-            self._call_timer.cancel()
         for token in list(self._replies):
             self._settle(token, None)
-        if self._client.is_connected:
-            with contextlib.suppress(nats.errors.Error, asyncio.TimeoutError, OSError):
-                await self._client.flush(timeout=1)  # what was published just now is on its way
+        if self._call_timer is not None:
+            self._call_timer.cancel()
+        if not (self.connected and await self._pong()):  # a round trip: what was published just now has arrived
+            await self._let_go()  # nats-py's close would wait for a frozen peer to take what is buffered
         await self._client.close()
 
     # -- state -----------------------------------------------------------------------------------------------------
@@ -144,8 +150,14 @@ class Bus:
         self._lame_duck.append(callback)
 
     async def kick(self) -> None:
-        """Move to the next server known (or reconnect to the only one). Subscriptions are replayed."""
-        await self._client.force_reconnect()
+        """Move to the next server known (or reconnect to the only one). Subscriptions are replayed.
+
+        What was published before is with the old server first, and its answers so far are here.
+        """
+        if self.connected and await self._pong():
+            await self._client.force_reconnect()
+        elif self.connected:
+            await self._let_go()
 
     # -- core NATS -------------------------------------------------------------------------------------------------
 
@@ -155,6 +167,8 @@ class Bus:
         Not a coroutine, so that the answer to one publish can send the next without a task. nats-py's `publish` never
         suspends while `pending_size` is 0; a suspension would be a change of that library, and is an error here.
         """
+        if self._closed:
+            raise BusUnavailable("closed")
         coroutine = self._client.publish(subject, payload, reply, headers)
         try:
             coroutine.send(None)
@@ -219,24 +233,28 @@ class Bus:
     ) -> list[Msg]:
         """One question, many answers, the last of which `is_last`; raises BusUnavailable when they do not all come."""
         messages: list[Msg] = []
-        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        done: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
 
         def take(msg: Msg | None) -> None:
-            if msg is not None:
-                messages.append(msg)
-            if (msg is None or no_responders(msg) or is_last(msg)) and not done.done():
-                done.set_result(None)
+            if done.done():
+                return
+            if msg is None or no_responders(msg):
+                done.set_result(False)
+                return
+            messages.append(msg)
+            if is_last(msg):
+                done.set_result(True)
 
         token = self._expect(take, many=True)
         try:
             self.publish_now(subject, payload, self._inbox + token)
             async with asyncio.timeout(timeout):
-                await done
+                whole = await done
         except TimeoutError as error:
             raise BusUnavailable(f"{len(messages)} answers from {subject} in {timeout} s, and not the last") from error
         finally:
             self._replies.pop(token, None)
-        if not messages or no_responders(messages[-1]):
+        if not whole:
             raise BusUnavailable(f"nobody answers {subject}")
         return messages
 
@@ -278,10 +296,7 @@ class Bus:
         """One of OKOME's operations; raises Refusal where OKOME says no and BusUnavailable where it does not answer."""
         msg = await self.request(operation_subject(operation), msgspec.json.encode(question), timeout=timeout)
         if msg.headers and ERROR_CODE_HEADER in msg.headers:
-            error = json.loads(msg.data)["error"]
-            raise Refusal(
-                error["code"], error["message"], param=error.get("param"), retry_after=error.get("retry_after")
-            )
+            raise Refusal(**json.loads(msg.data)["error"])
         return msgspec.json.decode(msg.data, type=answer)
 
     async def serve(
@@ -329,21 +344,48 @@ class Bus:
 
     async def _watchdog(self) -> None:
         """Notice within PING_INTERVAL + PING_TIMEOUT that the server does not answer, and let go of it."""
-        loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(PING_INTERVAL)
-            try:
-                await self._client.flush(timeout=PING_TIMEOUT)  # type: ignore[arg-type]  # annotated int
-                self._heard_at = loop.time()
-            except (TimeoutError, nats.errors.Error, OSError):
-                if loop.time() - self._heard_at > PING_TIMEOUT:
-                    self._abort()
+            if self._client.is_connected:
+                self._writer = self._current_writer()
+                if await self._pong() or self._current_writer() is not self._writer:
+                    continue  # well, or moved meanwhile
+                log.warning("bus.server_silent", bus=self.id, server=self.server)
+                await self._let_go()
+            elif self._writer is not None and self._current_writer() is self._writer:
+                self._writer.transport.abort()  # reconnecting waits for a frozen peer to take what is buffered
 
-    def _abort(self) -> None:
-        transport = getattr(self._client, "_transport", None)  # nats-py has no public way to drop a frozen peer
-        writer = getattr(transport, "_io_writer", None)
-        if writer is not None:
+    async def _pong(self) -> bool:
+        """One round trip within PING_TIMEOUT.
+
+        Not `flush`: that returns at once where the read loop is dead, and cancels a ping that was not answered in time,
+        whose late pong then ends the read loop.
+        """
+        pong: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        try:
+            await self._client._send_ping(pong)
+        except (OSError, RuntimeError):  # uvloop's word for a transport that is gone
+            return False
+        await asyncio.wait({pong}, timeout=PING_TIMEOUT)
+        if pong.done():
+            self._heard_at = asyncio.get_running_loop().time()
+        return pong.done()
+
+    async def _let_go(self) -> None:
+        """Drop the connection without a word and look for a server: nats-py has no public way to drop a frozen peer."""
+        self._forget_unsent()
+        if (writer := self._current_writer()) is not None:
             writer.transport.abort()
+        await self._client._process_op_err(nats.errors.StaleConnectionError())
+
+    def _forget_unsent(self) -> None:
+        """What was not written yet is never sent: who waits for an answer repeats it, and would meet the late copy."""
+        self._client._pending.clear()
+        self._client._pending_data_size = 0
+
+    def _current_writer(self) -> asyncio.StreamWriter | None:
+        writer: asyncio.StreamWriter | None = getattr(self._client._transport, "_io_writer", None)
+        return writer
 
     async def _on_error(self, error: Exception) -> None:
         if "permissions violation" in str(error).lower():
@@ -354,8 +396,13 @@ class Bus:
             log.error("bus.callback_failed", bus=self.id, error=repr(error), exc_info=error)
 
     async def _on_disconnected(self) -> None:
+        self._forget_unsent()
         if not self._closed:
             log.warning("bus.disconnected", bus=self.id)
+
+    async def _on_closed(self) -> None:
+        if not self._closed:  # the server refused us in a way after which nats-py does not come back
+            log.error("bus.closed", bus=self.id, error=repr(self._client.last_error))
 
     async def _on_reconnected(self) -> None:
         self._heard_at = asyncio.get_running_loop().time()
@@ -365,7 +412,7 @@ class Bus:
         log.info("bus.server_leaving", bus=self.id, server=self.server)
         for callback in self._lame_duck:
             callback()
-        if len(self._client.servers) + len(self._client.discovered_servers) > 1:
+        if len(self._client.servers) > 1:  # those discovered are among them
             task = asyncio.create_task(self.kick(), name="bus-lame-duck")
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
@@ -394,8 +441,9 @@ class Service:
     async def close(self) -> None:
         """Take no more requests, let those that run finish for 2 s, then cancel them."""
         if self._service is not None:
-            with contextlib.suppress(nats.errors.Error, asyncio.TimeoutError, OSError):
-                await self._service.stop()
+            with contextlib.suppress(nats.errors.Error, TimeoutError, OSError):
+                async with asyncio.timeout(2):  # it makes round trips, 10 s each
+                    await self._service.stop()
             self._service = None
         if self._tasks:
             _, late = await asyncio.wait(self._tasks, timeout=2)

@@ -1,0 +1,565 @@
+"""The connection: each trap of nats-py that broker/bus/nats.py works around, and the plain client falling into it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Callable
+
+import msgspec
+import nats
+import nats.errors
+import pytest
+import structlog.testing
+import uvloop
+from nats.aio.client import Client
+from nats.micro import add_service
+from nats.micro.request import Request as MicroRequest
+
+from broker.bus import log
+from broker.bus.errors import BusError, BusUnavailable, Refusal, StoreRejected, WrongLastSequence
+from broker.bus.nats import PING_TIMEOUT, REPLY_TIMEOUT, Bus, Msg
+from tests.broker.bus.conftest import at, connected, eventually, leave, make_stream, restarted
+from tests.fixtures.nats_server import NatsServer
+
+QUICK = 0.3  # seconds in which what is answered at once has been answered
+FROZEN = 3.0  # seconds until a frozen server has been left
+
+Loop = Callable[[], asyncio.AbstractEventLoop]
+LOOPS = pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+
+
+async def nothing(_: Msg) -> None:
+    """A subscriber that only keeps its subscription."""
+
+
+# -- publishing --------------------------------------------------------------------------------------------------------
+
+
+async def test_a_fence_violation_is_answered_at_once(bus: Bus) -> None:
+    stream = await make_stream(bus)
+    first = await log.store(bus, f"{stream}.a", b"1", expect_last=0)
+    answers: asyncio.Queue[int | BusError] = asyncio.Queue()
+    began = time.monotonic()
+    with pytest.raises(WrongLastSequence) as caught:
+        await log.store(bus, f"{stream}.a", b"2", expect_last=0)
+    log.store_soon(bus, f"{stream}.a", b"2", 0, answers.put_nowait)
+    again = await answers.get()
+    assert time.monotonic() - began < QUICK
+    assert isinstance(again, WrongLastSequence)
+    assert caught.value.last == again.last == first
+
+
+async def test_publish_async_of_nats_py_never_resolves_on_a_violation(local_bus: Bus, nats: NatsServer) -> None:
+    """The trap itself (issue #985): when this fails, the reason for a reply inbox of our own is gone."""
+    stream = await make_stream(local_bus)
+    await log.store(local_bus, f"{stream}.a", b"1")
+    client = await plain(nats.url)
+    try:
+        fence = {"Nats-Expected-Last-Subject-Sequence": "0"}
+        future = await client.jetstream().publish_async(f"{stream}.a", b"2", headers=fence)
+        done, _ = await asyncio.wait({future}, timeout=QUICK)
+        assert not done
+        future.cancel()
+    finally:
+        await client.close()
+
+
+async def plain(*servers: str, **options: object) -> Client:
+    """nats-py as its documentation has it, only quicker to reconnect."""
+    defaults: dict[str, object] = {"max_reconnect_attempts": -1, "reconnect_time_wait": 0.05, "error_cb": silent}
+    return await nats.connect(list(servers), **(defaults | options))
+
+
+async def silent(_: Exception) -> None:
+    """nats-py would print it."""
+
+
+async def test_a_late_ack_of_the_first_attempt_never_resolves_the_second(bus: Bus) -> None:
+    """Every attempt has a reply token of its own: the first one's answer would carry the wrong sequence."""
+    asked: asyncio.Queue[str] = asyncio.Queue()
+
+    async def slow_store(msg: Msg) -> None:
+        asked.put_nowait(msg.reply)
+
+    await bus.subscribe(f"slow.{bus.id}", slow_store)
+    answers: asyncio.Queue[int | BusError] = asyncio.Queue()
+    log.store_soon(bus, f"slow.{bus.id}", b"x", 0, answers.put_nowait)
+    async with asyncio.timeout(REPLY_TIMEOUT + QUICK):
+        assert isinstance(await answers.get(), BusUnavailable)
+    log.store_soon(bus, f"slow.{bus.id}", b"x", 0, answers.put_nowait)
+    first, second = await asked.get(), await asked.get()
+    assert first != second
+    await bus.publish(first, b'{"stream":"S","seq":1}')
+    await bus.publish(second, b'{"stream":"S","seq":2}')
+    async with asyncio.timeout(QUICK):
+        assert await answers.get() == 2
+    await bus.publish(second, b'{"stream":"S","seq":3}')
+    await bus.request("$JS.API.INFO")  # what was sent before it has been received
+    assert answers.empty()
+
+
+async def test_a_publish_that_nobody_stores_is_undecided_at_once(bus: Bus) -> None:
+    began = time.monotonic()
+    with pytest.raises(BusUnavailable):
+        await log.store(bus, "no.such.stream", b"x", expect_last=0)
+    answers: asyncio.Queue[int | BusError] = asyncio.Queue()
+    log.store_soon(bus, "no.such.stream", b"x", 0, answers.put_nowait)
+    assert isinstance(await answers.get(), BusUnavailable)
+    assert time.monotonic() - began < QUICK
+
+
+async def test_a_publish_to_a_frozen_server_is_undecided_within_its_deadline(
+    fresh_bus: Bus, fresh_nats: NatsServer
+) -> None:
+    """And undecided it was: the server stores it after all, once it goes on."""
+    stream = await make_stream(fresh_bus)
+    answers: asyncio.Queue[int | BusError] = asyncio.Queue()
+    fresh_nats.freeze()
+    began = time.monotonic()
+    log.store_soon(fresh_bus, f"{stream}.a", b"soon", 0, answers.put_nowait)
+    with pytest.raises(BusUnavailable):
+        await log.store(fresh_bus, f"{stream}.b", b"x", expect_last=0, timeout=0.5)
+    assert time.monotonic() - began < 0.5 + QUICK
+    assert isinstance(await answers.get(), BusUnavailable)
+    assert time.monotonic() - began < REPLY_TIMEOUT + QUICK
+    fresh_nats.thaw()
+    await eventually(lambda: fresh_bus.round_trip_ok)
+    with pytest.raises(WrongLastSequence):
+        await log.store(fresh_bus, f"{stream}.b", b"x", expect_last=0)
+    found = await log.last(fresh_bus, stream, f"{stream}.a")
+    assert found is not None
+    assert found.data == b"soon"
+
+
+async def test_a_publish_while_disconnected_is_refused_and_not_sent_later(fresh_nats: NatsServer) -> None:
+    """The plain client buffers it, and it arrives when nobody expects it any more."""
+    client = await plain(fresh_nats.url)
+    async with connected(fresh_nats.url) as bus:
+        stream = await make_stream(bus)
+        fresh_nats.kill()
+        await eventually(lambda: not bus.connected and not client.is_connected)
+        await client.publish(f"{stream}.plain", b"late")
+        with pytest.raises(BusUnavailable):
+            await bus.publish(f"{stream}.ours", b"late")
+        with pytest.raises(BusUnavailable):
+            log.store_soon(bus, f"{stream}.ours", b"late", 0, lambda _: pytest.fail("called back"))
+        with pytest.raises(BusUnavailable):
+            await bus.request(f"{stream}.ours", b"late")
+        fresh_nats.start()
+        await eventually(lambda: bus.connected and client.is_connected)
+        await client.flush()
+        assert await log.last(bus, stream, f"{stream}.ours") is None
+        late = await log.last(bus, stream, f"{stream}.plain")
+        assert late is not None
+    await client.close()
+
+
+async def test_a_payload_beyond_the_servers_limit_is_an_answer_not_weather(bus: Bus) -> None:
+    with pytest.raises(StoreRejected) as caught:
+        await bus.publish("too.big", bytes(bus.max_payload + 1))
+    assert caught.value.err_code == 10054
+    assert bus.connected
+
+
+async def test_a_core_subscription_sees_what_the_stream_refuses(bus: Bus) -> None:
+    """Why nothing is ever tailed from the subject itself: a fenced-off zombie's token would be shown."""
+    stream = await make_stream(bus)
+    seen: asyncio.Queue[bytes] = asyncio.Queue()
+
+    async def see(msg: Msg) -> None:
+        seen.put_nowait(msg.data)
+
+    await bus.subscribe(f"{stream}.a", see)
+    await log.store(bus, f"{stream}.a", b"stored", expect_last=0)
+    with pytest.raises(WrongLastSequence):
+        await log.store(bus, f"{stream}.a", b"fenced off", expect_last=0)
+    async with asyncio.timeout(QUICK):
+        assert [await seen.get(), await seen.get()] == [b"stored", b"fenced off"]
+    assert [each.data for each in await log.page(bus, stream, f"{stream}.a", 0)] == [b"stored"]
+
+
+# -- the connection ----------------------------------------------------------------------------------------------------
+
+
+BLOB = bytes(6 * 1024 * 1024)
+
+
+async def fill(server: NatsServer, *clients: Client) -> None:
+    """Freeze the server and write until the clients' sockets take no more."""
+    server.freeze()
+    for client in clients:
+        transport = client._transport
+        assert transport is not None
+        while not buffered(client):
+            transport.write(b"PUB blob %d\r\n%b\r\n" % (len(BLOB), BLOB))
+            await asyncio.sleep(0)
+
+
+def buffered(client: Client) -> int:
+    size: int = client._transport._io_writer.transport.get_write_buffer_size()  # type: ignore[union-attr]
+    return size
+
+
+@LOOPS
+def test_a_frozen_server_is_left_although_the_send_buffer_is_full(loop: Loop, two_nats: list[NatsServer]) -> None:
+    """nats-py notices by its own pings too, and then waits for the frozen peer to take what is buffered (#671).
+
+    What was not written when the connection broke is never sent: not to the next server either.
+    """
+
+    async def story() -> None:
+        url = ",".join(server.url for server in two_nats)
+        async with connected(url) as bus:
+            frozen, other = sorted(two_nats, key=lambda server: at(server) != bus.server)
+            client = await plain(
+                frozen.url,
+                other.url,
+                dont_randomize=True,
+                ping_interval=0.2,
+                max_outstanding_pings=2,
+            )
+            assert client.connected_url is not None
+            assert client.connected_url.netloc == at(frozen)
+            late: list[bytes] = []
+
+            async def note(msg: Msg) -> None:
+                late.append(msg.data)
+
+            async with connected(other.url) as watcher:
+                await watcher.subscribe("late", note)
+                await watcher.request("$JS.API.INFO")
+                await fill(frozen, bus._client, client)
+                bus.publish_now("late", b"buffered")
+                took = await eventually(lambda: bus.connected and bus.server == at(other), FROZEN)
+                assert took < FROZEN
+                await bus.request("$JS.API.INFO")
+                await bus.publish("late", b"sent")
+                await eventually(lambda: late)
+                assert late == [b"sent"]
+                assert client.is_reconnecting
+            frozen.thaw()
+            await eventually(lambda: client.is_connected)
+            await client.close()
+
+    with asyncio.Runner(loop_factory=loop) as runner:
+        runner.run(story())
+
+
+async def test_a_kick_away_from_a_frozen_server_does_not_hang(two_nats: list[NatsServer]) -> None:
+    """`force_reconnect` alone waits for the frozen peer as well."""
+    async with connected(",".join(server.url for server in two_nats)) as bus:
+        frozen, other = sorted(two_nats, key=lambda server: at(server) != bus.server)
+        await fill(frozen, bus._client)
+        async with asyncio.timeout(FROZEN):
+            await bus.kick()
+            await eventually(lambda: bus.connected and bus.server == at(other))
+            await bus.request("$JS.API.INFO")
+        frozen.thaw()
+
+
+async def test_a_frozen_bus_can_be_closed(fresh_nats: NatsServer) -> None:
+    bus = await Bus.connect(fresh_nats.url, "test")
+    waiting = asyncio.create_task(bus.request("$JS.API.STREAM.NAMES", timeout=30))
+    await bus.request("$JS.API.INFO")
+    await fill(fresh_nats, bus._client)
+    hopeless = asyncio.create_task(bus.request("$JS.API.INFO", timeout=30))
+    await waiting
+    async with asyncio.timeout(FROZEN):
+        await bus.close()
+        with pytest.raises(BusUnavailable):
+            await hopeless
+    await bus.close()
+    with pytest.raises(BusUnavailable):
+        await bus.publish("x", b"")
+
+
+@LOOPS
+def test_a_server_that_pauses_is_found_again(loop: Loop, fresh_nats: NatsServer) -> None:
+    """The plain client's flush cancels its ping, and the late pong ends its read loop: deaf for ever, yet "connected"
+    and its next flush succeeds without a server."""
+
+    async def story() -> None:
+        client = await plain(fresh_nats.url)
+        async with connected(fresh_nats.url) as bus:
+            fresh_nats.freeze()
+            with pytest.raises(nats.errors.FlushTimeoutError):
+                await client.flush(timeout=QUICK)  # type: ignore[arg-type]
+            await eventually(lambda: not bus.round_trip_ok)
+            fresh_nats.thaw()
+            await eventually(lambda: bus.round_trip_ok, FROZEN)
+            await bus.request("$JS.API.INFO")
+            reading = client._reading_task
+            assert reading is not None
+            await eventually(reading.done)
+            assert client.is_connected
+            await client.flush(timeout=QUICK)  # type: ignore[arg-type]
+            with pytest.raises(nats.errors.TimeoutError):
+                await client.request("$JS.API.INFO", timeout=QUICK)
+        await client.close()
+
+    with asyncio.Runner(loop_factory=loop) as runner:
+        runner.run(story())
+
+
+@LOOPS
+def test_an_event_loop_that_stood_still_goes_on(loop: Loop, nats: NatsServer) -> None:
+    """A worker that loads a model blocks its loop for seconds: the pings of that time are late, nothing else."""
+
+    async def story() -> None:
+        async with connected(nats.url) as bus:
+            ping = asyncio.create_task(bus._pong())
+            await asyncio.sleep(0)
+            time.sleep(PING_TIMEOUT + QUICK)  # noqa: ASYNC251  # the very thing
+            await ping
+            await eventually(lambda: bus.round_trip_ok, FROZEN)
+            await bus.request("$JS.API.INFO")
+
+    with asyncio.Runner(loop_factory=loop) as runner:
+        runner.run(story())
+
+
+@LOOPS
+def test_a_connection_that_nothing_reads_any_more_is_let_go(loop: Loop, nats: NatsServer) -> None:
+    """nats-py's read loop ends silently on an unexpected exception. Nobody but a round trip of our own notices."""
+
+    async def story() -> None:
+        async with connected(nats.url) as bus:
+            assert bus._client._reading_task is not None
+            bus._client._reading_task.cancel()
+            reconnects = bus._client.stats["reconnects"]
+            await eventually(lambda: bus._client.stats["reconnects"] > reconnects and bus.round_trip_ok, FROZEN)
+            await bus.request("$JS.API.INFO")
+
+    with asyncio.Runner(loop_factory=loop) as runner:
+        runner.run(story())
+
+
+async def test_subscriptions_and_questions_survive_a_killed_server(fresh_bus: Bus, fresh_nats: NatsServer) -> None:
+    got: asyncio.Queue[bytes] = asyncio.Queue()
+
+    async def take(msg: Msg) -> None:
+        got.put_nowait(msg.data)
+
+    await fresh_bus.subscribe("kept.*", take)
+    await restarted(fresh_nats, fresh_bus)
+    await fresh_bus.publish("kept.a", b"x")
+    async with asyncio.timeout(QUICK):
+        assert await got.get() == b"x"
+    await fresh_bus.api("INFO")
+
+
+async def test_a_server_that_leaves_is_left_at_once(clustered_nats: list[NatsServer]) -> None:
+    """Lame duck: it says so, and the connection moves although the server still answers. Nothing is lost."""
+    async with connected(",".join(server.url for server in clustered_nats)) as bus:
+        leaving, other = sorted(clustered_nats, key=lambda server: at(server) != bus.server)
+        told = asyncio.Event()
+        bus.on_lame_duck(told.set)
+        got: list[bytes] = []
+
+        async def take(msg: Msg) -> None:
+            got.append(msg.data)
+
+        async with connected(other.url) as watcher:
+            await watcher.subscribe("moved", take)
+            await eventually(lambda: len(bus._client.servers) >= 2)
+            leave(leaving)
+            async with asyncio.timeout(2):
+                await told.wait()
+                await bus.publish("moved", b"before")
+            took = await eventually(lambda: bus.connected and bus.server == at(other), 2)
+            assert took < 1
+            await bus.publish("moved", b"after")
+            await eventually(lambda: got == [b"before", b"after"])
+
+
+async def test_no_server_is_said_in_time_and_without_the_password(guarded_nats: NatsServer) -> None:
+    wrong = guarded_nats.url.replace("nats://", "nats://worker:hunter2@")
+    began = time.monotonic()
+    with pytest.raises(BusUnavailable, match="Authorization") as caught:
+        await Bus.connect(wrong, "test", timeout=0.5)
+    assert "hunter2" not in str(caught.value)
+    guarded_nats.kill()
+    with pytest.raises(BusUnavailable, match=at(guarded_nats)):
+        await Bus.connect(guarded_nats.url, "test", timeout=0.5)
+    assert time.monotonic() - began < 2.5
+
+
+async def test_a_permission_violation_is_logged_as_what_it_is(guarded_nats: NatsServer) -> None:
+    """The publish itself only goes unanswered."""
+    with structlog.testing.capture_logs() as logs:
+        async with connected(guarded_nats.url, user="worker", password="s3cret") as bus:
+            await bus.api("INFO")
+            with pytest.raises(BusUnavailable):
+                await bus.request("forbidden.x", timeout=QUICK)
+            await eventually(lambda: any(each["event"] == "bus.permission_denied" for each in logs))
+    (denied,) = (each for each in logs if each["event"] == "bus.permission_denied")
+    assert "forbidden.x" in denied["error"]
+    assert denied["log_level"] == "error"
+
+
+async def test_a_callback_that_fails_is_logged_and_the_next_message_comes(local_bus: Bus) -> None:
+    got = asyncio.Event()
+
+    async def take(msg: Msg) -> None:
+        if msg.data == b"bad":
+            raise ZeroDivisionError
+        got.set()
+
+    with structlog.testing.capture_logs() as logs:
+        await local_bus.subscribe("fragile", take)
+        await local_bus.publish("fragile", b"bad")
+        await local_bus.publish("fragile", b"good")
+        await asyncio.wait_for(got.wait(), QUICK)
+    assert [each["event"] for each in logs] == ["bus.callback_failed"]
+
+
+# -- questions ---------------------------------------------------------------------------------------------------------
+
+
+async def test_an_api_error_is_data(bus: Bus) -> None:
+    with pytest.raises(StoreRejected) as caught:
+        await bus.api("STREAM.INFO.NO_SUCH_STREAM")
+    assert caught.value.err_code == log.STREAM_NOT_FOUND
+
+
+async def test_answers_that_do_not_all_come_are_no_answer(bus: Bus) -> None:
+    async def half(msg: Msg) -> None:
+        await bus.publish(msg.reply, b"1")
+        await bus.publish(msg.reply, b"2")
+
+    await bus.subscribe("half", half)
+    with pytest.raises(BusUnavailable, match="2 answers"):
+        await bus.collect("half", b"", lambda msg: msg.data == b"3", timeout=QUICK)
+    assert len(await bus.collect("half", b"", lambda msg: msg.data == b"2")) == 2
+    with pytest.raises(BusUnavailable):
+        await bus.collect("nobody", b"", lambda _: True)
+    assert bus._replies == {}
+
+
+# -- services ----------------------------------------------------------------------------------------------------------
+
+
+class Question(msgspec.Struct):
+    text: str
+
+
+async def test_handlers_do_not_block_one_another(bus: Bus) -> None:
+    """Eight requests meet inside one endpoint. nats.micro alone runs them one after another: the second never arrives
+    while the first waits for it."""
+    together = asyncio.Barrier(8)
+
+    async def meet(question: bytes) -> bytes:
+        async with asyncio.timeout(2):
+            await together.wait()
+        return question
+
+    service = await bus.serve("okome", "1.0.0", "test", {f"meet_{bus.id}": meet})
+    questions = [Question(f"früh {index}\n") for index in range(8)]
+    answers = await asyncio.gather(*(bus.ask(f"meet_{bus.id}", question, Question) for question in questions))
+    assert answers == questions
+    await service.close()
+    with pytest.raises(BusUnavailable):
+        await bus.ask(f"meet_{bus.id}", {}, Question)
+
+
+async def test_nats_micro_runs_the_requests_of_an_endpoint_one_after_another(nats: NatsServer) -> None:
+    """The trap itself: when this fails, the reason for tasks of our own is gone."""
+    client = await plain(nats.url)
+    inside: list[int] = []
+    go = asyncio.Event()
+
+    async def handle(request: MicroRequest) -> None:
+        inside.append(1)
+        await go.wait()
+        await request.respond(b"")
+
+    service = await add_service(client, name="plain", version="1.0.0")
+    await service.add_endpoint(name="serial", subject="plain.serial", handler=handle)
+    asked = [asyncio.create_task(client.request("plain.serial", b"", timeout=5)) for _ in range(2)]
+    await eventually(lambda: inside)
+    await asyncio.wait(asked, timeout=QUICK)
+    assert inside == [1]
+    go.set()
+    await asyncio.gather(*asked)
+    await service.stop()
+    await client.close()
+
+
+async def test_a_refusal_crosses_the_bus_whole(bus: Bus) -> None:
+    refusals = [
+        Refusal("malformed", 'no "text"\nhere', param="text"),
+        Refusal("rate_limited", "too fast", retry_after=1.5),
+        Refusal("unknown_session", "früh"),
+    ]
+
+    async def refuse(question: bytes) -> bytes:
+        raise refusals[json.loads(question)["index"]]
+
+    service = await bus.serve("okome", "1.0.0", "test", {f"refuse_{bus.id}": refuse})
+    for index, refusal in enumerate(refusals):
+        with pytest.raises(Refusal) as caught:
+            await bus.ask(f"refuse_{bus.id}", {"index": index}, Question)
+        assert vars(caught.value) == vars(refusal)
+    await service.close()
+
+
+async def test_what_a_handler_raises_becomes_a_refusal_and_says_nothing_of_the_inside(local_bus: Bus) -> None:
+    async def fail(question: bytes) -> bytes:
+        text = msgspec.json.decode(question, type=Question).text
+        if text == "bus":
+            raise BusUnavailable("no leader")
+        raise ZeroDivisionError("the inside")
+
+    service = await local_bus.serve("okome", "1.0.0", "test", {"fail": fail})
+    for text, code in [("bus", "unavailable"), (1, "malformed"), ("", "internal")]:
+        with pytest.raises(Refusal) as caught, structlog.testing.capture_logs():
+            await local_bus.ask("fail", {"text": text}, Question)
+        assert caught.value.code == code
+        assert "inside" not in caught.value.message
+    await service.close()
+
+
+async def test_requests_at_once_are_bounded(local_bus: Bus) -> None:
+    go = asyncio.Event()
+    inside: list[bytes] = []
+
+    async def wait(question: bytes) -> bytes:
+        inside.append(question)
+        await go.wait()
+        return question
+
+    service = await local_bus.serve("okome", "1.0.0", "test", {"wait": wait}, limit=2)
+    running = [asyncio.create_task(local_bus.ask("wait", {"text": str(index)}, Question)) for index in range(2)]
+    await eventually(lambda: len(inside) == 2)
+    with pytest.raises(Refusal, match="overloaded") as caught:
+        await local_bus.ask("wait", {"text": "3"}, Question)
+    assert caught.value.retry_after
+    go.set()
+    assert len(await asyncio.gather(*running)) == 2
+    await local_bus.ask("wait", {"text": "4"}, Question)
+    await service.close()
+
+
+async def test_replicas_share_the_requests(local_bus: Bus, nats: NatsServer) -> None:
+    """One queue group: a request is carried out once, by any."""
+    served: list[str] = []
+
+    def by(name: str) -> Callable[[bytes], asyncio.Future[bytes]]:
+        async def serve(question: bytes) -> bytes:
+            served.append(name)
+            return question
+
+        return serve  # type: ignore[return-value]
+
+    async with connected(nats.url) as other:
+        services = [
+            await each.serve("okome", "1.0.0", "test", {"shared": by(name)})
+            for name, each in (("a", local_bus), ("b", other))
+        ]
+        await asyncio.gather(*(local_bus.ask("shared", {"text": "x"}, Question) for _ in range(40)))
+        assert len(served) == 40
+        assert set(served) == {"a", "b"}
+        for service in services:
+            await service.close()
