@@ -71,7 +71,8 @@ def read_ack(msg: Msg | None) -> int | BusError:
         return WrongLastSequence(int(digits) if digits.isdigit() else None)
     if ack.error.err_code == FENCE_BUSY:
         return WrongLastSequence(None)
-    if ack.error.code == 503:  # no leader, or JetStream starting: nothing is known
+    if ack.error.err_code != STREAM_FULL and ack.error.code in (429, 503):
+        # No leader, JetStream starting, or too much at once: ask again. A full stream is 503 too, and is an answer.
         return BusUnavailable(ack.error.description)
     return StoreRejected(ack.error.err_code or ack.error.code, ack.error.description)
 
@@ -181,7 +182,8 @@ async def read_all(bus: Bus, stream: str, subject: str, after: int = 0, *, limit
     found: list[Stored] = []
     lagging = 0
     while end is not None and after < end.seq and len(found) < limit:
-        batch = await page(bus, stream, subject, after, leader=lagging >= 3)
+        wanted = min(PAGE, limit - len(found))
+        batch = await page(bus, stream, subject, after, batch=wanted, leader=lagging >= 3)
         if not batch:
             lagging += 1
             if lagging > 4:
