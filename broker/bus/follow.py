@@ -62,6 +62,7 @@ class Follow:
         self._consumer = ""
         self._consumer_seq = 0
         self._outstanding = 0
+        self._behind = 0  # messages that were there when the consumer was made and have not been delivered
         self._heard_at = 0.0
         self._held = False
         self._broken = asyncio.Event()
@@ -71,7 +72,11 @@ class Follow:
 
     async def start(self) -> None:
         """Make the consumer and begin; raises BusError where the stream cannot be followed now."""
-        await self._open()
+        try:
+            await self._open()
+        except BaseException:
+            await self._discard()
+            raise
         self._keeper = asyncio.create_task(self._keep(), name=f"follow-{self.stream}")
 
     async def close(self) -> None:
@@ -112,7 +117,8 @@ class Follow:
             # From here on a successor must start behind this point, also if nothing arrives before it is needed.
             self.seq = max(self.seq, answer["delivered"]["stream_seq"])
             self._from_now = False
-        if answer["num_pending"] == 0:
+        self._behind = answer["num_pending"]
+        if self._behind == 0:
             self.caught_up.set()
         self._top_up()
 
@@ -200,8 +206,9 @@ class Follow:
                 self._on_message(delivered.seq, msg.subject, msg.data, msg.headers)
             except Exception as error:  # the safety net of the follow: one bad message must not stop those behind it
                 log.error("bus.message_failed", stream=self.stream, seq=delivered.seq, exc_info=error)
-        if delivered.pending == 0 and not self.caught_up.is_set():
-            self.caught_up.set()
+        self._behind -= 1
+        if (self._behind <= 0 or delivered.pending == 0) and not self.caught_up.is_set():
+            self.caught_up.set()  # a busy stream may never be at its end, but what was there at the start has come
         if self._outstanding <= self._credit // 2:
             self._top_up()
 
