@@ -18,6 +18,7 @@ from broker.bus.nats import Bus
 
 TOO_MANY_RESULTS = "413"
 CHANGE_TRIES = 20
+ALL_BYTES = 8 * 1024 * 1024  # of values in one direct get: more would be cut off by the server, or fill its buffers
 
 
 class Entry(NamedTuple):
@@ -96,16 +97,18 @@ class Bucket:
         raise BusUnavailable(f"{self.name}/{key} is being changed by too many at once")
 
     async def all(self, keys: str = ">") -> dict[str, Entry]:
-        """Every key that matches (NATS wildcards), in no order: one direct get, or a follow beyond 1 024 keys.
+        """Every key that matches (NATS wildcards), in no order: one direct get, or a follow beyond 1 024 keys or 8 MiB.
 
         A replica may answer, so this may be a moment old; compare-and-set is not built on it.
         """
-        question = {"multi_last": [self._prefix + keys], "batch": 1024}
+        question = {"multi_last": [self._prefix + keys], "batch": 1024, "max_bytes": ALL_BYTES}
         messages = await self._bus.collect(
             f"$JS.API.DIRECT.GET.{self.stream}", json.dumps(question).encode(), is_end_of_batch
         )
         headers = messages[-1].headers or {}
         match headers.get("Status"):
+            case "204" if int(headers.get("Nats-Num-Pending", 0)) > 0:
+                return await self._all_by_follow(keys)
             case "204" | "404":
                 found = [direct_message(message) for message in messages[:-1]]
                 return {m.subject.removeprefix(self._prefix): e for m in found if (e := _entry(m)) is not None}

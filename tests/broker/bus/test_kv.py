@@ -1,0 +1,227 @@
+"""Buckets: compare-and-set that nobody slips through, a watch that outlives its consumer, open to any NATS client."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from nats.aio.client import Client
+from nats.js.errors import KeyNotFoundError
+
+from broker.bus import kv
+from broker.bus.errors import BucketConflict, BusUnavailable, StoreRejected
+from broker.bus.kv import Bucket, Watch
+from broker.bus.nats import Bus
+from tests.broker.bus.conftest import eventually, make_bucket, restarted
+from tests.fixtures.nats_server import NatsServer
+
+HEALED = 4.0
+
+
+async def new(bus: Bus) -> Bucket:
+    return Bucket(bus, await make_bucket(bus))
+
+
+async def test_a_value_comes_back_with_its_revision(bus: Bus) -> None:
+    bucket = await new(bus)
+    assert await bucket.get("a.b") is None
+    first = await bucket.put("a.b", b"1")
+    second = await bucket.put("a.b", b"")
+    assert second > first
+    assert await bucket.get("a.b") == (b"", second)
+
+
+async def test_only_the_revision_that_was_read_can_be_written_over(bus: Bus) -> None:
+    bucket = await new(bus)
+    revision = await bucket.create("k", b"1")
+    with pytest.raises(BucketConflict) as caught:
+        await bucket.create("k", b"2")
+    assert (caught.value.bucket, caught.value.key) == (bucket.name, "k")
+    newer = await bucket.update("k", b"2", revision)
+    for stale in (revision, 0, newer + 1):
+        with pytest.raises(BucketConflict):
+            await bucket.update("k", b"3", stale)
+    with pytest.raises(BucketConflict):
+        await bucket.delete("k", revision)
+    await bucket.delete("k", newer)
+    assert await bucket.get("k") is None
+    await bucket.delete("k")
+
+
+async def test_create_takes_the_place_of_a_deletion_once(bus: Bus) -> None:
+    bucket = await new(bus)
+    await bucket.put("k", b"1")
+    await bucket.delete("k")
+    tries = [bucket.create("k", b"%d" % index) for index in range(5)]
+    results = await asyncio.gather(*tries, return_exceptions=True)
+    assert sum(isinstance(result, int) for result in results) == 1
+    assert all(isinstance(result, int | BucketConflict) for result in results)
+
+
+async def test_of_many_who_create_one_wins(bus: Bus) -> None:
+    bucket = await new(bus)
+    results = await asyncio.gather(*(bucket.create("k", b"%d" % index) for index in range(20)), return_exceptions=True)
+    (winner,) = (index for index, result in enumerate(results) if isinstance(result, int))
+    assert all(isinstance(result, int | BucketConflict) for result in results)
+    entry = await bucket.get("k")
+    assert entry is not None
+    assert entry.value == b"%d" % winner
+
+
+async def test_no_change_is_lost_when_many_change_at_once(bus: Bus) -> None:
+    bucket = await new(bus)
+
+    def add(value: bytes | None) -> bytes:
+        return b"%d" % (int(value or b"0") + 1)
+
+    await asyncio.gather(*(bucket.change("n", add) for _ in range(8)))
+    entry = await bucket.get("n")
+    assert entry is not None
+    assert entry.value == b"8"
+
+
+async def test_a_change_may_leave_it_and_gives_up_against_winners(local_bus: Bus) -> None:
+    bucket = await new(local_bus)
+    assert await bucket.change("k", lambda _: None) is None
+    revision = await bucket.put("k", b"1")
+    assert await bucket.change("k", lambda _: None) == b"1"
+    assert await bucket.get("k") == (b"1", revision)
+
+    class Losing(Bucket):
+        async def update(self, key: str, value: bytes, revision: int) -> int:
+            raise BucketConflict(self.name, key)
+
+    with pytest.raises(BusUnavailable):
+        await Losing(local_bus, bucket.name).change("k", lambda _: b"2")
+
+
+async def test_all_is_every_key_that_matches_and_is_not_deleted(bus: Bus) -> None:
+    bucket = await new(bus)
+    assert await bucket.all() == {}
+    for key in ("t1.a", "t1.b", "t2.a", "t1.c"):
+        await bucket.put(key, key.encode())
+    await bucket.delete("t1.c")
+    revision = await bucket.put("t1.a", b"new")
+    assert {key: entry.value for key, entry in (await bucket.all()).items()} == {
+        "t1.a": b"new",
+        "t1.b": b"t1.b",
+        "t2.a": b"t2.a",
+    }
+    assert await bucket.all("t1.*") == {"t1.a": (b"new", revision), "t1.b": (b"t1.b", 2)}
+    assert await bucket.all("t3.*") == {}
+
+
+async def test_all_has_every_key_beyond_what_one_answer_holds(local_bus: Bus) -> None:
+    """More than 1 024 subjects are refused by the server (413)."""
+    bucket = Bucket(local_bus, await make_bucket(local_bus, storage="memory"))
+    for start in range(0, 1100, 100):
+        await asyncio.gather(*(bucket.put(f"k{index}", b"%d" % index) for index in range(start, start + 100)))
+    await bucket.delete("k7")
+    found = await bucket.all()
+    assert {key: entry.value for key, entry in found.items()} == {
+        f"k{index}": b"%d" % index for index in range(1100) if index != 7
+    }
+
+
+async def test_all_has_every_key_beyond_what_one_answer_weighs(local_bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server ends such an answer early, with an ordinary end of batch and what is pending in a header."""
+    monkeypatch.setattr(kv, "ALL_BYTES", 10_000)
+    bucket = await new(local_bus)
+    for index in range(20):
+        await bucket.put(f"k{index}", bytes(1000))
+    assert len(await bucket.all()) == 20
+
+
+async def test_a_bucket_that_does_not_exist_is_an_error_not_nothing(local_bus: Bus) -> None:
+    bucket = Bucket(local_bus, "none")
+    with pytest.raises(StoreRejected):
+        await bucket.get("k")
+    with pytest.raises(BusUnavailable):
+        await bucket.all()
+    with pytest.raises(BusUnavailable):
+        await bucket.put("k", b"")
+    with pytest.raises(StoreRejected):
+        await Watch(local_bus, "none", "test").start()
+
+
+async def test_any_nats_client_reads_and_writes_the_same_bucket(bus: Bus, nats_url: str) -> None:
+    """nats-py's own KeyValue as the oracle, in both directions."""
+    bucket = await new(bus)
+    client = Client()
+    await client.connect(nats_url)
+    theirs = await client.jetstream().key_value(bucket.name)
+    revision = await bucket.put("a.b", b"ours")
+    entry = await theirs.get("a.b")
+    assert (entry.value, entry.revision) == (b"ours", revision)
+    await theirs.update("a.b", b"theirs", last=revision)
+    assert (await bucket.all())["a.b"].value == b"theirs"
+    await bucket.delete("a.b")
+    with pytest.raises(KeyNotFoundError):
+        await theirs.get("a.b")
+    await theirs.create("a.b", b"again")
+    seen: list[tuple[str, bytes | None]] = []
+    watch = Watch(bus, bucket.name, "test", on_change=lambda key, value: seen.append((key, value)))
+    await watch.start()
+    await theirs.delete("a.b")
+    await theirs.put("c", b"1")
+    await theirs.purge("c")
+    await eventually(lambda: seen == [("a.b", b"again"), ("a.b", None), ("c", b"1"), ("c", None)])
+    assert watch.entries == {}
+    assert await bucket.get("a.b") is None
+    assert await bucket.get("c") is None
+    await watch.close()
+    await client.close()
+
+
+async def test_a_watch_has_what_is_there_and_what_comes(bus: Bus) -> None:
+    bucket = await new(bus)
+    await bucket.put("t1.a", b"1")
+    await bucket.put("t1.a", b"2")
+    await bucket.put("t2.a", b"other")
+    await bucket.put("t1.gone", b"x")
+    await bucket.delete("t1.gone")
+    watch = Watch(bus, bucket.name, "test", keys="t1.*")
+    await watch.start()
+    assert watch.entries == {"t1.a": b"2"}
+    await bucket.put("t1.b", b"3")
+    await bucket.delete("t1.a")
+    await eventually(lambda: watch.entries == {"t1.b": b"3"})
+    await watch.close()
+
+
+async def test_an_empty_bucket_can_be_watched(bus: Bus) -> None:
+    bucket = await new(bus)
+    watch = Watch(bus, bucket.name, "test")
+    await watch.start()
+    revision = await bucket.put("a", b"1")
+    await eventually(lambda: watch.entries == {"a": b"1"})
+    assert watch.seq == revision
+    assert await watch.behind() == 0
+    await watch.close()
+
+
+async def test_a_watch_outlives_its_consumer(bus: Bus) -> None:
+    """nats-py's watcher would say nothing any more."""
+    bucket = await new(bus)
+    seen: list[tuple[str, bytes | None]] = []
+    watch = Watch(bus, bucket.name, "test", on_change=lambda key, value: seen.append((key, value)))
+    await bucket.put("a", b"1")
+    await watch.start()
+    await bus.api(f"CONSUMER.DELETE.{bucket.stream}.{watch._follow._consumer}")
+    await bucket.put("a", b"2")
+    await bucket.put("b", b"1")
+    await eventually(lambda: watch.entries == {"a": b"2", "b": b"1"}, HEALED)
+    assert seen == [("a", b"1"), ("a", b"2"), ("b", b"1")]
+    await watch.close()
+
+
+async def test_a_watch_outlives_its_server(fresh_bus: Bus, fresh_nats: NatsServer) -> None:
+    bucket = await new(fresh_bus)
+    await bucket.put("a", b"1")
+    watch = Watch(fresh_bus, bucket.name, "test")
+    await watch.start()
+    await restarted(fresh_nats, fresh_bus)
+    await bucket.delete("a")
+    await bucket.put("b", b"1")
+    await eventually(lambda: watch.entries == {"b": b"1"}, HEALED)
+    await watch.close()
