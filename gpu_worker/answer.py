@@ -30,6 +30,7 @@ from gpu_worker.metrics import CANCELS, PAUSED, Measured
 from gpu_worker.outbox import Outbox, State, Stop, next_epoch
 from gpu_worker.publisher import Publisher
 from gpu_worker.pulse import Pulse
+from gpu_worker.reserve import Reserve
 from gpu_worker.settings import WorkerSettings
 from gpu_worker.takeover import MAX_BARREN_EPOCHS
 
@@ -74,6 +75,7 @@ class Place:
     settings: WorkerSettings
     generations: Bucket
     pulse: Pulse
+    reserve: Reserve
 
 
 class Answer:
@@ -276,6 +278,7 @@ class Answer:
             self._job.sid,
             outbox,
             self._lane.measured,
+            self._place.reserve,
             lost_timeout=timeout,
             on_over=self._publisher_over,
         )

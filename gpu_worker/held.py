@@ -21,7 +21,7 @@ from broker.bus.frames import DONE
 from broker.bus.operations import GenerationEnded
 from broker.bus.queue import Delivery
 from broker.bus.records import Generation, Job, Message, decode
-from broker.bus.subjects import operation_subject
+from broker.bus.subjects import log_stream, operation_subject, partition_of
 from gpu_worker.answer import Answer, Lane, Outcome, Overtaken, Place
 from gpu_worker.history import frames_behind, prompt_of
 from gpu_worker.interruption import Interrupt, Interruption
@@ -221,6 +221,7 @@ class Held:
         return decide(job, frames, last, record, (), self._place.pulse.others())
 
     async def _prompt(self) -> list[Message]:
+        await self._place.reserve.learn(log_stream(partition_of(self.job.sid)))
         return await prompt_of(self._place.bus, self._place.generations, self.job)
 
     async def _record(self) -> Generation | None:

@@ -207,6 +207,10 @@ class Outbox:
         return self._sent.type
 
     @property
+    def sends_tokens(self) -> bool:
+        return self._sent.type in (TOKEN, REASONING)
+
+    @property
     def terminal_sent(self) -> bool:
         return self._sent.terminal
 

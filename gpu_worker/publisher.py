@@ -22,6 +22,7 @@ from broker.bus.records import now_ms
 from broker.bus.subjects import log_stream, log_subject, partition_of
 from gpu_worker.metrics import Measured
 from gpu_worker.outbox import FULL_HIGH, FULL_LOW, Outbox, State, Stop
+from gpu_worker.reserve import Reserve
 
 PAUSE_LOW, PAUSE_HIGH = 0.020, 0.050  # seconds before an undecided publish is tried again, at random between
 FULL_PAUSE = 1.0  # seconds between tries to get a terminal into a full stream
@@ -44,6 +45,7 @@ class Publisher:
         sid: str,
         outbox: Outbox,
         measured: Measured,
+        reserve: Reserve,
         *,
         lost_timeout: float = 60.0,
         on_over: Callable[[], None] | None = None,
@@ -54,6 +56,7 @@ class Publisher:
         self._stream = log_stream(partition_of(sid))
         self._subject = log_subject(sid)
         self._measured = measured
+        self._reserve = reserve
         self._lost_timeout = lost_timeout
         self._on_over = on_over
         self._loop = asyncio.get_running_loop()
@@ -122,6 +125,9 @@ class Publisher:
         if publish is None:
             return
         self._sent_at = self._loop.time()
+        if self.outbox.sends_tokens and not self._reserve.take(self._stream, len(publish.payload)):
+            self._stream_full()
+            return
         try:
             bus_log.store_soon(self._bus, self._subject, publish.payload, publish.expect_last, self._answered)
         except BusError as error:  # not connected: nothing was sent, so nothing will call back
@@ -161,7 +167,7 @@ class Publisher:
         self._settle()
 
     def _stream_full(self) -> None:
-        """No room for this frame. A terminal is smaller than most frames, and OKOME's admission stops at 90 %."""
+        """No room for this frame. For the terminal that says so there is the reserve."""
         if self.outbox.chain.open and not self._full and not self.outbox.terminal_sent:
             self._full = True
             log.error("worker.log_full", stream=self._stream)

@@ -18,7 +18,7 @@ from broker.bus.nats import Bus, Msg
 from broker.bus.queue import Delivery
 from broker.bus.records import Beat, Job, Load, Model, decode, encode, now_ms
 from broker.bus.subjects import encode as encode_name
-from broker.bus.subjects import random_id, worker_subject
+from broker.bus.subjects import log_stream, partition_of, random_id, worker_subject
 from broker.bus.warmth import prefix_hash
 from gpu_worker.answer import Lane, Place
 from gpu_worker.engines import Engine
@@ -27,6 +27,7 @@ from gpu_worker.intake import Intake
 from gpu_worker.interruption import Interrupt
 from gpu_worker.metrics import Measured
 from gpu_worker.pulse import Pulse
+from gpu_worker.reserve import Reserve
 from gpu_worker.settings import WorkerSettings
 
 IN_PROGRESS_INTERVAL = 10.0  # ack_wait is three times as long
@@ -56,6 +57,7 @@ class Worker:
         self.id = id
         self.instance = random_id(8)
         self.drain_asked = asyncio.Event()
+        self.serving = asyncio.Event()
         self._bus = bus
         self._settings = settings
         self._health = health
@@ -69,7 +71,7 @@ class Worker:
         self._tasks: set[asyncio.Task[None]] = set()
         self._warm: OrderedDict[str, None] = OrderedDict()
         self._pulse = Pulse(bus, id, self._beat)
-        self._place = Place(bus, id, settings, Bucket(bus, "generations"), self._pulse)
+        self._place = Place(bus, id, settings, Bucket(bus, "generations"), self._pulse, Reserve(bus))
         self._intakes = {
             model: Intake(bus, id, model, lane.capacity, self._receive) for model, lane in self._lanes.items()
         }
@@ -97,10 +99,13 @@ class Worker:
                 (WATCH_INTERVAL, self._look_around),
             ):
                 stack.push_async_callback(_cancelled, asyncio.create_task(_every(interval, chore)))
+            if not await self._unless_stopped(stop, self._heard_by_nats()):
+                return
             for intake in self._intakes.values():
                 await intake.start()
                 stack.push_async_callback(intake.close)
             self._health.set("starting", None)
+            self.serving.set()
             log.info("worker.started", worker=self.id, instance=self.instance, models=list(self._lanes))
             await self._unless_stopped(stop, self.drain_asked.wait())
             await self._drain()
@@ -126,6 +131,16 @@ class Worker:
             except (BusUnavailable, StoreRejected) as error:
                 log.debug("worker.not_provisioned", error=repr(error))
                 self._health.set("starting", f"waiting for streams and buckets: {error}")
+                await asyncio.sleep(PROVISIONED_INTERVAL)
+
+    async def _heard_by_nats(self) -> bool:
+        """Subscriptions count once the server has read them, which it has when it answers what was sent after them."""
+        while True:
+            try:
+                await self._bus.api("INFO")
+                return True
+            except BusError as error:
+                log.debug("worker.not_heard", error=repr(error))
                 await asyncio.sleep(PROVISIONED_INTERVAL)
 
     async def _unless_stopped(self, stop: asyncio.Event, work: Any) -> Any:
@@ -248,6 +263,15 @@ class Worker:
         self._health.set("nats", None if self._bus.round_trip_ok else "NATS does not answer")
         for held in self._held.values():
             held.check_abandoned()
+        await self._look_at_reserves()
+
+    async def _look_at_reserves(self) -> None:
+        """Once a second and partition that is written to."""
+        reserve = self._place.reserve
+        used = {log_stream(partition_of(held.job.sid)) for held in self._held.values() if held.running}
+        reserve.forget(used)
+        for stream in used:
+            await reserve.learn(stream)
 
     # -- ending ------------------------------------------------------------------------------------------------------
 
@@ -289,7 +313,7 @@ async def _every(interval: float, chore: Callable[[], Awaitable[None]]) -> None:
         await asyncio.sleep(interval)
         try:
             await chore()
-        except BusUnavailable as error:
+        except BusError as error:
             log.debug("worker.chore_put_off", chore=chore.__name__, error=repr(error))
 
 

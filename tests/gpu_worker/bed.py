@@ -194,8 +194,7 @@ class Here:
         await self.engine.start()
         self._task = asyncio.create_task(self.worker.run(self.stop))
         async with asyncio.timeout(DEADLINE):
-            while not self.health.ready:
-                await asyncio.sleep(0.01)
+            await self.worker.serving.wait()
 
     async def kill(self) -> None:
         """Gone in an instant, as far as the others can tell: nothing said, nothing given back."""

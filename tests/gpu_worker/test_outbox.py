@@ -1,4 +1,4 @@
-"""Guarantees of one attempt's outbox, against a model of a log that loses acks, delays publishes and has other writers."""
+"""One attempt's outbox against a model of a log that loses acks, delays publishes and has other writers."""
 
 from __future__ import annotations
 
@@ -185,6 +185,7 @@ def test_a_full_log_gets_the_terminal_behind_what_had_been_stored_after_all() ->
     assert [(f.type, f.offset) for f in log.frames] == [(START, 0), (TOKEN, 0), (FAILED, 1)]
 
 
+COIN = st.booleans()
 FAULTS = ("stored", "ack_lost", "dropped", "delayed", "busy", "intruder", "full")
 
 
@@ -193,7 +194,7 @@ FAULTS = ("stored", "ack_lost", "dropped", "delayed", "busy", "intruder", "full"
 def test_whatever_is_lost_delayed_or_intruded_the_log_stays_one_chain(
     data: st.DataObject, pieces: list[tuple[str, int]]
 ) -> None:
-    """The log is a chain, holds every token offered once and in order up to where the attempt ended, and one terminal."""
+    """The log is a chain, and holds what was offered once and in order, up to where the attempt ended."""
     log = ModelLog(before=data.draw(st.sampled_from([0, 40])))
     outbox = outbox_at(log)
     outbox.event(START, {"epoch": 1, "model": "m", "worker": "w", "input": [], "t": 0})
@@ -203,7 +204,7 @@ def test_whatever_is_lost_delayed_or_intruded_the_log_stays_one_chain(
     full = False
     for step in range(400):
         calm = step > 60  # the network heals, or nothing would ever end
-        if under_way and data.draw(st.booleans()):
+        if data.draw(COIN) and under_way:
             log.store(under_way.pop(data.draw(st.integers(0, len(under_way) - 1))))
         for _ in range(0 if full else data.draw(st.integers(0, 2)) if not calm else len(todo)):
             if todo:
@@ -247,7 +248,7 @@ def test_whatever_is_lost_delayed_or_intruded_the_log_stays_one_chain(
             continue
         outbox.refused(log.last)
         if outbox.state is State.READING:
-            if not calm and data.draw(st.booleans()):
+            if not calm and data.draw(COIN):
                 outbox.undecided()  # the leader did not answer
             else:
                 outbox.found(log.frames[-1])

@@ -9,11 +9,13 @@ import pytest
 
 from broker.bus import log
 from broker.bus.chain import Chain
+from broker.bus.errors import BusUnavailable
 from broker.bus.frames import ATTEMPT, DONE, START, TOKEN, encode_frame
 from broker.bus.nats import Bus, Msg
 from gpu_worker.metrics import Measured
 from gpu_worker.outbox import FULL_HIGH, Outbox, State, Stop
 from gpu_worker.publisher import Publisher
+from gpu_worker.reserve import Reserve
 from tests.fixtures.nats_server import NatsServer
 from tests.gpu_worker.bed import SID, Bed
 
@@ -42,9 +44,21 @@ class Lossy(Bus):
         super().call(subject, payload, headers, lose)
 
 
-def publisher_on(bus: Bus, chain: Chain | None = None, epoch: int = 1, **options: float) -> Publisher:
-    outbox = Outbox("g1", epoch, f"attempt{epoch}", chain or Chain())
-    return Publisher(bus, SID, outbox, Measured("test"), **options)
+def publisher_on(bus: Bus, *, lost_timeout: float = 60.0) -> Publisher:
+    outbox = Outbox("g1", 1, "attempt1", Chain())
+    return Publisher(bus, SID, outbox, Measured("test"), Reserve(bus), lost_timeout=lost_timeout)
+
+
+async def answers(bus: Bus) -> None:
+    """Wait until NATS answers again."""
+    async with asyncio.timeout(10):
+        while True:
+            try:
+                await bus.request("$JS.API.INFO", timeout=1)
+            except BusUnavailable:
+                await asyncio.sleep(0.05)
+            else:
+                return
 
 
 async def test_a_lost_ack_costs_no_token_and_doubles_none(bed: Bed) -> None:
@@ -113,6 +127,7 @@ async def test_without_an_answer_for_too_long_an_attempt_is_given_up(bed: Bed, f
     await asyncio.wait_for(publisher.over.wait(), 10)
     assert publisher.outbox.stopped is Stop.LOST
     fresh_nats.thaw()
+    await answers(bed.bus)
     await publisher.close()
 
 

@@ -64,8 +64,8 @@ def decided(
     known: Generation | None = None,
     *,
     after: int = 0,
-    held: set[str] = frozenset(),
-    **others: Beat,  # type: ignore[assignment]
+    held: frozenset[str] = frozenset(),
+    **others: Beat,
 ) -> Decision:
     return decide(job(after), told.frames, told.last, known or record(), held, others)
 
@@ -107,7 +107,7 @@ def test_a_deleted_session_is_not_written_to() -> None:
 
 
 def test_what_is_held_here_is_adopted() -> None:
-    assert isinstance(decided(Told().start(), held={"g1"}), Adopt)
+    assert isinstance(decided(Told().start(), held=frozenset({"g1"})), Adopt)
 
 
 def test_a_live_holder_keeps_its_job() -> None:
