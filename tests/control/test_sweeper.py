@@ -1,0 +1,285 @@
+"""What dies in between is finished: by any replica, once, and fenced against whoever comes back late."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from typing import Any
+
+import msgspec
+import pytest
+
+from broker.bus.chain import Chain
+from broker.bus.errors import WrongLastSequence
+from broker.bus.frames import Frame
+from broker.bus.jobs import ensure_consumer
+from broker.bus.kv import Bucket
+from broker.bus.log import store
+from broker.bus.nats import Bus
+from broker.bus.records import Generation, Message, Request, decode, encode, now_ms
+from control.app import Okome
+from control.transcript import barren_epochs, closed
+from tests.control.okome import (
+    TENANT,
+    Writer,
+    answer,
+    connected,
+    ended,
+    frames,
+    generate,
+    generation_record,
+    jobs,
+    new_session,
+    replica,
+    session_record,
+    until,
+    worker,
+)
+from tests.fixtures.nats_server import NatsServer
+
+
+def whole(log: list[Frame]) -> None:
+    """The log is a chain: every frame follows the one before."""
+    chain = Chain()
+    for frame in log:
+        chain.advance(frame)
+    assert not chain.open
+
+
+async def cancel(bus: Bus, sid: str, gid: str) -> None:
+    """As a node does it."""
+
+    def ask(value: bytes | None) -> bytes | None:
+        assert value is not None
+        return encode(msgspec.structs.replace(decode(value, Generation), cancel=True))
+
+    await Bucket(bus, "generations").change(f"{sid}.{gid}", ask)
+
+
+async def status_of(bus: Bus, sid: str, gid: str) -> Generation | None:
+    record = await generation_record(bus, sid, gid)
+    return record if record is not None and not record.status.open else None
+
+
+async def test_an_ended_generation_is_recorded_once_from_its_log(okome: Okome, bus: Bus) -> None:
+    sid = await new_session(bus)
+    async with worker(okome, bus):
+        made = await generate(bus, sid)
+        gid = made.generation_id
+        assert await ended(bus, sid, gid) == {"closed": False}
+        writer = Writer(bus, sid, gid, 0)
+        await writer.begin()
+        await writer.say("a", "b", "c")
+        await writer.write("usage", {"prompt_tokens": 5, "completion_tokens": 3})
+        await writer.done()
+        told = await asyncio.gather(*(ended(bus, sid, gid) for _ in range(5)))
+        assert all(each == {"closed": True} for each in told)
+        record = await generation_record(bus, sid, gid)
+        assert record is not None
+        assert (record.status, record.text, record.finish_reason) == ("done", "abc", "stop")
+        assert (record.prompt_tokens, record.completion_tokens, record.last_seq) == (5, 3, writer.prev)
+        assert 0 < record.first_seq < record.last_seq
+        session = await session_record(bus, sid)
+        assert session is not None
+        assert session.running == ""
+        assert session.updated_at >= record.created_at
+
+
+async def test_the_end_of_one_generation_leaves_the_place_of_the_next(okome: Okome, bus: Bus) -> None:
+    sid = await new_session(bus)
+    async with worker(okome, bus):
+        first = await generate(bus, sid)
+        await answer(bus, sid, first, "a")
+        second = await generate(bus, sid)
+        await ended(bus, sid, first.generation_id)
+        session = await session_record(bus, sid)
+        assert session is not None
+        assert session.running == second.generation_id
+
+
+async def test_an_end_that_nobody_told_is_found(okome: Okome, bus: Bus) -> None:
+    sid = await new_session(bus)
+    async with worker(okome, bus):
+        made = await generate(bus, sid)
+        await answer(bus, sid, made, "a")
+        record = await until(lambda: status_of(bus, sid, made.generation_id), "the sweeper closes it")
+        assert record.text == "a"
+
+
+async def test_a_queued_generation_that_is_cancelled_ends_without_a_worker(okome: Okome, bus: Bus) -> None:
+    sid = await new_session(bus)
+    async with worker(okome, bus):
+        made = await generate(bus, sid)
+        await cancel(bus, sid, made.generation_id)
+        record = await until(lambda: status_of(bus, sid, made.generation_id), "it is cancelled")
+    assert record.status == "cancelled"
+    log = await frames(bus, sid)
+    assert [frame.type for frame in log] == ["start", "cancelled"]
+    assert log[0].fields()["input"] == [{"role": "user", "content": "hello"}]
+    whole(log)
+
+
+async def test_a_generation_that_no_worker_takes_expires(fresh_nats: NatsServer) -> None:
+    async with replica(fresh_nats.url, job_wait=1) as okome, connected(fresh_nats.url) as bus:
+        sid = await new_session(bus)
+        async with worker(okome, bus):
+            made = await generate(bus, sid)
+            record = await until(lambda: status_of(bus, sid, made.generation_id), "it expires")
+            assert (record.status, record.code) == ("expired", "expired")
+            log = await frames(bus, sid)
+            assert [frame.type for frame in log] == ["start", "expired"]
+            whole(log)
+            # a worker that comes late is fenced
+            with pytest.raises(WrongLastSequence):
+                await Writer(bus, sid, made.generation_id, 0).begin()
+            assert (await generate(bus, sid)).generation_id != made.generation_id
+
+
+async def test_a_begun_generation_that_nobody_goes_on_with_expires_behind_its_prefix(fresh_nats: NatsServer) -> None:
+    async with replica(fresh_nats.url, job_wait=1) as okome, connected(fresh_nats.url) as bus:
+        sid = await new_session(bus)
+        async with worker(okome, bus) as played:
+            made = await generate(bus, sid)
+            played.held[made.generation_id] = "$JS.ACK.x"
+            await played.say()
+            await until(lambda: okome.pulse.holder(made.generation_id), "it is held")
+            writer = Writer(bus, sid, made.generation_id, 0)
+            await writer.begin()
+            await writer.say("a", "b")
+            played.held.clear()
+            record = await until(lambda: status_of(bus, sid, made.generation_id), "it expires")
+            assert (record.status, record.text) == ("expired", "ab")
+            log = await frames(bus, sid)
+            assert (log[-1].epoch, log[-1].offset) == (2, 2)
+            whole(log)
+            with pytest.raises(WrongLastSequence):
+                await writer.say("c")
+
+
+async def test_what_a_live_worker_holds_is_left_alone(fresh_nats: NatsServer) -> None:
+    async with replica(fresh_nats.url, job_wait=0.5) as okome, connected(fresh_nats.url) as bus:
+        held, free = await new_session(bus), await new_session(bus)
+        async with worker(okome, bus) as played:
+            kept = await generate(bus, held)
+            played.held[kept.generation_id] = "$JS.ACK.x"
+            await played.say()
+            lost = await generate(bus, free)
+            await until(lambda: status_of(bus, free, lost.generation_id), "the other one expires")
+            assert await frames(bus, held) == []
+
+
+async def test_a_generation_without_a_job_is_queued(okome: Okome, bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its replica died before it could."""
+    monkeypatch.setattr("control.sweeper.QUEUED_BY_NOW", 0.5)
+    monkeypatch.setattr("control.verdicts.QUEUED_BY_NOW", 0.5)
+    sid = await new_session(bus)
+    async with worker(okome, bus):
+        request = Request("m", [Message("user", "x")])
+        record = Generation("gorphan", sid, TENANT, request, now_ms(), 0)
+        await Bucket(bus, "generations").put(f"{sid}.gorphan", encode(record))
+        session = await session_record(bus, sid)
+        assert session is not None
+        await Bucket(bus, "sessions").put(
+            f"{TENANT}.{sid}", encode(msgspec.structs.replace(session, running="gorphan"))
+        )
+        await until(lambda: jobs(bus), "it is queued")
+        assert await jobs(bus) == {"job.m.any": 1}
+
+
+async def test_a_record_that_never_got_the_place_is_forgotten(
+    okome: Okome, bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("control.verdicts.QUEUED_BY_NOW", 0.5)
+    sid = await new_session(bus)
+    record = Generation("gloser", sid, TENANT, Request("m", [Message("user", "x")]), now_ms(), 0)
+    await Bucket(bus, "generations").put(f"{sid}.gloser", encode(record))
+
+    async def gone() -> bool:
+        return await generation_record(bus, sid, "gloser") is None
+
+    await until(gone, "it is forgotten")
+    assert await jobs(bus) == {}
+    assert await frames(bus, sid) == []
+
+
+async def test_the_jobs_in_a_dead_workers_lane_go_to_the_common_queue(okome: Okome, bus: Bus) -> None:
+    async with worker(okome, bus, "w1"):
+        await ensure_consumer(bus, "m", "w1")
+        await ensure_consumer(bus, "m", "gone")
+        for number in range(3):
+            await store(bus, "job.m.gone", b"%d" % number, msg_id=f"g{number}")
+        await store(bus, "job.m.w1", b"mine", msg_id="gmine")
+
+        async def moved() -> bool:
+            return await jobs(bus) == {"job.m.any": 3, "job.m.w1": 1}
+
+        await until(moved, "the lane is empty")
+
+
+async def test_two_sweepers_at_once_end_a_generation_once(fresh_nats: NatsServer) -> None:
+    async with (
+        replica(fresh_nats.url, job_wait=0.5) as one,
+        replica(fresh_nats.url, job_wait=0.5) as two,
+        connected(fresh_nats.url) as bus,
+        worker(one, bus),
+    ):
+        for okome in (one, two):
+            okome.sweeper._pulse = _Always(okome)  # type: ignore[assignment]
+        sids = [await new_session(bus) for _ in range(6)]
+        made = await asyncio.gather(*(generate(bus, sid) for sid in sids))
+        for sid, each in zip(sids, made, strict=True):
+            gid = each.generation_id
+            await until(lambda sid=sid, gid=gid: status_of(bus, sid, gid), "it expires")  # type: ignore[misc]
+            log = await frames(bus, sid)
+            assert sum(frame.terminal for frame in log) == 1
+            whole(log)
+
+
+class _Always:
+    """A pulse that always says that its replica is the active one."""
+
+    def __init__(self, okome: Okome) -> None:
+        self._pulse = okome.pulse
+
+    def active(self) -> bool:
+        return True
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._pulse, name)
+
+
+async def test_only_the_first_replica_sweeps_and_the_next_one_follows(fresh_nats: NatsServer) -> None:
+    async with replica(fresh_nats.url, id="b") as second, connected(fresh_nats.url):
+        assert second.pulse.active()
+        async with replica(fresh_nats.url, id="a") as first:
+            await until(lambda: first.pulse.active() and not second.pulse.active(), "the first one leads")
+        await until(second.pulse.active, "the second one takes over")
+
+
+# -- pure ------------------------------------------------------------------------------
+
+
+def frame(seq: int, kind: str, gid: str = "g", epoch: int = 1, offset: int = 0, n: int = 0, **data: Any) -> Frame:
+    return Frame(seq, kind, gid, epoch, "a", seq - 1, offset, n, msgspec.json.encode(data))
+
+
+def test_epochs_without_a_token_are_counted_from_the_end() -> None:
+    start, token, attempt = frame(1, "start"), frame(2, "token", n=1), frame(3, "attempt")
+    for log, count in (([start], 1), ([start, token], 0), ([start, token, attempt], 1), ([start, *[attempt] * 3], 4)):
+        assert barren_epochs(log) == count
+
+
+def test_a_generation_whose_head_has_aged_out_still_ends() -> None:
+    record = Generation("g", "00s", TENANT, Request("m", []), 0, 0)
+    told = closed(
+        record, [frame(9, "token", offset=4, n=1, text="x"), frame(10, "done", offset=5, finish_reason="stop")], 7
+    )
+    assert told is not None
+    assert (told.status, told.completion_tokens, told.last_seq, told.first_seq, told.ended_at) == ("done", 5, 10, 0, 7)
+
+
+def test_a_log_without_the_end_tells_none() -> None:
+    record = Generation("g", "00s", TENANT, Request("m", []), 0, 0)
+    for log in itertools.permutations([frame(1, "done", gid="other")], 1):
+        assert closed(record, log, 0) is None
+    assert closed(record, [], 0) is None
