@@ -78,7 +78,9 @@ async def follow(
                     raise CommandFailed(refusal(status, await source.response.aread()))
                 source.response.raise_for_status()
                 async for sse in source.aiter_sse():
-                    event = Event(sse.event, sse.id, json.loads(sse.data) if sse.data else {})
+                    # An event without an id is given the last one by the parser, as the standard wants it.
+                    own = sse.id if sse.id != cursor else ""
+                    event = Event(sse.event, own, json.loads(sse.data) if sse.data else {})
                     if event.name == "closed":
                         wait = event.data.get("retry_after_ms", 1000) / 1000
                         why = str(event.data.get("message", "the server closed the stream"))

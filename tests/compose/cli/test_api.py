@@ -76,6 +76,7 @@ async def test_a_node_that_leaves_or_is_busy_is_asked_again_when_it_says() -> No
     ) as (script, client):
         events = await read(client, until="done")
     assert [event.name for event in events] == ["token", "reconnect", "closed", "done"]
+    assert [event.id for event in events] == ["abcd-1", "", "", "abcd-2"]
     assert all("after=abcd-1" in line for line in script.asked[1:])
 
 

@@ -2,18 +2,28 @@
 
 import json
 import signal
+import ssl
 import stat
 import subprocess
 import sys
 from collections.abc import Callable
 
 import httpx
-import pytest
 
 from tests.fixtures.system import System
 
 StartSystem = Callable[..., System]
 TIMEOUT = 30.0
+
+
+def ready(system: System) -> None:
+    """Every role says so itself, by the deadline: after faults everywhere the last one may still look for others."""
+    urls = [f"{process['url']}/readyz" for process in system.processes if process["metrics"]]
+
+    def unready() -> list[str]:
+        return [url for url in urls if httpx.get(url, timeout=TIMEOUT).status_code != 200]
+
+    system.wait_for(lambda: not unready(), "ready everywhere")
 
 
 def healthy(system: System) -> None:
@@ -83,14 +93,32 @@ def test_a_directory_in_use_cannot_start_a_second_system(start_system: StartSyst
     assert "in use by another `okome up`" in told.stderr
 
 
-@pytest.mark.parametrize("role", ["node", "ingress", "control", "worker", "nats", "redis"])
-def test_a_killed_role_is_back_where_it_was(start_system: StartSystem, role: str) -> None:
+def test_a_killed_role_of_any_kind_is_back_where_it_was_and_nothing_outlives_a_crashed_supervisor(
+    start_system: StartSystem,
+) -> None:
     system = start_system()
-    killed = system.kill(role)
-    back = system.wait_restarted(killed)
-    assert back["url"] == killed["url"]
-    assert back["pid"] != killed["pid"]
+    for role in ("node", "ingress", "control", "worker", "nats", "redis"):
+        killed = system.kill(role)
+        back = system.wait_restarted(killed)
+        assert back["url"] == killed["url"]
+        assert back["pid"] != killed["pid"]
+    ready(system)
+    system.crash()
 
 
-def test_nothing_outlives_a_crashed_supervisor(start_system: StartSystem) -> None:
-    start_system().crash()
+def test_without_restarts_a_killed_role_stays_dead_and_is_no_longer_listed(start_system: StartSystem) -> None:
+    system = start_system("--no-restart", "--nodes", "1")
+    system.kill("node")
+    system.wait_for(lambda: not [one for one in system.processes if one["role"] == "node"], "without its node")
+
+
+def test_three_nats_servers_and_two_of_everything_over_tls(start_system: StartSystem) -> None:
+    flags = ["--nats", "3", "--controls", "2", "--workers", "2", "--ingresses", "2", "--tls"]
+    system = start_system(*flags)
+    roles = [process["role"] for process in system.processes]
+    assert [roles.count(role) for role in ("nats", "control", "node", "worker", "ingress")] == [3, 2, 2, 2, 2]
+    assert system.nats_url.count(",") == 2
+    trust = ssl.create_default_context(cafile=f"{system.ready['data']}/tls/ca.pem")
+    assert system.url.startswith("https://")
+    for url in (system.url, *(one["url"] for one in system.processes if one["role"] == "ingress")):
+        assert httpx.get(f"{url}/readyz", verify=trust, timeout=TIMEOUT).status_code == 200
