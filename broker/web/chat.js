@@ -409,8 +409,8 @@ ui.ideas.replaceChildren(...IDEAS.map((idea) => h('li', {}, h('button', { type: 
 async function begin() {
   if (new URLSearchParams(location.hash.slice(1)).has('t')) await signIn();
   ui.app.hidden = false;
+  await Promise.all([loadModels(), refreshList()]); // signs in where needed: a socket without a cookie waits for a token in vain
   open(sidOf(location.pathname), false);
-  await Promise.all([loadModels(), refreshList()]);
 }
 
 /** Until the system answers for the first time: it may be starting. */
