@@ -1,0 +1,88 @@
+"""The HTTP face of a role: four paths, a reason for not being ready, and a busy port that is said so."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from broker.bus.health import App, Health, Receive, Scope, Send, serve
+from broker.bus.version import VERSION
+
+
+async def fetch(port: int, path: str) -> tuple[int, dict[str, str], bytes]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+    async with asyncio.timeout(5):
+        head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+    writer.close()
+    await writer.wait_closed()
+    status, *lines = head.decode().split("\r\n")
+    headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
+    return int(status.split()[1]), headers, body
+
+
+@asynccontextmanager
+async def serving(app: App) -> AsyncIterator[int]:
+    async with asyncio.timeout(20), serve(app, "127.0.0.1", 0) as port:
+        yield port
+
+
+async def test_a_role_is_alive_before_it_is_ready_and_says_why_it_is_not() -> None:
+    health = Health("worker", "w1")
+    async with serving(health) as port:
+        assert (await fetch(port, "/livez"))[0] == 200
+        status, _, body = await fetch(port, "/readyz")
+        assert (status, body) == (503, b"starting: not started yet\n")
+        health.set("starting", None)
+        health.set("nats", "no round trip")
+        status, _, body = await fetch(port, "/readyz")
+        assert (status, body) == (503, b"nats: no round trip\n")
+        assert not health.ready
+        health.set("nats", None)
+        health.set("nats", None)
+        status, _, body = await fetch(port, "/readyz")
+        assert (status, body) == (200, b"ok\n")
+
+
+async def test_metrics_version_and_nothing_else() -> None:
+    health = Health("node", "n1")
+    health.extra = lambda: {"partitions": 32}
+    async with serving(health) as port:
+        status, headers, body = await fetch(port, "/metrics")
+        assert status == 200
+        assert headers["content-type"].startswith("text/plain")
+        assert b"python_info" in body
+        status, headers, body = await fetch(port, "/version")
+        assert json.loads(body) == {"role": "node", "id": "n1", "version": VERSION, "partitions": 32}
+        assert headers["content-type"] == "application/json"
+        assert "server" not in headers
+        assert (await fetch(port, "/livez/../x"))[0] == 404
+
+
+async def test_a_busy_port_is_an_error_at_once() -> None:
+    health = Health("node", "n1")
+    async with serving(health) as port:
+        with pytest.raises(OSError, match="in use"):
+            async with serve(health, "127.0.0.1", port):
+                pytest.fail("two listeners on one port")
+        assert (await fetch(port, "/livez"))[0] == 200
+
+
+async def test_leaving_ends_open_requests_within_a_deadline() -> None:
+    inside = asyncio.Event()
+
+    async def hang(scope: Scope, receive: Receive, send: Send) -> None:
+        inside.set()
+        await asyncio.Event().wait()
+
+    async with asyncio.timeout(5):
+        async with serving(hang) as port:
+            asking = asyncio.create_task(fetch(port, "/"))
+            await inside.wait()
+        assert (await asking)[0] == 500
+        with pytest.raises(OSError, match=r"."):
+            await fetch(port, "/")

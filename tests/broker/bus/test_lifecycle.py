@@ -1,0 +1,142 @@
+"""How a role lives, as processes: wrong settings named together, SIGTERM, an orphan's end, and the exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from broker.bus import lifecycle
+
+ROOT = Path(__file__).parents[3]
+TIMEOUT = 20.0
+
+ROLE = """
+import asyncio, sys
+from broker.bus import lifecycle
+from broker.bus.errors import BusUnavailable
+from broker.bus.settings import RoleSettings
+from pydantic_settings import SettingsConfigDict
+
+class Settings(RoleSettings):
+    model_config = SettingsConfigDict(env_prefix="OKOME_SAMPLE_")
+    grace: float = 1.0
+
+async def main(settings, stop):
+    match sys.argv[1]:
+        case "serve":
+            print("serving", flush=True)
+            await stop.wait()
+            print("drained", flush=True)
+        case "unavailable":
+            raise BusUnavailable("no NATS server answers")
+        case "busy":
+            raise OSError("address already in use")
+        case "defect":
+            raise ZeroDivisionError("a defect")
+
+sys.exit(lifecycle.launch("sample", Settings, main))
+"""
+
+
+def start(what: str, **environment: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", ROLE, what],
+        cwd=ROOT,
+        env=os.environ | {f"OKOME_SAMPLE_{name}": value for name, value in environment.items()},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def end(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    try:
+        out, err = process.communicate(timeout=TIMEOUT)
+    finally:
+        process.kill()
+    return process.returncode, out, err
+
+
+def test_wrong_settings_are_named_together_and_the_exit_code_is_2() -> None:
+    code, _, err = end(start("serve", PORT="http", GRACE="soon", ID="a b", LOG_LEVEL="loud"))
+    assert code == 2
+    for name in ("PORT", "GRACE", "ID", "LOG_LEVEL"):
+        assert f"sample: OKOME_SAMPLE_{name}: " in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_lets_it_drain_and_end_well(number: signal.Signals) -> None:
+    process = start("serve")
+    assert process.stdout is not None
+    assert process.stdout.readline() == "serving\n"
+    process.send_signal(number)
+    assert end(process)[:2] == (0, "drained\n")
+
+
+@pytest.mark.parametrize(("what", "code"), [("unavailable", 3), ("busy", 3), ("defect", 1)])
+def test_the_exit_code_says_what_failed(what: str, code: int) -> None:
+    got, _, err = end(start(what))
+    assert got == code
+    if code == 3:
+        assert err.startswith("sample: cannot start: ")
+    else:
+        assert json.loads(err.splitlines()[0])["event"] == "role.failed"
+
+
+@pytest.fixture
+def supervisor() -> Iterator[subprocess.Popen[str]]:
+    """A process that starts a role as its child, tells its pid and waits to be killed."""
+    program = (
+        "import os, subprocess, sys\n"
+        "environment = os.environ | {'OKOME_SAMPLE_PARENT_PID': str(os.getpid())}\n"
+        "child = subprocess.Popen([sys.executable, '-c', sys.argv[1], 'serve'], env=environment)\n"
+        "print(child.pid, flush=True)\n"
+        "child.wait()\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program, ROLE], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as process:
+        yield process
+        process.kill()
+
+
+def test_an_orphan_drains_and_ends_by_itself(supervisor: subprocess.Popen[str]) -> None:
+    """Its supervisor is killed: no signal tells it, and nothing is left running."""
+    assert supervisor.stdout is not None
+    role = psutil.Process(int(supervisor.stdout.readline()))
+    assert supervisor.stdout.readline() == "serving\n"
+    supervisor.kill()
+    assert supervisor.stdout.readline() == "drained\n"
+    psutil.wait_procs([role], timeout=TIMEOUT)
+    assert not role.is_running() or role.status() == psutil.STATUS_ZOMBIE
+
+
+def test_the_file_limit_is_never_lowered() -> None:
+    """In a process of its own: a limit once raised stays."""
+    program = (
+        "import resource\n"
+        "from broker.bus.lifecycle import raise_file_limit\n"
+        "hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 256), hard))\n"
+        "raise_file_limit()\n"
+        "print(*resource.getrlimit(resource.RLIMIT_NOFILE), hard)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT)
+    soft, hard, before = map(int, done.stdout.split())
+    assert hard == before
+    assert soft > 256
+
+
+def test_roles_run_on_uvloop() -> None:
+    loop = lifecycle.loop_factory()()
+    assert type(loop).__module__.startswith("uvloop")
+    loop.close()
