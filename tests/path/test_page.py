@@ -23,7 +23,11 @@ window.WebSocket = class extends EventTarget {
   constructor() {
     super();
     this.readyState = 0;
-    setTimeout(() => { this.readyState = 3; this.onerror?.(new Event('error')); this.onclose?.(new CloseEvent('close', { code: 1006 })); }, 5);
+    setTimeout(() => {
+      this.readyState = 3;
+      this.onerror?.(new Event('error'));
+      this.onclose?.(new CloseEvent('close', { code: 1006 }));
+    }, 5);
   }
   send() {}
   close() {}

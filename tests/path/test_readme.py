@@ -1,0 +1,63 @@
+"""The README's commands, as they stand there."""
+
+import os
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.fixtures.system import System
+
+ROOT = Path(__file__).parents[2]
+BLOCK = re.compile(r"```sh\n(.*?)```", re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
+    with System(tmp_path_factory.mktemp("readme")) as running:
+        yield running
+
+
+def blocks() -> list[str]:
+    """The commands below the mark that says so: those above it start the system, or hold what it printed."""
+    _, mark, rest = (ROOT / "README.md").read_text().partition("<!-- these blocks are run as they stand")
+    assert mark
+    return BLOCK.findall(rest)
+
+
+def run(system: System, commands: str) -> subprocess.CompletedProcess[str]:
+    known = {"OKOME_URL": system.url, "OKOME_API_KEY": system.api_key, "NO_COLOR": "1"}
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("OKOME_")}
+    return subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", commands],
+        cwd=ROOT,
+        env=clean | known,
+        text=True,
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_the_first_curl_streams_an_answer_to_its_end(system: System) -> None:
+    done = run(system, blocks()[0])
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("event: token") >= 1
+    assert "7.19 " in done.stdout
+    assert "event: done" in done.stdout
+
+
+def test_the_command_line_does_what_the_readme_says(system: System) -> None:
+    done = run(system, blocks()[1])
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "scripted" in done.stdout
+    assert "7.0 7.1 7.2" in done.stdout
+
+
+def test_every_command_of_the_makefile_that_the_readme_names_exists() -> None:
+    named = set(re.findall(r"\bmake ([a-z-]+)", (ROOT / "README.md").read_text()))
+    assert named
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert named <= targets
