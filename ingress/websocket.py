@@ -43,6 +43,7 @@ _CLOSED_ELSEWHERE = frozenset({"unavailable", "overloaded"})
 _HANDSHAKE = frozenset(
     {b"sec-websocket-key", b"sec-websocket-version", b"sec-websocket-extensions", b"sec-websocket-protocol"}
 )
+_UPGRADE = _HANDSHAKE | {b"connection", b"upgrade"}
 _OWN = frozenset({b"sec-websocket-accept", b"sec-websocket-extensions", b"sec-websocket-protocol", b"date"})
 CLOSE_TIMEOUT = 5.0
 
@@ -94,7 +95,7 @@ class SocketStream:
 
     async def run(self, refusal: Refusal | None = None) -> tuple[End, int]:
         """(why it ended, close code). Raises Refusal `malformed` where this is no upgrade; `refusal`: accept, close."""
-        response = self._protocol.accept(self._upgrade())
+        response = self._handshake()
         if response.status_code != 101:
             raise Refusal("malformed", "this is not a WebSocket upgrade (RFC 6455)")
         if refusal is not None:
@@ -153,11 +154,18 @@ class SocketStream:
         self._leaving = True
         self._over(End.LEAVING, RESTART, "this ingress is leaving")
 
-    def _upgrade(self) -> Upgrade:
+    def _handshake(self) -> Response:
+        """The protocol's answer to the upgrade; anything but 101 where it is none."""
         headers = Headers()
         for name, text in self._request.headers:
-            headers[name.decode("latin-1")] = text.decode("latin-1")
-        return Upgrade(self._request.target, headers)
+            if name in _UPGRADE:
+                headers[name.decode("latin-1")] = text.decode("latin-1")
+        # As bytes: the protocol's parser begins with the request, and only then goes on to frames.
+        self._protocol.receive_data(Upgrade("/", headers).serialize())
+        for event in self._protocol.events_received():
+            if isinstance(event, Upgrade):
+                return self._protocol.accept(event)
+        raise Refusal("malformed", "this is not a WebSocket upgrade (RFC 6455)")
 
     def _accept(self, response: Response, fields: list[Field]) -> None:
         for name, text in [*fields, (REQUEST_ID, self._request.id.encode())]:

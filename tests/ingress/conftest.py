@@ -88,7 +88,7 @@ class Ingress:
         """Wait for what follows by itself within a few turns of the loop (a counter, a closed connection)."""
         async with asyncio.timeout(DEADLINE):
             while not condition():
-                await asyncio.sleep(0.005)
+                await self.nodes.changed(0.005)
 
 
 class Event:

@@ -1,4 +1,4 @@
-"""A stream node over real sockets, with a log in memory and faults on demand. Several nodes share one log, as real ones do.
+"""A stream node over real sockets, with a log in memory and faults on demand. Several nodes share one log.
 
 Also a program: `python -m tests.ingress.fake_node ID` prints its port and serves tokens at a steady rate, to be stopped
 and killed from outside.
@@ -17,6 +17,7 @@ from urllib.parse import parse_qs, urlsplit
 from websockets.datastructures import Headers
 from websockets.frames import Frame, Opcode
 from websockets.http11 import Request as Upgrade
+from websockets.protocol import OPEN
 from websockets.server import ServerProtocol
 from websockets.typing import Subprotocol
 
@@ -180,7 +181,8 @@ class FakeNode:
             return
         self.legs += 1
         writer.write(
-            b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\ncache-control: no-cache, no-transform\r\n"
+            b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\n"
+            b"cache-control: no-cache, no-transform\r\n"
             b"x-okome-admission: %b\r\ntransfer-encoding: chunked\r\n\r\n" % self.admission.encode()
         )
 
@@ -244,7 +246,10 @@ class FakeNode:
             subprotocols=[Subprotocol("okome.v1")],
             select_subprotocol=lambda _, offered: Subprotocol("okome.v1") if "okome.v1" in offered else None,
         )
-        response = protocol.accept(Upgrade(request.target, Headers(request.headers)))
+        protocol.receive_data(Upgrade(request.target, Headers(request.headers)).serialize())
+        (upgrade,) = protocol.events_received()
+        assert isinstance(upgrade, Upgrade)
+        response = protocol.accept(upgrade)
         response.headers["x-okome-admission"] = self.admission
         response.headers["set-cookie"] = "okome_s=1"
         protocol.send_response(response)
@@ -258,6 +263,8 @@ class FakeNode:
 
         def say(event: str, data: str, id_: str = "") -> None:
             cursor = f'"id":"{id_}",' if id_ else ""
+            if protocol.state is not OPEN:
+                return  # the client has said good-bye
             protocol.send_text(f'{{"event":"{event}",{cursor}"data":{data}}}'.encode())
             flush()
 

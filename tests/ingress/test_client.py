@@ -1,4 +1,4 @@
-"""What a client may send: limits in size and time, garbage, sending ahead. No other stream is disturbed by any of it."""
+"""What a client may send: limits in size and time, garbage, sending ahead. No other stream is disturbed."""
 
 from __future__ import annotations
 

@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 
-from broker.bus.credentials import unseal
-from broker.bus.credentials import internal_key
+from broker.bus.credentials import internal_key, unseal
 from tests.ingress.conftest import DEADLINE, EventClient, expected
 from tests.ingress.fake_node import SID, FakeNode, Log
 

