@@ -3,16 +3,13 @@
 import asyncio
 import json
 import signal
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
-from typing import NamedTuple
+from collections.abc import Iterator
 
 import pytest
 
 from tests.fixtures.system import System
-from tests.path.viewer import Viewer, call, check_transcript
-
-DEADLINE = 60.0
+from tests.path.crowd import DEADLINE, watching
+from tests.path.viewer import Viewer, call
 
 
 @pytest.fixture(scope="module")
@@ -20,44 +17,6 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
     """Two of everything that carries tokens, so that one of each can be killed."""
     with System(tmp_path_factory.mktemp("path"), "--nodes", "2", "--workers", "2", "--ingresses", "2") as running:
         yield running
-
-
-class Watched(NamedTuple):
-    viewer: Viewer
-    seed: int
-    tokens: int
-
-
-async def start(system: System, seed: int, tokens: int, rate: float) -> Watched:
-    """A new session, its viewer, and a scripted generation in it."""
-    created = await call(system.url, "POST", "/v1/sessions", system.api_key, {"model": "scripted"})
-    assert created.status == 201, created.body
-    session = created.json()
-    viewer = Viewer(system.url, session["session_id"], session["token"])
-    script = json.dumps({"tokens": tokens, "rate": rate, "seed": seed})
-    path = f"/v1/sessions/{viewer.sid}/generations"
-    for _ in range(50):
-        accepted = await call(system.url, "POST", path, session["token"], {"prompt": script})
-        if accepted.status != 503:
-            break
-        await asyncio.sleep(float(accepted.headers["retry-after"]) / 10)  # what a client does when told so
-    assert accepted.status == 202, accepted.body
-    return Watched(viewer, seed, tokens)
-
-
-@asynccontextmanager
-async def watching(system: System, sessions: int, tokens: int, rate: float) -> AsyncIterator[list[Watched]]:
-    """So many generations that are being watched; at the end all are waited for, and every transcript is checked."""
-    async with asyncio.timeout(DEADLINE):
-        watched = list(await asyncio.gather(*(start(system, seed, tokens, rate) for seed in range(1, sessions + 1))))
-        async with asyncio.TaskGroup() as tasks:
-            for one in watched:
-                tasks.create_task(one.viewer.watch())
-            await asyncio.gather(*(one.viewer.seen(5) for one in watched))  # all are in the middle of it
-            yield watched
-    for one in watched:
-        check_transcript(one.viewer.stored(), seed=one.seed, tokens=one.tokens)
-        assert "reset" not in one.viewer.names()
 
 
 async def test_two_hundred_sessions_at_once_are_exact(system: System) -> None:
@@ -79,7 +38,7 @@ async def test_every_cursor_of_an_answer_resumes_exactly(system: System) -> None
 
 async def test_a_worker_killed_mid_stream_costs_an_epoch_and_no_token(system: System) -> None:
     async with watching(system, sessions=20, tokens=120, rate=20) as watched:
-        killed = system.kill("worker-1")
+        killed = await asyncio.to_thread(system.kill, "worker-1")
     attempts = [one for one in watched if "attempt" in one.viewer.names()]
     assert attempts, "no generation ran on the worker that was killed"
     system.wait_restarted(killed)
@@ -88,7 +47,7 @@ async def test_a_worker_killed_mid_stream_costs_an_epoch_and_no_token(system: Sy
 async def test_a_node_killed_mid_stream_is_not_seen_by_any_viewer(system: System) -> None:
     async with watching(system, sessions=20, tokens=120, rate=20) as watched:
         serving = {json.loads(one.viewer.events[0].data)["node"] for one in watched}
-        killed = system.kill(sorted(serving)[0])
+        killed = await asyncio.to_thread(system.kill, sorted(serving)[0])
     assert all(one.viewer.connections == 1 for one in watched), "the ingress bridges it"
     assert any(sum(event.name == "served_by" for event in one.viewer.events) > 1 for one in watched)
     system.wait_restarted(killed)
@@ -96,7 +55,7 @@ async def test_a_node_killed_mid_stream_is_not_seen_by_any_viewer(system: System
 
 async def test_an_ingress_killed_mid_stream_is_bridged_by_the_clients_cursor(system: System) -> None:
     async with watching(system, sessions=20, tokens=120, rate=20) as watched:
-        killed = system.kill("ingress-1")
+        killed = await asyncio.to_thread(system.kill, "ingress-1")
     assert any(one.viewer.connections > 1 for one in watched), "nobody hung on the ingress that was killed"
     system.wait_restarted(killed)
 
