@@ -81,6 +81,8 @@ class Okome:
         logins = Logins(bus, settings, self.keyring, sessions)
         generations = Generations(bus, once, models, logs, Admission(bus, self.pulse), endings)
         self.sweeper = Sweeper(bus, settings, self.pulse, opened, endings)
+        if models.known:
+            await self.pulse.hear()
         operations = endpoints(self.id, self.keyring, sessions, logins, generations, endings)
         service = await bus.serve(NAME, VERSION, DESCRIPTION, operations)
         self._stack.push_async_callback(service.close)

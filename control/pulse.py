@@ -39,6 +39,10 @@ class Pulse:
     async def start(self) -> None:
         self._subscription = await self._bus.subscribe(beat_subject("*"), self._hear)
 
+    async def hear(self) -> None:
+        """Wait until everybody who beats has been heard: a replica that just started would think all workers gone."""
+        await asyncio.sleep(2 * INTERVAL)
+
     async def close(self) -> None:
         subscription, self._subscription = self._subscription, None
         if subscription is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 
 from broker.bus.jobs import consumer_name, ensure_consumer
@@ -11,7 +12,7 @@ from broker.bus.nats import Bus, Msg
 from broker.bus.queue import Delivery, Queue
 from broker.bus.records import Beat, decode
 from control.app import Okome
-from tests.control.okome import connected, replica, until, worker
+from tests.control.okome import connected, generate, new_session, replica, until, worker
 from tests.fixtures.nats_server import NatsServer
 
 
@@ -92,3 +93,13 @@ async def test_a_beat_that_cannot_be_read_disturbs_nobody(okome: Okome, bus: Bus
     await bus.publish("beat.w9", json.dumps({"worker": 7}).encode())
     async with worker(okome, bus):
         assert set(okome.pulse.workers()) == {"w1"}
+
+
+async def test_a_replica_that_just_started_knows_the_workers_when_it_is_first_asked(fresh_nats: NatsServer) -> None:
+    async with connected(fresh_nats.url) as bus, contextlib.AsyncExitStack() as first:
+        okome = await first.enter_async_context(replica(fresh_nats.url))
+        async with worker(okome, bus):
+            sid = await new_session(bus)
+            await first.aclose()
+            async with replica(fresh_nats.url):
+                assert (await generate(bus, sid)).generation_id
