@@ -29,7 +29,8 @@ async def test_fields_pass_end_to_end_and_no_further(node: Make, ingress: Make) 
     raw = await Raw.open(relay.port)
     raw.send(
         b"GET /v1/models?limit=1 HTTP/1.1\r\nHost: public.example\r\nCookie: okome_login=x\r\nOrigin: http://public.example\r\n"
-        b"Connection: keep-alive, x-mine\r\nX-Mine: 1\r\nTE: trailers\r\nX-Forwarded-For: 6.6.6.6\r\nX-Okome-Admission: forged\r\n"
+        b"Connection: keep-alive, x-mine\r\nX-Mine: 1\r\nTE: trailers\r\nX-Forwarded-For: 6.6.6.6\r\n"
+        b"X-Okome-Admission: forged\r\n"
         b"X-Request-Id: my-id\r\n\r\n"
     )
     answer = await raw.answer()
@@ -108,7 +109,7 @@ async def test_a_patch_that_may_have_been_carried_out_is_not_repeated(node: Make
     nodes: list[FakeNode] = [await node("node-a"), await node("node-b")]
     tried = []
     for n in nodes:
-        n.answers[f"/v1/sessions/{SID}"] = lambda request, writer: tried.append(request.method)  # type: ignore[func-returns-value]
+        n.answers[f"/v1/sessions/{SID}"] = lambda request, writer: tried.append(request.method)
     relay = await ingress(*nodes)
     raw = await Raw.open(relay.port)
     raw.send(b"PATCH /v1/sessions/%b HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\n{}" % SID.encode())

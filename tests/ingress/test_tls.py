@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from broker.bus.errors import SettingsInvalid
+from broker.bus.settings import load
 from ingress.settings import IngressSettings
 from ingress.tls import make_ca
 from tests.ingress.conftest import DEADLINE, Raw, opened
@@ -66,5 +68,5 @@ def test_the_authority_is_kept_and_its_key_never_written(tmp_path: Path) -> None
 
 
 def test_certificate_and_key_belong_together(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="belong together"):
-        IngressSettings(tls_cert=tmp_path / "a.pem")
+    with pytest.raises(SettingsInvalid, match="belong together"):
+        load(IngressSettings, tls_cert=tmp_path / "a.pem")
