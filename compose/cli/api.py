@@ -16,7 +16,7 @@ from compose.cli.outcome import CommandFailed
 
 TERMINALS = frozenset({"done", "failed", "cancelled", "expired"})
 PERMANENT = frozenset({400, 401, 403, 404, 405, 409, 413, 422})
-PATIENCE = 60.0
+PATIENCE = 30.0
 """Seconds without one event after which a stream is given up."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.25, 5.0
 

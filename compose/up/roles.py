@@ -37,7 +37,6 @@ def part(
     around: Surroundings,
     settings: Mapping[str, str],
     *,
-    host: str = LOOPBACK,
     scheme: str = "http",
 ) -> Part:
     """One role on a port of its own. What is said here wins over the environment; the rest is inherited from it."""
@@ -45,7 +44,7 @@ def part(
     prefix = f"OKOME_{role.upper()}_"
     told = {
         "ID": name,
-        "HOST": host,
+        "HOST": LOOPBACK,
         "PORT": str(port),
         "NATS_URL": around.nats_url,
         "REDIS_URL": around.redis_url,
@@ -57,7 +56,7 @@ def part(
     env.setdefault(f"{prefix}DRAIN_TIMEOUT", str(DRAIN_TIMEOUT))
     env |= {prefix + name: value for name, value in told.items()}
     env["PYTHONUNBUFFERED"] = "1"  # the last words of a role that dies are in its log
-    url = f"{scheme}://{reachable(host)}:{port}"
+    url = f"{scheme}://{LOOPBACK}:{port}"
     return Part(
         role=role,
         id=name,
@@ -92,11 +91,11 @@ def nodes(options: Options, ports: Ports, around: Surroundings) -> list[Part]:
 
 def ingresses(options: Options, port: int, ports: Ports, around: Surroundings) -> list[Part]:
     """They share `port`; each has a port of its own besides, by which it alone can be reached and asked."""
-    settings = {"SHARED_PORT": str(port), "CORS_ORIGINS": ",".join(options.cors_origins)}
+    settings = {"SHARED_HOST": options.host, "SHARED_PORT": str(port), "CORS_ORIGINS": ",".join(options.cors_origins)}
     if around.certificate:
         settings |= {"TLS_CERT": str(around.certificate[0]), "TLS_KEY": str(around.certificate[1])}
     return [
-        part("ingress", number, ports.free(options.host), around, settings, host=options.host, scheme=options.scheme)
+        part("ingress", number, ports.free(), around, settings, scheme=options.scheme)
         for number in range(1, options.ingresses + 1)
     ]
 

@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from broker.bus.version import VERSION
+from compose.up.child import describe
 from compose.up.keeper import Keeper, StartFailed, State
 
 WHAT = {
@@ -63,7 +64,8 @@ class Screen:
             return
         if keeper.state is State.DEAD:
             after = "left dead" if keeper.gone else "starting it again"
-            self._console.print(Text.assemble((f"{name} died", "yellow"), f" ({keeper.last_end}): {after}"))
+            end = "ended" if keeper.last_end == describe(0) else "died"  # drained by an operator, or not
+            self._console.print(Text.assemble((f"{name} {end}", "yellow"), f" ({keeper.last_end}): {after}"))
         elif keeper.state is State.READY and keeper.restarts != self._restarts.get(name, 0):
             self._restarts[name] = keeper.restarts
             after = f" after {keeper.took:.1f} s, restart {keeper.restarts}"
