@@ -14,14 +14,13 @@ from typing import NamedTuple
 
 import structlog
 
-from broker.bus.errors import BusError, StoreRejected
+from broker.bus.errors import BusError
+from broker.bus.jobs import consumer_name, ensure_consumer
 from broker.bus.nats import Bus
 from broker.bus.queue import Delivery, Queue
-from broker.bus.subjects import JOBS_STREAM, encode, job_subject
+from broker.bus.subjects import JOBS_STREAM
 
-ACK_WAIT = 30  # seconds; put off every 10 s while a job is held
 LANE_CREDITS = 8  # at most
-EXISTS_DIFFERENTLY = 10148  # made by another version: its settings are respected
 REMAKE_PAUSE = 0.5
 
 log = structlog.get_logger("worker")
@@ -49,35 +48,6 @@ def share(capacity: int, held: int, promised: Credits) -> Credits:
     return Credits(promised.any + free - (lane - promised.lane), lane)
 
 
-def any_consumer(model: str) -> str:
-    return f"any_{encode(model)}"
-
-
-def lane_consumer(model: str, worker: str) -> str:
-    return f"lane_{worker}_{encode(model)}"
-
-
-async def make_consumer(bus: Bus, name: str, subject: str) -> None:
-    """A durable of JOBS, made idempotently; raises StoreRejected(10059) while there is no such stream."""
-    config = {
-        "name": name,
-        "durable_name": name,
-        "filter_subject": subject,
-        "deliver_policy": "all",
-        "ack_policy": "explicit",
-        "ack_wait": ACK_WAIT * 1_000_000_000,
-        "max_deliver": -1,
-        "max_ack_pending": -1,  # the default stalls job 1 001
-        "replay_policy": "instant",
-    }
-    question = {"stream_name": JOBS_STREAM, "action": "create", "config": config}
-    try:
-        await bus.api(f"CONSUMER.CREATE.{JOBS_STREAM}.{name}.{subject}", question, timeout=5.0)
-    except StoreRejected as error:
-        if error.err_code != EXISTS_DIFFERENTLY:
-            raise
-
-
 class Intake:
     """The standing pulls of one model. `top_up` whenever a job was let go; `on_delivery` gets what arrives."""
 
@@ -88,19 +58,18 @@ class Intake:
         self._capacity = capacity
         self._on_delivery = on_delivery
         self._promised = Credits(0, 0)
-        self._subjects = {any_consumer(model): job_subject(model)}
-        self._any = Queue(bus, JOBS_STREAM, any_consumer(model), partial(self._take, True))
+        self._model = model
+        self._worker = worker
+        self._any = Queue(bus, JOBS_STREAM, consumer_name(model), partial(self._take, True))
         self._lane: Queue | None = None
         if has_lane(capacity):
-            name = lane_consumer(model, worker)
-            self._subjects[name] = job_subject(model, worker)
-            self._lane = Queue(bus, JOBS_STREAM, name, partial(self._take, False))
+            self._lane = Queue(bus, JOBS_STREAM, consumer_name(model, worker), partial(self._take, False))
         self._keepers: set[asyncio.Task[None]] = set()
 
     async def prepare(self) -> None:
         """Make the consumers; raises BusError while JOBS is not there."""
-        for name, subject in self._subjects.items():
-            await make_consumer(self._bus, name, subject)
+        for queue in self._queues():
+            await self._make(queue)
 
     async def start(self) -> None:
         for queue in self._queues():
@@ -129,6 +98,9 @@ class Intake:
     def _queues(self) -> list[Queue]:
         return [self._any] if self._lane is None else [self._any, self._lane]
 
+    async def _make(self, queue: Queue) -> None:
+        await ensure_consumer(self._bus, self._model, None if queue is self._any else self._worker)
+
     def _take(self, common: bool, delivery: Delivery) -> None:
         promised = self._promised
         if common:
@@ -143,7 +115,7 @@ class Intake:
             await queue.missing.wait()
             queue.missing.clear()
             try:
-                await make_consumer(self._bus, queue.consumer, self._subjects[queue.consumer])
+                await self._make(queue)
             except BusError as error:
                 log.warning("worker.consumer_not_made", consumer=queue.consumer, error=repr(error))
                 queue.missing.set()

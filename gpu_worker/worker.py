@@ -13,6 +13,7 @@ import structlog
 
 from broker.bus.errors import BusError, BusUnavailable, StoreRejected
 from broker.bus.health import Health
+from broker.bus.jobs import ACK_WAIT
 from broker.bus.kv import Bucket
 from broker.bus.nats import Bus, Msg
 from broker.bus.queue import Delivery
@@ -30,7 +31,7 @@ from gpu_worker.pulse import Pulse
 from gpu_worker.reserve import Reserve
 from gpu_worker.settings import WorkerSettings
 
-IN_PROGRESS_INTERVAL = 10.0  # ack_wait is three times as long
+IN_PROGRESS_INTERVAL = ACK_WAIT / 3
 WATCH_INTERVAL = 1.0
 PROVISIONED_INTERVAL = 0.5  # between two looks whether OKOME has made the streams
 WARM_PREFIXES = 32

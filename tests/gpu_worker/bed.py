@@ -93,7 +93,7 @@ class Bed:
         """Record and enqueue a generation as OKOME does. `prompt`: a script, or the messages."""
         messages = prompt if isinstance(prompt, list) else [Message("user", json.dumps(prompt))]
         options = {"max_tokens": 100_000} | changes.pop("request", {})
-        request = Request("scripted", messages, **options)
+        request = Request(changes.pop("model", "scripted"), messages, **options)
         if after is None:
             end = await log.last(self.bus, f"TOK_{PARTITION}", f"tok.{PARTITION}.{sid}")
             after = end.seq if end else 0
