@@ -98,6 +98,12 @@ class ClientConnection(asyncio.Protocol):
         """Wait until the client has read on, or is gone."""
         await self._writable.wait()
 
+    async def flushed(self) -> None:
+        """Wait until everything that was written is in the kernel's hands, or the client is gone."""
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.set_write_buffer_limits(high=0)  # from now on "congested" means "anything at all"
+            await self._writable.wait()
+
     def stream(self) -> None:
         """This request's answer has no end in sight: a client that half-closes is gone, and buffers are kept small."""
         self._streaming = True

@@ -138,9 +138,14 @@ class Listener:
 
     async def finish(self, deadline: float) -> int:
         """Wait for the requests under way until `deadline` (loop time); returns how many are left."""
-        if self._tasks:
-            left = max(0.0, deadline - asyncio.get_running_loop().time())
-            await asyncio.wait(set(self._tasks), timeout=left)
+        try:
+            async with asyncio.timeout_at(deadline):
+                if self._tasks:
+                    await asyncio.wait(set(self._tasks))
+                for connection in list(self._connections):
+                    await connection.flushed()  # the last words of a stream, to a client that reads slowly
+        except TimeoutError:
+            log.warning("listener.drain_timed_out", requests=len(self._tasks))
         return len(self._tasks)
 
     async def close(self) -> None:

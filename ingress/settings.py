@@ -42,8 +42,8 @@ class IngressSettings(RoleSettings):
     leg_timeout: float = Field(5.0, gt=0, description="how long a node is looked for before a stream is put off")
     silence_timeout: float = Field(25.0, gt=0, description="a stream without even a heartbeat for so long is moved")
     check_interval: float = Field(0.25, gt=0, description="between two health checks of a node")
-    suspect_after: float = Field(0.5, gt=0, description="silence after which a node gets no new streams")
-    down_after: float = Field(1.0, gt=0, description="silence after which its streams are moved")
+    suspect_after: float = Field(0.4, gt=0, description="silence after which a node gets no new streams")
+    down_after: float = Field(0.8, gt=0, description="silence after which its streams are moved")
 
     key_limit: str = Field("12000/minute", description="requests per API key, token or login; empty: no limit")
     session_limit: str = Field("600/minute", description="requests per session; empty: no limit")

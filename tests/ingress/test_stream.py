@@ -323,6 +323,25 @@ async def test_a_draining_ingress_says_where_to_go_on(node: Make, ingress: Make,
     assert not relay.health.ready
 
 
+async def test_a_slow_client_still_gets_the_last_words_of_a_drain(node: Make, ingress: Make, log: Log) -> None:
+    a = await node("node-a")
+    relay = await ingress(a)
+    client = await EventClient.open(relay.port)
+    await client.until("caught_up")
+    for index in range(4000):
+        log.add("token", offset=index, text="x" * 2000)
+    stream = next(iter(relay.relay._streams))
+    await relay.settled(lambda: stream._client.congested)
+    relay.listener.stop_accepting()
+    relay.relay.drain()
+    finished = asyncio.create_task(relay.listener.finish(asyncio.get_running_loop().time() + DEADLINE))
+    event = await client.until("reconnect")
+    assert await client.next() is None
+    assert await finished == 0
+    shown = [e for e in client.events if e.name == "token"]
+    assert event.data["cursor"] == shown[-1].id
+
+
 async def test_a_client_that_goes_away_frees_its_leg(node: Make, ingress: Make, log: Log) -> None:
     a = await node("node-a")
     relay = await ingress(a)
