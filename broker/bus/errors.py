@@ -23,7 +23,7 @@ class OkomeError(Exception):
     """Root of the tree."""
 
 
-# The public table of api.md: code -> HTTP status. A code that is not here cannot be raised.
+# The public table of api.md: code -> HTTP status.
 STATUS = {
     "malformed": 400,
     "unauthenticated": 401,
@@ -59,7 +59,7 @@ class Refusal(OkomeError):
         self.message = message
         self.param = param
         self.retry_after = retry_after
-        self.status = STATUS[code]
+        self.status = STATUS.get(code, 500)  # another version's code is passed on as it is
 
 
 class BusError(OkomeError):

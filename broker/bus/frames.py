@@ -1,7 +1,7 @@
 """A frame: one stored message on a session's subject. Pure: bytes to frame and back.
 
 On the wire a frame is two lines of UTF-8, so that `nats stream view` shows a person the transcript and a stream node
-relays the second line as it is, without parsing JSON (0.3 µs per frame instead of 2):
+relays the second line as it is: what viewers get is, byte for byte, what is stored.
 
     okome/1 token g3kd92 1 a9x7 1041 128 1
     {"generation_id":"g3kd92","offset":128,"text":" the","n":1}
@@ -73,7 +73,7 @@ def encode_frame(
 
 
 def encode_tokens(kind: str, gid: str, epoch: int, attempt: str, prev: int, offset: int, n: int, text: str) -> bytes:
-    """`encode_frame` for `token` and `reasoning`, laid out by hand: 1.1 µs instead of 2.3."""
+    """`encode_frame` for `token` and `reasoning`, laid out by hand: saves a tenth (docs/decisions/frames.md)."""
     return (
         f"okome/1 {kind} {gid} {epoch} {attempt} {prev} {offset} {n}\n"
         f'{{"generation_id":"{gid}","offset":{offset},"text":{json_encode(text).decode()},"n":{n}}}'

@@ -16,7 +16,7 @@ from typing import TypeVar
 
 import structlog
 
-from broker.bus.errors import BusUnavailable, SettingsInvalid
+from broker.bus.errors import BusError, SettingsInvalid
 from broker.bus.settings import RoleSettings, load
 
 Settings = TypeVar("Settings", bound=RoleSettings)
@@ -43,7 +43,7 @@ def launch(role: str, kind: type[Settings], main: Main[Settings]) -> int:
     try:
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
             runner.run(_live(role, settings, main))
-    except (OSError, BusUnavailable) as error:
+    except (OSError, BusError) as error:
         sys.stderr.write(f"{role}: cannot start: {error}\n")
         return 3
     except KeyboardInterrupt:

@@ -397,6 +397,8 @@ class Bus:
 
     async def _on_disconnected(self) -> None:
         self._forget_unsent()
+        for token in list(self._calls):
+            self._settle(token, None)  # the answer would have come this way: undecided now, not in REPLY_TIMEOUT
         if not self._closed:
             log.warning("bus.disconnected", bus=self.id)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any, TypeVar
 
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from broker.bus.errors import SettingsInvalid
@@ -28,6 +28,13 @@ class RoleSettings(BaseSettings):
     log_level: str = Field("info", pattern=r"^(debug|info|warning|error)$")
     drain_timeout: float = Field(10.0, gt=0, le=900)
     parent_pid: int = Field(0, ge=0, description="drain and end when this process is gone; 0: never")
+
+    @field_validator("id")
+    @classmethod
+    def _not_reserved(cls, id: str) -> str:
+        if id in ("any", "all"):
+            raise ValueError("`any` and `all` are everybody's names on the bus")
+        return id
 
 
 Settings = TypeVar("Settings", bound=RoleSettings)
