@@ -60,8 +60,8 @@ def nats(count: int, data: DataDir, ports: Ports) -> tuple[list[Part], str]:
                 role="nats",
                 id=name,
                 argv=tethered(program, line),
-                # Whether JetStream works and, in a cluster, has a leader; not whether every stream has caught up.
-                probe=f"{monitor}/healthz?js-server-only=true",
+                # Whether JetStream works and, in a cluster, follows a leader; not whether every stream has caught up.
+                probe=f"{monitor}/healthz?js-meta-only=true",
                 env=_plain_environment(),
                 url=monitor,
             )
