@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry
 
 from broker.bus.credentials import new_internal_key
 from broker.bus.health import Health
+from broker.bus.lifecycle import loop_factory
 from ingress.limits import Limits
 from ingress.listener import Listener
 from ingress.membership import Nodes
@@ -24,6 +25,11 @@ from ingress.trust import Trust
 from tests.ingress.fake_node import SID, FakeNode, Log
 
 DEADLINE = 10.0
+
+
+def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """The loop that the role runs on: its transports are not asyncio's."""
+    return {"role": loop_factory()}
 
 
 class Ingress:
