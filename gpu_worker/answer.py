@@ -194,7 +194,8 @@ class Answer:
 
     async def _pull(self, publisher: Publisher, asked: list[engines.Message]) -> Finish:
         request = self._job.request
-        prompt = Prompt(tuple(asked), request.max_tokens, request.temperature, tuple(request.stop), request.seed)
+        bound = request.max_tokens or self._lane.card.default_max_tokens
+        prompt = Prompt(tuple(asked), bound, request.temperature, tuple(request.stop), request.seed)
         prefix = Prefix(self.text, publisher.outbox.chain.next_offset)
         measured, parts, time = self._lane.measured, self._parts, self._loop.time
         began = None if prefix.tokens else self._first_at

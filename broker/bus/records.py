@@ -72,7 +72,7 @@ class Request(msgspec.Struct, frozen=True, omit_defaults=True):
     model: str
     messages: list[Message]
     whole_context: bool = False  # False: earlier turns come from the session's log
-    max_tokens: int = 1024
+    max_tokens: int = 0  # 0: the model's default, 1 024 for all but `scripted`, which says its whole script
     temperature: float | None = None
     stop: list[str] = []
     seed: int | None = None

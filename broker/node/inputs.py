@@ -56,7 +56,7 @@ class GenerationBody(Body):
     prompt: str | None = Field(None, min_length=1)
     messages: list[TurnBody] | None = Field(None, min_length=1, max_length=10_000)
     model: str = Field("", max_length=200)
-    max_tokens: int = Field(1024, ge=1, le=MAX_TOKENS)
+    max_tokens: int | None = Field(None, ge=1, le=MAX_TOKENS)
     temperature: float | None = Field(None, ge=0, le=2)
     stop: str | list[str] | None = None
     seed: int | None = Field(None, ge=0, lt=2**63)
@@ -94,7 +94,7 @@ class GenerationBody(Body):
             model=self.model,
             messages=messages,
             whole_context=self.messages is not None,
-            max_tokens=self.max_tokens,
+            max_tokens=self.max_tokens or 0,
             temperature=self.temperature,
             stop=[self.stop] if isinstance(self.stop, str) else self.stop or [],
             seed=self.seed,

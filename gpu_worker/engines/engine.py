@@ -67,7 +67,7 @@ class Finish:
 class ModelCard:
     """A model as the worker announces it. context_length in tokens, prompt and answer together; slots: generations
     decoded at once; queue_limit: generations that may wait for a slot inside the engine before it refuses with
-    `overloaded`.
+    `overloaded`; default_max_tokens: the bound where a request names none, None for no bound.
     """
 
     id: str
@@ -75,6 +75,7 @@ class ModelCard:
     slots: int
     queue_limit: int
     engine: str
+    default_max_tokens: int | None = 1024
 
 
 class EngineFailed(Exception):

@@ -27,7 +27,7 @@ class ScriptedEngine:
 
     @property
     def cards(self) -> tuple[ModelCard, ...]:
-        return (ModelCard("scripted", MAX_TOKENS, self._slots, 0, "scripted"),)
+        return (ModelCard("scripted", MAX_TOKENS, self._slots, 0, "scripted", default_max_tokens=None),)
 
     async def start(self) -> None:
         """Nothing to start."""
