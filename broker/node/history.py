@@ -5,19 +5,32 @@ So a fresh viewer costs the same after a thousand turns as after ten: only what 
 
 from __future__ import annotations
 
+from itertools import pairwise
+from typing import NamedTuple
+
 import msgspec
 
 from broker.bus.conversation import Turn, fold
 from broker.bus.errors import FrameMalformed
-from broker.bus.frames import decode_frame
+from broker.bus.frames import Frame, decode_frame
 from broker.bus.kv import Bucket
-from broker.bus.log import read_all
+from broker.bus.log import get, read_all
 from broker.bus.nats import Bus
-from broker.bus.records import Generation, Message
+from broker.bus.records import Generation, Message, Request, Session
 from broker.bus.records import decode as decode_record
-from broker.bus.subjects import log_subject
+from broker.bus.subjects import JOBS_STREAM, encode, log_subject
 from broker.node.events import Event, make
 from broker.node.tail import Tail
+
+
+class Story(NamedTuple):
+    """A session's turns, oldest first. The first `loose` of them are known from their records only: they have aged out
+    of the log, or it is another log, so their sequences are no places to go on from. `floor` is the place before the
+    first frame of the log, where that had to be read; None where the log is empty or was not read from its start."""
+
+    turns: list[Turn]
+    loose: int
+    floor: int | None
 
 
 class History:
@@ -26,6 +39,7 @@ class History:
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
         self._generations = Bucket(bus, "generations")
+        self._sessions = Bucket(bus, "sessions")
 
     async def generations(self, sid: str) -> list[Generation]:
         """The session's generations, oldest first."""
@@ -34,48 +48,99 @@ class History:
             try:
                 found.append(decode_record(entry.value, Generation))
             except msgspec.ValidationError:
-                continue  # not a generation: the key that marks the running one
+                continue  # not a generation
         return sorted(found, key=lambda generation: (generation.created_at, generation.id))
 
-    async def pending(self, sid: str) -> bool:
-        """Whether a generation was accepted and has not ended."""
-        return any(generation.status.open for generation in await self.generations(sid))
+    async def queued(self, tenant: str, sid: str, last: int) -> Generation | None:
+        """The generation that was accepted and has not begun, in a log that ends at `last`.
 
-    async def turns(self, sid: str, stream: str) -> list[Turn]:
-        """Every turn, oldest first: recorded ones from their records, the others (the running one too) from the log."""
+        The leader is asked: a replica may not know yet what was accepted a moment ago. A record may stay open after its
+        end (OKOME is down), so what has been written since it was accepted decides, not its status alone.
+        """
+        entry = await self._sessions.get(f"{tenant}.{sid}")
+        running = _session(entry.value).running if entry else ""
+        if not running:
+            return None
+        entry = await self._generations.get(f"{sid}.{running}")
+        record = decode_record(entry.value, Generation) if entry else None
+        return record if record is not None and record.status.open and record.after >= last else None
+
+    async def queued_event(self, generation: Generation) -> Event:
+        """`queued` for a viewer that came later. Its position counts all other jobs of the model: it may be less."""
+        subjects = f"job.{encode(generation.request.model)}.>"
+        answer = await self._bus.api(f"STREAM.INFO.{JOBS_STREAM}", {"subjects_filter": subjects})
+        jobs = sum((answer["state"].get("subjects") or {}).values())
+        return queued(generation.id, msgspec.to_builtins(turn_input(generation.request)), max(0, jobs - 1))
+
+    async def story(self, sid: str, stream: str) -> Story:
+        """Every turn: recorded ones from their records, the others (the running one too) from the log."""
         recorded = [
             _turn(generation)
             for generation in await self.generations(sid)
             if not generation.status.open and generation.last_seq
         ]
-        recorded.sort(key=lambda turn: turn.last_seq)
-        after = recorded[-1].last_seq if recorded else 0
-        stored = await read_all(self._bus, stream, log_subject(sid), after)
-        try:
-            fresh = fold(decode_frame(message.data, message.seq) for message in stored)
-        except FrameMalformed:
-            fresh = []
-        return recorded + fresh
+        if recorded and await self._ends(stream, sid, recorded[-1]):
+            frames = await self._logged(sid, stream, recorded[-1].last_seq)
+            return Story(recorded + fold(frames), _loose(recorded), None)
+        frames = await self._logged(sid, stream, 0)
+        logged = fold(frames)
+        known = {turn.gid for turn in logged}
+        loose = [turn for turn in recorded if turn.gid not in known]
+        return Story(loose + logged, len(loose), frames[0].prev if frames else None)
 
-    async def finished(self, sid: str, tail: Tail) -> tuple[list[Event], int]:
-        """One `message` event per finished input and answer, and the sequence behind them."""
+    async def finished(self, sid: str, tail: Tail, last: int) -> tuple[list[Event], int]:
+        """One `message` event per finished input and answer, and the sequence behind them: `last`, which the session's
+        log had reached before this was asked, where there is nothing in the log."""
+        story = await self.story(sid, tail.stream)
         events: list[Event] = []
-        after = 0
-        for turn in await self.turns(sid, tail.stream):
+        after = story.floor
+        for index, turn in enumerate(story.turns):
             if not turn.finished:
                 break
-            events += messages(turn, tail.incarnation)
-            after = turn.last_seq
-        return events, after
+            loose = index < story.loose
+            events += messages(turn, tail.incarnation, loose=story.floor or 0 if loose else None)
+            if not loose:
+                after = turn.last_seq
+        return events, last if after is None else after
+
+    # -- inside ----------------------------------------------------------------------------------------------------
+
+    async def _ends(self, stream: str, sid: str, turn: Turn) -> bool:
+        """Whether this log holds the turn's end where its record says."""
+        stored = await get(self._bus, stream, turn.last_seq)
+        if stored is None or stored.subject != log_subject(sid):
+            return False
+        try:
+            frame = decode_frame(stored.data, stored.seq)
+        except FrameMalformed:
+            return False
+        return frame.gid == turn.gid and frame.terminal
+
+    async def _logged(self, sid: str, stream: str, after: int) -> list[Frame]:
+        """The log's frames, up to the first that is none."""
+        frames: list[Frame] = []
+        for message in await read_all(self._bus, stream, log_subject(sid), after):
+            try:
+                frames.append(decode_frame(message.data, message.seq))
+            except FrameMalformed:
+                break
+        return frames
 
 
-def messages(turn: Turn, incarnation: str) -> list[Event]:
-    """A finished turn as `message` events; an id is the cursor of the last frame an event covers."""
+def queued(generation_id: str, input: object, position: int) -> Event:
+    return make("queued", {"generation_id": generation_id, "input": input, "position": position})
+
+
+def messages(turn: Turn, incarnation: str, *, loose: int | None = None) -> list[Event]:
+    """A finished turn as `message` events; an id is the cursor of the last frame an event covers.
+
+    `loose`: the turn stands in no log, and this is the place to go on from instead.
+    """
     events = [
         make(
             "message",
             {"generation_id": turn.gid, "role": message.role, "content": message.content},
-            f"{incarnation}-{turn.first_seq}",
+            f"{incarnation}-{turn.first_seq if loose is None else loose}",
         )
         for message in turn.input
     ]
@@ -86,16 +151,31 @@ def messages(turn: Turn, incarnation: str) -> list[Event]:
         "finish_reason": turn.finish_reason or turn.status,
         "usage": {"prompt_tokens": turn.prompt_tokens, "completion_tokens": turn.completion_tokens},
     }
-    return [*events, make("message", answer, f"{incarnation}-{turn.last_seq}")]
+    return [*events, make("message", answer, f"{incarnation}-{turn.last_seq if loose is None else loose}")]
+
+
+def turn_input(request: Request) -> list[Message]:
+    """This turn's new messages: of a whole context, those behind the last answer."""
+    answers = [index for index, message in enumerate(request.messages) if message.role == "assistant"]
+    return list(request.messages[answers[-1] + 1 :] if request.whole_context and answers else request.messages)
+
+
+def _session(value: bytes) -> Session:
+    return decode_record(value, Session)
+
+
+def _loose(recorded: list[Turn]) -> int:
+    """How many recorded turns are not of the log that the last one is in: sequences only grow in one log."""
+    breaks = [index + 1 for index, (one, next) in enumerate(pairwise(recorded)) if one.last_seq >= next.first_seq]
+    return breaks[-1] if breaks else 0
 
 
 def _turn(generation: Generation) -> Turn:
     request = generation.request
-    input: list[Message] = request.messages[-1:] if request.whole_context else request.messages
     return Turn(
         generation.id,
         request.model,
-        input,
+        turn_input(request),
         generation.first_seq,
         generation.last_seq,
         parts=[generation.text] if generation.text else [],

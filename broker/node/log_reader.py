@@ -29,6 +29,13 @@ class Page(NamedTuple):
     broken: bool
 
 
+class End(NamedTuple):
+    """Where a session's log ends: its last sequence (0: it is empty) and frame (None: what stands there is none)."""
+
+    seq: int
+    frame: Frame | None
+
+
 class LogReader:
     """Reads one partition's stream."""
 
@@ -37,6 +44,7 @@ class LogReader:
         self._stream = stream
         self._budget = asyncio.Semaphore(readers)
         self._running: dict[tuple[str, int], asyncio.Task[Page]] = {}
+        self._tasks: set[asyncio.Task[Page]] = set()
 
     async def page(self, sid: str, after: int) -> Page:
         """The next frames behind `after`, each of which names the one before it, at most a page.
@@ -50,24 +58,46 @@ class LogReader:
             metrics.pages.inc()
             task = asyncio.create_task(self._read(sid, after), name=f"page-{self._stream}")
             self._running[key] = task
-            task.add_done_callback(lambda done: self._running.pop(key, None))
+            self._tasks.add(task)
+            task.add_done_callback(lambda done: self._read_out(key, done))
         return await asyncio.shield(task)  # one viewer that goes away must not take the page from the others
 
+    def renew(self) -> None:
+        """The log is another one: pages that are on their way are of the old one, and nobody new shares them."""
+        self._running.clear()
+
+    def _read_out(self, key: tuple[str, int], done: asyncio.Task[Page]) -> None:
+        if self._running.get(key) is done:
+            del self._running[key]
+        self._tasks.discard(done)
+        if not done.cancelled():
+            done.exception()  # retrieved, also where all who asked have gone
+
     async def close(self) -> None:
-        tasks = list(self._running.values())
+        tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def last(self, sid: str) -> Frame | None:
-        """The session's last frame at the leader."""
+    async def end(self, sid: str) -> End:
+        """Where the session's log ends, at the leader."""
         stored = await jetstream.last(self._bus, self._stream, log_subject(sid))
-        return decode_frame(stored.data, stored.seq) if stored else None
+        if stored is None:
+            return End(0, None)
+        try:
+            return End(stored.seq, decode_frame(stored.data, stored.seq))
+        except FrameMalformed:
+            return End(stored.seq, None)
 
-    async def earliest(self, sid: str) -> int:
-        """The earliest sequence a cursor may hold: that before the first frame still there; 0 where there is none."""
+    async def earliest(self, sid: str) -> int | None:
+        """The earliest sequence a cursor may hold: that before the first frame still there; None: nothing is there."""
         stored = await jetstream.get(self._bus, self._stream, 1, next_by=log_subject(sid))
-        return decode_frame(stored.data, stored.seq).prev if stored else 0
+        if stored is None:
+            return None
+        try:
+            return decode_frame(stored.data, stored.seq).prev
+        except FrameMalformed:
+            return stored.seq - 1  # whatever it is, reading on from there meets it
 
     async def _read(self, sid: str, after: int) -> Page:
         async with self._budget:
@@ -82,13 +112,15 @@ class LogReader:
                     leader=leader,
                 )
                 page = linked(stored, after)
-                if page.frames or leader:
+                if leader:
                     return page
+                if page.frames:
+                    return Page(page.frames, broken=False)  # what a replica lacks may be there at the leader
                 if not stored:
                     # "Nothing there", says a replica, and usually that is true: ask the leader where the end is.
-                    end = await self.last(sid)
-                    if end is None or end.seq <= after:
-                        return Page([], broken=(end.seq if end else 0) != after)
+                    end = await self.end(sid)
+                    if end.seq <= after:
+                        return Page([], broken=end.seq != after)
                 await asyncio.sleep(REPLICA_RETRY)
             raise AssertionError("the leader's word is final")
 

@@ -54,6 +54,7 @@ class Operations:
             _own(who, idempotency_key),
             who.subject,
         )
+        self._fits(question)
         return await self._bus.ask("session_create", question, ops.SessionToken, timeout=SUBMIT_TIMEOUT)
 
     async def token(self, who: Principal, sid: str) -> ops.SessionToken:
@@ -101,9 +102,9 @@ class Operations:
 
     async def patch_session(self, who: Principal, sid: str, body: SessionPatch) -> Session:
         self._known(who, sid, write=True)
-        return await self._bus.ask(
-            "session_patch", ops.PatchSession(who.tenant, sid, body.title, body.metadata), Session
-        )
+        question = ops.PatchSession(who.tenant, sid, body.title, body.metadata)
+        self._fits(question)
+        return await self._bus.ask("session_patch", question, Session)
 
     async def delete_session(self, who: Principal, sid: str) -> None:
         self._known(who, sid, write=True)
@@ -113,9 +114,11 @@ class Operations:
         """The conversation, oldest first, the running answer as far as it has come; and the last sequence it covers."""
         await self.session(who, sid)
         found: list[dict[str, Any]] = []
-        last = 0
-        for turn in await self._history.turns(sid, log_stream(partition_of(sid))):
-            last = turn.last_seq
+        story = await self._history.story(sid, log_stream(partition_of(sid)))
+        last = story.floor or 0
+        for index, turn in enumerate(story.turns):
+            if index >= story.loose:
+                last = turn.last_seq
             found += [
                 {"generation_id": turn.gid, "role": message.role, "content": message.content} for message in turn.input
             ]
@@ -139,9 +142,7 @@ class Operations:
         request = body.request()
         warm = await self._warmth.holder(request, sid)
         question = ops.CreateGeneration(who.tenant, sid, request, _own(who, idempotency_key), warm)
-        payload = len(msgspec.json.encode(question))
-        if payload > self._bus.max_payload - 64 * 1024:
-            raise Refusal("too_large", f"a request of {payload} bytes is more than the bus takes")
+        self._fits(question)
         return await self._bus.ask("generation_create", question, ops.GenerationCreated, timeout=SUBMIT_TIMEOUT)
 
     async def generations(self, who: Principal, sid: str) -> list[dict[str, Any]]:
@@ -166,7 +167,7 @@ class Operations:
         usage = {"prompt_tokens": record.prompt_tokens, "completion_tokens": record.completion_tokens}
         code, message = record.code, record.error
         if record.status.open:
-            for turn in await self._history.turns(sid, log_stream(partition_of(sid))):
+            for turn in (await self._history.story(sid, log_stream(partition_of(sid)))).turns:
                 if turn.gid == gid:
                     status, text, finish_reason = turn.status, turn.text, turn.finish_reason
                     usage = {"prompt_tokens": turn.prompt_tokens, "completion_tokens": turn.tokens}
@@ -208,6 +209,11 @@ class Operations:
         )
 
     # -- inside ----------------------------------------------------------------------------------------------------
+
+    def _fits(self, question: msgspec.Struct) -> None:
+        payload = len(msgspec.json.encode(question))
+        if payload > self._bus.max_payload - 64 * 1024:
+            raise Refusal("too_large", f"a request of {payload} bytes is more than the bus takes")
 
     async def _generation(self, who: Principal, sid: str, gid: str) -> Generation:
         entry = await self._generations.get(f"{sid}.{gid}") if gid.isalnum() else None

@@ -23,6 +23,7 @@ class Added(Enum):
     TAKEN = "taken"
     OLD = "old"  # it is here already
     HOLE = "hole"  # frames before it are missing
+    FORKED = "forked"  # it follows a place before this ring's end: the log was purged, or aged out, under it
     BROKEN = "broken"  # it follows by sequence, yet may not follow: never to be shown
 
 
@@ -51,11 +52,12 @@ class Ring:
         """The last sequence known of the session: of its newest frame here, or the floor."""
         return self._frames[-1] if self._frames else self.floor or 0
 
-    def begin(self, last: Frame | None) -> None:
-        """The leader says that this is the session's last frame (None: it has none). Only if nothing was known."""
+    def begin(self, seq: int, last: Frame | None) -> None:
+        """The leader says where the session's log ends (0: it is empty), and with which frame (None: with something
+        that is no frame). Only if nothing was known."""
         if self.floor is None:
-            self.floor = last.seq if last else 0
-            self.chain = Chain(last.prev if last else 0)
+            self.floor = seq
+            self.chain = Chain(last.prev if last else seq)
             if last is not None:
                 self.chain.known = False  # adopt whatever it belongs to
                 self.chain.advance(last)
@@ -67,7 +69,7 @@ class Ring:
         if frame.seq <= self.last:
             return Added.OLD
         if frame.prev != self.last:
-            return Added.HOLE
+            return Added.HOLE if frame.prev > self.last else Added.FORKED
         try:
             self.chain.advance(frame)
         except ChainBroken:

@@ -12,6 +12,7 @@ from broker.bus.errors import BusError
 from broker.bus.health import Health, serve
 from broker.bus.kv import Watch
 from broker.bus.lifecycle import launch
+from broker.bus.log import get
 from broker.bus.nats import Bus, Msg
 from broker.bus.subjects import random_id
 from broker.node import api, metrics
@@ -19,12 +20,12 @@ from broker.node.access import Access
 from broker.node.app import App
 from broker.node.beats import Beats
 from broker.node.cache import HotCache
-from broker.node.history import History
+from broker.node.history import History, queued
 from broker.node.operations import Operations
 from broker.node.presence import Presence
 from broker.node.settings import NodeSettings
 from broker.node.tails import Tails
-from broker.node.viewers import Viewers, queued
+from broker.node.viewers import Viewers
 from broker.node.waiting import Waiting
 from broker.node.warmth import Warmth
 
@@ -94,7 +95,7 @@ async def main(settings: NodeSettings, stop: asyncio.Event) -> None:
             work = [
                 tasks.create_task(presence.run(), name="presence"),
                 tasks.create_task(_tick(bus, viewers, tails, presence, health), name="tick"),
-                tasks.create_task(_judge_revocations(revoked, viewers), name="revocations"),
+                tasks.create_task(_judge_revocations(bus, revoked, viewers), name="revocations"),
                 tasks.create_task(_measure_lag(), name="loop-lag"),
             ]
             await stop.wait()
@@ -161,20 +162,26 @@ async def _tick(bus: Bus, viewers: Viewers, tails: Tails, presence: Presence, he
         await tails.sweep(loop.time())
 
 
-async def _judge_revocations(revoked: Watch, viewers: Viewers) -> None:
+async def _missed(bus: Bus, revoked: Watch) -> bool:
+    """Whether the leader holds a revocation that was not seen. Sequences alone do not tell: the newest entries age
+    out, and a node that starts then never sees their sequences."""
+    newest = await get(bus, "KV_revoked", revoked.seq + 1, next_by="$KV.revoked.>")
+    return newest is not None and newest.seq > revoked.seq  # what came while asking was not missed
+
+
+async def _judge_revocations(bus: Bus, revoked: Watch, viewers: Viewers) -> None:
     """A node that may have missed a revocation must not take new viewers, and not keep old ones for long."""
     loop = asyncio.get_running_loop()
     fresh_at = loop.time()
     while True:
         await asyncio.sleep(STALE_TIMEOUT)
-        seen = revoked.seq
         try:
-            behind = await revoked.behind()
+            missed = await _missed(bus, revoked)
         except BusError:
-            behind = -1
-        if behind == 0 or (behind > 0 and revoked.seq > seen):
+            missed = None
+        if missed is False:
             fresh_at = loop.time()
-        elif behind > 0:
+        elif missed:
             revoked.restart()
         age = loop.time() - fresh_at
         viewers.stale = "revocations cannot be read" if age > 2 * STALE_TIMEOUT else ""

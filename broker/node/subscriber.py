@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import NamedTuple
 
 from broker.bus.chain import Chain
@@ -19,6 +20,7 @@ from broker.bus.subjects import Cursor
 from broker.node import metrics
 from broker.node.events import Event, closed, make, of_frame
 from broker.node.history import History
+from broker.node.ring import Ring
 from broker.node.tail import Tail
 
 BATCH = 128  # events in one write
@@ -36,8 +38,9 @@ class Subscriber:
     """One connection's reader. `wake` may be called from anywhere in the loop; all else from its own task."""
 
     def __init__(
-        self, tail: Tail, history: History, sid: str, start: Start, node: str, *, until_done: bool = False
+        self, tail: Tail, history: History, tenant: str, sid: str, start: Start, node: str, *, until_done: bool = False
     ) -> None:
+        self.tenant = tenant
         self.sid = sid
         self.seq = 0  # of the last frame given out
         self.behind = False  # it reads the log, not the ring
@@ -51,10 +54,12 @@ class Subscriber:
         self._waiter: asyncio.Future[None] | None = None
         self._notices: deque[Event] = deque(maxlen=MAX_NOTICES)
         self._last_words: list[Event] | None = None
+        self._leave_after = -1  # milliseconds after which the client should come back, elsewhere
         self._incarnation = tail.incarnation
-        self._resets = 0
-        self._reset_at = -1
+        self._lost_at = ("", -1)  # incarnation and place of the last `reset`
         self._heartbeat_due = False
+        self._chain = Chain()  # of what was read from the log
+        self._dry = 0  # pages in a row that said that this is the log's end, while the ring is further
 
     # -- from outside ----------------------------------------------------------------------------------------------
 
@@ -86,36 +91,38 @@ class Subscriber:
 
     def leave(self, after_ms: int) -> None:
         """This node is going away: tell the client where to go on."""
-        self.end("node_leaving", make("reconnect", {"cursor": self.cursor, "after_ms": after_ms}))
+        self._leave_after = after_ms  # the cursor is that of the moment when this is said
+        self.end("node_leaving")
 
     async def nothing_left(self) -> bool:
         """For a reconnect that only waits for an answer: nothing behind its cursor, nothing running, nothing queued."""
-        ring = await self._tail.locate(self.sid)
         cursor = self._start.cursor
+        if cursor is None or cursor.incarnation != self._tail.incarnation:
+            return False
+        end = await self._tail.reader.end(self.sid)  # the ring may not have the newest frame yet
         return (
-            cursor is not None
-            and cursor == Cursor(self._tail.incarnation, ring.last)
-            and not ring.chain.open
-            and not await self._history.pending(self.sid)
+            cursor.sequence == end.seq
+            and (end.frame is None or end.frame.terminal)
+            and await self._history.queued(self.tenant, self.sid, end.seq) is None
         )
 
     # -- the stream ------------------------------------------------------------------------------------------------
 
-    async def events(self) -> AsyncIterator[list[Event]]:
+    async def events(self) -> AsyncGenerator[list[Event], None]:
         """Batches of events in order; an empty one asks for a heartbeat. Ends when there is nothing more to come.
 
         Raises BusError where the log does not answer; nothing that was given out is lost by that.
         """
         self._tail.join(self.sid, self)
         try:
-            async for batch in self._attach():
-                yield batch
-            async for batch in self._follow():
-                yield batch
+            for steps in (self._attach, self._follow):
+                async with aclosing(steps()) as batches:
+                    async for batch in batches:
+                        yield batch
         finally:
             self._tail.leave(self.sid, self)
 
-    async def _attach(self) -> AsyncIterator[list[Event]]:
+    async def _attach(self) -> AsyncGenerator[list[Event], None]:
         """Find the place to go on from, say hello, and give out what stands before that place in one piece."""
         ring = await self._tail.locate(self.sid)
         self._incarnation = self._tail.incarnation
@@ -127,7 +134,7 @@ class Subscriber:
                 yield [self._hello(earliest)]
             case "first":
                 self.seq = 0
-                yield [self._hello(earliest)]
+                yield [self._hello(await self._earliest())]
             case "cursor":
                 assert cursor is not None
                 self.seq = cursor.sequence
@@ -135,14 +142,15 @@ class Subscriber:
                     yield [self._hello(earliest)]
                 else:
                     reason = "other_incarnation" if cursor.incarnation != self._incarnation else "unknown_cursor"
-                    earliest = await self._tail.reader.earliest(self.sid)
-                    self.seq = earliest
-                    yield [self._hello(earliest), self._reset(earliest, reason)]
+                    self.seq = await self._earliest()
+                    yield [self._hello(self.seq), self._reset(reason)]
             case _:
                 # Hello's cursor stands before the messages: who loses the connection between them must not skip these.
-                hello = self._hello(earliest)
-                finished, self.seq = await self._history.finished(self.sid, self._tail)
-                yield [hello, *finished]
+                last = ring.last
+                yield [self._hello(await self._earliest())]
+                finished, self.seq = await self._history.finished(self.sid, self._tail, last)
+                if finished:
+                    yield finished
 
     async def _stands(self, seq: int) -> bool:
         """Whether `seq` is one of this session's sequences, as far as can be told before reading on from it."""
@@ -151,69 +159,54 @@ class Subscriber:
             return True
         if seq > ring.last:
             # Another node may have been ahead of this one: the leader knows.
-            last = await self._tail.reader.last(self.sid)
-            return last is not None and seq <= last.seq
+            return seq <= (await self._tail.reader.end(self.sid)).seq
         return True  # behind the ring: the first page shows whether it follows
 
-    async def _follow(self) -> AsyncIterator[list[Event]]:
+    async def _follow(self) -> AsyncGenerator[list[Event], None]:
+        """From the place that `_attach` found to the end of the connection.
+
+        Whoever changes anything that concerns this subscriber calls `wake`; that is heard only in `_wait`. So after
+        everything that waits (a yield waits too) the loop begins again, and nothing waits between its checks and
+        `_wait`.
+        """
         caught_up = False
         target = self._tail.ring(self.sid).last
-        ended = False  # the last frame given out was a terminal
-        chain = Chain(self.seq)
         while True:
             if self._last_words is not None:
-                yield self._last_words
+                yield self._farewell()
                 return
             if self._incarnation != self._tail.incarnation:
                 yield [await self._start_over("other_incarnation")]
-                chain, target, caught_up = Chain(self.seq), 0, False
+                target, caught_up = self._tail.ring(self.sid).last, False
                 continue
             ring = self._tail.ring(self.sid)
-            batch: list[Event] = []
-            if self.seq > ring.last and ring.floor is not None:
-                self.behind = False  # the client is ahead of this node's tail: wait for it
+            ahead = ring.floor is not None and self.seq > ring.last
+            if ahead:
+                self.behind = False  # another node was quicker than this one's tail: wait for it
             elif ring.holds(self.seq):
                 self.behind = False
-                batch, self.seq = ring.read(self.seq, BATCH)
+                if batch := self._read_ring(ring):
+                    if self._until_done and caught_up and (end := _end_of(batch)) is not None:
+                        self.end_reason = "done"
+                        yield batch[: end + 1]
+                        return
+                    yield batch
+                    continue
             else:
                 self.behind = True
-                page = await self._tail.reader.page(self.sid, self.seq)
-                if chain.last != self.seq:
-                    chain = Chain(self.seq)
-                    chain.known = self.seq == 0
-                for frame in page.frames:
-                    try:
-                        chain.advance(frame)
-                    except ChainBroken:
-                        page = page._replace(broken=True)
-                        break
-                    batch.append(of_frame(frame, self._incarnation))
-                    self.seq = frame.seq
-                if not batch:
-                    if not page.broken:
-                        ring = await self._tail.locate(self.sid)  # the ring was forgotten; this place was the log's end
-                        if ring.last != self.seq:
-                            continue
-                    else:
-                        yield [await self._start_over("expired_or_foreign")]
-                        if self._last_words is None and self._resets > 1 and self._reset_at == self.seq:
-                            self.end("log_broken", closed("internal", "this session's log cannot be read further"))
-                        self._reset_at = self.seq
-                        continue
-            if batch:
-                if self._until_done and caught_up:
-                    terminal = next((i for i, event in enumerate(batch) if event.name in TERMINAL), None)
-                    if terminal is not None:
-                        yield batch[: terminal + 1]
+                if batch := await self._read_log():
+                    if self._until_done and caught_up and (end := _end_of(batch)) is not None:
                         self.end_reason = "done"
+                        yield batch[: end + 1]
                         return
-                ended = batch[-1].name in TERMINAL
-                yield batch
+                    yield batch
                 continue
-            if not caught_up and self.seq >= target:
+            if not caught_up and not ahead and self.seq >= target:
+                if self._start.word == "fresh" and (event := await self._queued()) is not None:
+                    yield [event]
                 caught_up = True
                 yield [make("caught_up", {"cursor": self.cursor})]
-                if self._until_done and (ended or not ring.chain.open) and not await self._history.pending(self.sid):
+                if self._until_done and await self._nothing_runs():
                     self.end_reason = "done"
                     return
                 continue
@@ -228,6 +221,74 @@ class Subscriber:
                 continue
             await self._wait()
 
+    def _read_ring(self, ring: Ring) -> list[Event]:
+        batch, self.seq = ring.read(self.seq, BATCH)
+        return batch
+
+    async def _read_log(self) -> list[Event]:
+        """The next page of the log; or a `reset`, where no frame of it follows; or nothing yet: try again.
+
+        Afterwards either the place has moved, or the ring holds it, or this is the end.
+        """
+        after = self.seq
+        page = await self._tail.reader.page(self.sid, after)
+        if self._incarnation != self._tail.incarnation:
+            return []  # nobody knows of which of the two logs the page is
+        if self._chain.last != after:
+            self._chain = Chain(after)
+            self._chain.known = after == 0
+        batch: list[Event] = []
+        for frame in page.frames:
+            try:
+                self._chain.advance(frame)
+            except ChainBroken:
+                page = page._replace(broken=True)
+                break
+            batch.append(of_frame(frame, self._incarnation))
+            self.seq = frame.seq
+        if batch:
+            self._dry = 0
+            return batch
+        if not page.broken:
+            ring = await self._tail.locate(self.sid)
+            if ring.last <= after:
+                return []  # the ring had been forgotten; it is known now that this place is the log's end
+            self._dry += 1
+            if self._dry < 2:
+                return []  # a frame may have come since; the leader has it then
+        # The log has no frame that follows this place: it was purged, has aged out, or never held the place.
+        self._dry = 0
+        place = (self._incarnation, after)
+        if self._lost_at == place:
+            self.end("log_broken", closed("internal", "this session's log cannot be read further"))
+            return []
+        self._lost_at = place
+        return [await self._start_over("expired_or_foreign")]
+
+    def _farewell(self) -> list[Event]:
+        assert self._last_words is not None
+        if self._leave_after < 0:
+            return self._last_words
+        return [make("reconnect", {"cursor": self.cursor, "after_ms": self._leave_after})]
+
+    async def _nothing_runs(self) -> bool:
+        ring = await self._tail.locate(self.sid)
+        if ring.chain.open or ring.last != self.seq:
+            return False  # what is behind this place will end
+        waiting = await self._history.queued(self.tenant, self.sid, self.seq)
+        return waiting is None and self._tail.ring(self.sid).last == self.seq
+
+    async def _queued(self) -> Event | None:
+        """For a viewer who was not there when it was accepted: the generation that waits for a worker."""
+        if self._tail.ring(self.sid).chain.open:
+            return None
+        generation = await self._history.queued(self.tenant, self.sid, self.seq)
+        if generation is None:
+            return None
+        event = await self._history.queued_event(generation)
+        begun = self._tail.ring(self.sid).last > generation.after  # meanwhile
+        return None if begun else event
+
     async def _wait(self) -> None:
         # Nothing can have changed since the checks above: there was no await in between.
         self._waiter = asyncio.get_running_loop().create_future()
@@ -239,12 +300,16 @@ class Subscriber:
     async def _start_over(self, reason: str) -> Event:
         """The place is lost: go on from the earliest frame there is, and say so."""
         self._incarnation = self._tail.incarnation
-        earliest = await self._tail.reader.earliest(self.sid)
+        self.seq = await self._earliest()
+        return self._reset(reason)
+
+    async def _earliest(self) -> int:
+        """The place before the earliest frame there is; where everything has aged out, the end of what there was."""
         ring = await self._tail.locate(self.sid)
-        if earliest == 0 and ring.floor:
-            earliest = ring.floor  # every frame has aged out; the log goes on from here
-        self.seq = earliest
-        return self._reset(earliest, reason)
+        if ring.floor == 0:
+            return 0
+        earliest = await self._tail.reader.earliest(self.sid)
+        return ring.last if earliest is None else earliest
 
     def _hello(self, earliest: int) -> Event:
         data = {
@@ -256,10 +321,14 @@ class Subscriber:
         }
         return make("hello", data, self.cursor)
 
-    def _reset(self, earliest: int, reason: str) -> Event:
-        self._resets += 1
+    def _reset(self, reason: str) -> Event:
         metrics.resets.labels(reason).inc()
-        return make("reset", {"earliest": f"{self._incarnation}-{earliest}", "reason": reason})
+        return make("reset", {"earliest": self.cursor, "reason": reason})
+
+
+def _end_of(batch: list[Event]) -> int | None:
+    """Where in a batch its first terminal is."""
+    return next((index for index, event in enumerate(batch) if event.name in TERMINAL), None)
 
 
 def log_unavailable(error: BusError) -> Event:

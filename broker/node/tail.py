@@ -16,7 +16,7 @@ import structlog
 from broker.bus.errors import BusError, FrameMalformed
 from broker.bus.follow import Follow
 from broker.bus.frames import Frame, decode_frame
-from broker.bus.log import StreamInfo, stream_info
+from broker.bus.log import StreamInfo, get, stream_info
 from broker.bus.nats import Bus
 from broker.bus.subjects import log_stream
 from broker.node import metrics
@@ -28,6 +28,7 @@ log = structlog.get_logger("node")
 
 CHECK_INTERVAL = 1.0
 LAG_TIMEOUT = 2.0  # the leader is ahead, or silent, for so long: another NATS server
+PROOF_RETRY = 0.05
 MAX_FILLING = 4096  # frames that wait for a hole before them to be filled; more are read again with the hole
 
 
@@ -58,10 +59,14 @@ class Tail:
         self._filling: dict[str, list[Frame]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._follow: Follow | None = None
+        self._trusted = 0  # consumers of the follow so far that are known to be of this very stream
+        self._unproven: list[tuple[str, Frame]] | None = None  # from a newer one, until the leader has been asked
+        self._hollow = 0  # up to here the leader has nothing that the tail has not seen
         self._created = ""
-        self._end = 0  # the leader's last sequence at the check before
+        self._end = 0  # the leader's last sequence at the look before
         self._uneasy_since = 0.0
         self._checker: asyncio.Task[None] | None = None
+        self._looking = asyncio.Lock()
 
     async def start(self) -> None:
         """Raises BusError where the partition cannot be followed now."""
@@ -115,18 +120,26 @@ class Tail:
         """The session's ring, knowing where its log ends; asks the leader where the tail has not said so yet."""
         ring = self.ring(sid)
         if ring.floor is None:
-            last = await self.reader.last(sid)
+            incarnation = self.incarnation
+            end = await self.reader.end(sid)
             ring = self.ring(sid)  # another one if the tail began anew meanwhile
-            ring.begin(last)
+            if self.incarnation != incarnation:
+                return await self.locate(sid)
+            ring.begin(end.seq, end.frame)
         return ring
 
     # -- frames ----------------------------------------------------------------------------------------------------
 
     async def _begin(self, info: StreamInfo) -> None:
-        self._created = info.created
+        self._created = ""  # until the follow stands: where it does not, the next check begins again
         self._rings.clear()
         self._bytes = 0
-        self._end = 0
+        for waiting in self._filling.values():
+            waiting.clear()  # frames of the log before
+        self.reader.renew()
+        self._end = self._hollow = 0
+        self._trusted = 0
+        self._unproven = None
         self._uneasy_since = 0.0
         self.incarnation = info.incarnation
         after = max(0, info.last_seq - self._settings.warm_frames)
@@ -142,6 +155,7 @@ class Tail:
         await self._follow.start()
         async with asyncio.timeout(self._settings.attach_timeout):
             await self._follow.caught_up.wait()
+        self._created = info.created
 
     def _receive(self, seq: int, subject: str, payload: bytes, headers: dict[str, str] | None) -> None:
         sid = subject[7:]  # behind `tok.<pp>.`
@@ -150,14 +164,46 @@ class Tail:
         except FrameMalformed as error:
             log.error("node.frame_refused", sid=sid, error=str(error))
             return
+        assert self._follow is not None
+        if self._unproven is not None:
+            self._unproven.append((sid, frame))  # bounded by the credit: the follow is held
+        elif self._follow.restarts != self._trusted:
+            self._unproven = [(sid, frame)]
+            self._follow.hold(True)
+            self._spawn(self._prove())
+        else:
+            self._offer(sid, frame)
+
+    async def _prove(self) -> None:
+        """The consumer is a new one: it may be of a stream that was made anew under the same name. Ask before showing
+        anything of it."""
+        while self._unproven is not None:
+            try:
+                await self._look()
+            except (BusError, TimeoutError):
+                await asyncio.sleep(PROOF_RETRY)
+
+    def _release(self, count: int, restarts: int) -> None:
+        """It is the same stream still: what had come before the leader was asked is of it."""
+        assert self._follow is not None
+        if self._unproven is None:
+            return
+        proven, self._unproven = self._unproven[:count], self._unproven[count:]
+        for sid, frame in proven:
+            self._offer(sid, frame)
+        if not self._unproven:
+            self._unproven = None
+            self._trusted = restarts
+            self._follow.hold(False)
+
+    def _offer(self, sid: str, frame: Frame) -> None:
         waiting = self._filling.get(sid)
         if waiting is not None:
             if len(waiting) < MAX_FILLING:
                 waiting.append(frame)
+            else:
+                waiting[-1] = frame  # what it takes the place of is a hole before it, and is filled like one
             return
-        self._offer(sid, frame)
-
-    def _offer(self, sid: str, frame: Frame) -> None:
         match self._add(self.ring(sid), frame):
             case Added.TAKEN:
                 self._rings.move_to_end(sid)
@@ -175,6 +221,11 @@ class Tail:
                 metrics.holes.inc()
                 self._filling[sid] = [frame]
                 self._spawn(self._fill(sid))
+            case Added.FORKED:
+                log.warning("node.log_forked", sid=sid, seq=frame.seq, prev=frame.prev)
+                self._forget(sid)  # readers go on from the log, which tells them `reset`
+                self._add(self.ring(sid), frame)
+                self._wake(sid)
             case Added.BROKEN:
                 log.error("node.frame_refused", sid=sid, seq=frame.seq, type=frame.type, why="it may not follow")
                 self._forget(sid)
@@ -208,6 +259,7 @@ class Tail:
                     # The log has no chain from here to there. The ring begins anew behind the hole; readers of its old
                     # end go on from the log, which tells them `reset`.
                     self._forget(sid)
+                    self._wake(sid)
         except BusError as error:
             log.warning("node.hole_not_filled", sid=sid, error=repr(error))
             self._forget(sid)  # readers go on from the log itself, which says whether it is whole
@@ -223,8 +275,15 @@ class Tail:
         for frame in waiting:
             if ring.floor is not None and frame.prev > ring.last:
                 break
-            self._add(ring, frame)
+            added = self._add(ring, frame)
             taken += 1
+            if added in (Added.FORKED, Added.BROKEN):
+                self._forget(sid)
+                ring = self.ring(sid)
+                if added is Added.FORKED:
+                    self._add(ring, frame)
+            elif added is Added.TAKEN and frame.terminal and sid in self._readers:
+                self._on_ended(ring)
         del waiting[: max(taken, 1)]
 
     def _add(self, ring: Ring, frame: Frame) -> Added:
@@ -249,8 +308,7 @@ class Tail:
         while True:
             await asyncio.sleep(CHECK_INTERVAL)
             try:
-                info = await stream_info(self._bus, self.stream, timeout=1.0)
-                await self._judge(info)
+                await self._look()
                 continue
             except (BusError, TimeoutError) as error:
                 why = repr(error)
@@ -258,17 +316,26 @@ class Tail:
             if loop.time() - self._uneasy_since >= LAG_TIMEOUT:
                 await self._distrust(f"the partition's leader does not answer: {why}")
 
+    async def _look(self) -> None:
+        """Ask the leader and hold its answer against what the tail had seen before it was asked."""
+        async with self._looking:  # one at a time: it may begin anew
+            assert self._follow is not None
+            seen, restarts, count = self._follow.seq, self._follow.restarts, len(self._unproven or ())
+            info = await stream_info(self._bus, self.stream, timeout=1.0)
+            if (info.incarnation, info.created) != (self.incarnation, self._created) or info.last_seq < seen:
+                log.warning("node.log_replaced", partition=self.partition, was=self.incarnation, now=info.incarnation)
+                await self._follow.close()
+                await self._begin(info)
+                for sid in list(self._readers):
+                    self._wake(sid)
+                return
+            self._release(count, restarts)
+            await self._judge(info)
+
     async def _judge(self, info: StreamInfo) -> None:
+        """Whether the tail keeps up with the leader."""
         assert self._follow is not None
-        anew = (info.incarnation, info.created) != (self.incarnation, self._created) or info.last_seq < self._follow.seq
-        if anew:
-            log.warning("node.log_replaced", partition=self.partition, was=self.incarnation, now=info.incarnation)
-            await self._follow.close()
-            await self._begin(info)
-            for sid in list(self._readers):
-                self._wake(sid)
-            return
-        if self._follow.seq < self._end:  # behind where the leader was a second ago
+        if await self._behind():
             loop = asyncio.get_running_loop()
             self._uneasy_since = self._uneasy_since or loop.time()
             if loop.time() - self._uneasy_since >= LAG_TIMEOUT:
@@ -277,6 +344,21 @@ class Tail:
             self._uneasy_since = 0.0
             self.lost = ""
         self._end = info.last_seq
+
+    async def _behind(self) -> bool:
+        """Whether the leader has had for a second what the tail has not seen. A last sequence alone does not tell:
+        what stood there may have been purged, or have aged out."""
+        assert self._follow is not None
+        if self._end <= max(self._hollow, self._follow.seq):
+            return False
+        missing = await get(self._bus, self.stream, self._follow.seq + 1, next_by=f"tok.{self.partition}.*")
+        if missing is None:
+            self._hollow = self._end
+        elif missing.seq > self._end:
+            self._hollow = missing.seq - 1
+        else:
+            return self._follow.seq < missing.seq
+        return False
 
     async def _distrust(self, why: str) -> None:
         assert self._follow is not None

@@ -18,7 +18,7 @@ from broker.bus.records import now_ms
 from broker.bus.subjects import parse_cursor, partition_of, worker_subject
 from broker.node import metrics
 from broker.node.access import Access, Principal
-from broker.node.events import Event, closed, make
+from broker.node.events import Event, closed
 from broker.node.history import History
 from broker.node.settings import NodeSettings
 from broker.node.subscriber import Start, Subscriber
@@ -82,7 +82,7 @@ class Viewers:
         if tail.lost:
             raise Refusal("unavailable", "the log's leader does not answer; try again", retry_after=1)
         loop = asyncio.get_running_loop()
-        subscriber = Subscriber(tail, self._history, sid, start, self._node, until_done=until_done)
+        subscriber = Subscriber(tail, self._history, who.tenant, sid, start, self._node, until_done=until_done)
         subscriber.sent_at = loop.time()
         self._viewers[subscriber] = Viewer(subscriber, who, transport, loop.time())
         self.empty.clear()
@@ -108,6 +108,12 @@ class Viewers:
             last=subscriber.seq,
         )
 
+    def renew(self, subscriber: Subscriber, who: Principal) -> None:
+        """The client showed another token: it is this one that expires or is revoked now."""
+        viewer = self._viewers.get(subscriber)
+        if viewer is not None:
+            self._viewers[subscriber] = viewer._replace(principal=who)
+
     # -- what concerns all -----------------------------------------------------------------------------------------
 
     def beat(self) -> None:
@@ -131,7 +137,7 @@ class Viewers:
 
     def end_session(self, sid: str, reason: str) -> None:
         for subscriber in self._of(sid):
-            subscriber.end(reason, closed("token_revoked", f"the session has ended: {reason}"))
+            subscriber.end("token_revoked", closed("token_revoked", f"the session has ended: {reason}"))
 
     def notice(self, sid: str, event: Event) -> None:
         for subscriber in self._of(sid):
@@ -188,7 +194,3 @@ def read_start(after: str | None, last_event_id: str | None) -> Start:
         return Start("cursor", parse_cursor(text))
     except CursorInvalid as error:
         raise Refusal("malformed", str(error), param=name) from error
-
-
-def queued(generation_id: str, input: object, position: int) -> Event:
-    return make("queued", {"generation_id": generation_id, "input": input, "position": position})
