@@ -8,12 +8,12 @@ come from a page of ours (Origin).
 from __future__ import annotations
 
 from collections.abc import Iterable
-from http.cookies import CookieError, SimpleCookie
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, parse_qsl, urlsplit
 
 from broker.bus.credentials import Claims, Revocations, Verifier, digest, internal_key, seal, unseal
 from broker.bus.errors import CredentialInvalid, Refusal
+from broker.bus.health import Scope
 from broker.bus.records import ApiKey
 from broker.bus.records import decode as decode_record
 
@@ -23,6 +23,7 @@ RELAY_HEADER = "x-okome-relay"
 ADMISSION_HEADER = "x-okome-admission"
 RELAY_MAX_AGE = 30.0
 LOOPBACK_HOSTS = frozenset({"127.0.0.1", "localhost", "::1"})
+FORWARDING = frozenset({RELAY_HEADER, "forwarded", "x-forwarded-for", "via"})  # whoever sets one is in between
 
 
 class Principal(NamedTuple):
@@ -54,12 +55,13 @@ class Caller(NamedTuple):
     client: str = ""
 
     def cookie(self, name: str) -> str:
-        jar: SimpleCookie = SimpleCookie()
-        try:
-            jar.load(self.headers.get("cookie", ""))
-        except CookieError:
-            return ""
-        return jar[name].value if name in jar else ""
+        """The first of that name: browsers send the one with the longest path first. By hand, because `http.cookies`
+        gives up at the first cookie with a strange name, and other programs on this host set cookies too."""
+        for part in self.headers.get("cookie", "").split(";"):
+            found, _, value = part.strip().partition("=")
+            if found == name:
+                return value
+        return ""
 
 
 class Relay(NamedTuple):
@@ -100,13 +102,17 @@ class Access:
         admitted = self._admitted(caller, sid)
         if admitted is not None:
             return self._checked(admitted)
-        if sid and (cookie := caller.cookie(SESSION_COOKIE)):
-            claims = self.verifier.session(cookie)
-            if claims.sid == sid:
-                return self._checked(_of_claims(claims, cookie=True))
-        if cookie := caller.cookie(LOGIN_COOKIE):
-            return self._checked(_of_claims(self.verifier.login(cookie), cookie=True))
-        raise Refusal("unauthenticated", "an API key, a session token or a login is needed")
+        invalid: CredentialInvalid | None = None  # one cookie that has expired does not take the other's force
+        for name, verify in ((SESSION_COOKIE, self.verifier.session), (LOGIN_COOKIE, self.verifier.login)):
+            if (name == SESSION_COOKIE and not sid) or not (cookie := caller.cookie(name)):
+                continue
+            try:
+                claims = verify(cookie)
+                if not claims.sid or claims.sid == sid:
+                    return self._checked(_of_claims(claims, cookie=True))
+            except CredentialInvalid as error:
+                invalid = invalid or error
+        raise invalid or Refusal("unauthenticated", "an API key, a session token or a login is needed")
 
     def token(self, text: str) -> Principal:
         """A session token by itself (a WebSocket's first message, a redeemed ticket)."""
@@ -130,18 +136,22 @@ class Access:
         origin = caller.headers.get("origin", "")
         if not origin:
             return False
-        return urlsplit(origin).netloc.lower() == caller.headers.get("host", "").lower() or self.allowed(origin)
+        return _split(origin).netloc.lower() == caller.headers.get("host", "").lower() or self.allowed(origin)
 
     def allowed(self, origin: str) -> bool:
         """A cross origin that settings allow."""
         return origin.rstrip("/") in self._origins
 
     def loopback_login(self, caller: Caller) -> bool:
-        """A browser on this very machine, at a page that this very machine served to it: nobody else can be that."""
+        """A browser on this very machine, at a page that this very machine served to it: nobody else can be that.
+
+        A request that came through something whose word is not believed came from anywhere, whoever the peer is.
+        """
         relay = self.relay(caller)
-        bound = relay.loopback if relay else caller.client in LOOPBACK_HOSTS
-        host = urlsplit(f"//{caller.headers.get('host', '')}").hostname or ""
-        origin = urlsplit(caller.headers.get("origin", ""))
+        direct = not FORWARDING.intersection(caller.headers)
+        bound = relay.loopback if relay else direct and caller.client in LOOPBACK_HOSTS
+        host = _split(f"//{caller.headers.get('host', '')}").hostname or ""
+        origin = _split(caller.headers.get("origin", ""))
         return (
             self._trust_loopback
             and bound
@@ -197,6 +207,28 @@ class Access:
         if self.revocations.revoked(principal.claims()):
             raise CredentialInvalid("token_revoked", "this credential has been revoked")
         return principal
+
+
+def read_caller(scope: Scope) -> Caller:
+    """Of an ASGI scope."""
+    headers: dict[str, str] = {}
+    for name, value in scope["headers"]:
+        key = name.decode("latin-1").lower()
+        text = value.decode("latin-1")
+        headers[key] = f"{headers[key]}; {text}" if key == "cookie" and key in headers else text
+    query = dict(parse_qsl(scope.get("query_string", b"").decode("latin-1"), keep_blank_values=True))
+    client = scope.get("client")
+    return Caller(
+        headers, query, scope.get("scheme", "http"), tuple(scope.get("subprotocols", ())), client[0] if client else ""
+    )
+
+
+def _split(url: str) -> SplitResult:
+    """Of what a client claims; what is no URL has no parts."""
+    try:
+        return urlsplit(url)
+    except ValueError:
+        return urlsplit("")
 
 
 def session_of(principal: Principal, sid: str) -> None:

@@ -18,7 +18,7 @@ from broker.bus import operations as ops
 from broker.bus.errors import BusError, CredentialInvalid, Refusal
 from broker.bus.records import Session
 from broker.bus.subjects import Cursor, is_session_id, partition_of, random_id
-from broker.node.access import LOGIN_COOKIE, SESSION_COOKIE, Access, Caller, Principal
+from broker.node.access import LOGIN_COOKIE, SESSION_COOKIE, Access, Caller, Principal, read_caller
 from broker.node.inputs import GenerationBody, LoginBody, SessionBody, SessionPatch, TicketBody, parse
 from broker.node.operations import Operations
 from broker.node.settings import NodeSettings
@@ -59,11 +59,19 @@ def as_refusal(error: Exception) -> Refusal:
 
 
 def caller_of(request: Request) -> Caller:
-    return Caller(
-        {name.lower(): value for name, value in request.headers.items()},
-        dict(request.query_params),
-        request.url.scheme,
-        client=request.client.host if request.client else "",
+    return read_caller(request.scope)
+
+
+def set_session_cookie(response: Response, token: ops.SessionToken, *, secure: bool) -> None:
+    """For this session only, so that several in one browser do not overwrite one another."""
+    response.set_cookie(
+        SESSION_COOKIE,
+        token.token,
+        expires=_http_date(token.expires_at),
+        path=f"/v1/sessions/{token.session_id}",
+        secure=secure,
+        httponly=True,
+        samesite="strict",
     )
 
 
@@ -107,17 +115,6 @@ def build(operations: Operations, access: Access, waiting: Waiting, tails: Tails
             raise Refusal("malformed", "the body must be application/json", param="content-type")
         return body
 
-    def session_cookie(response: Response, request: Request, token: ops.SessionToken) -> None:
-        response.set_cookie(
-            SESSION_COOKIE,
-            token.token,
-            expires=_http_date(token.expires_at),
-            path=f"/v1/sessions/{token.session_id}",
-            secure=access.secure(caller_of(request)),
-            httponly=True,
-            samesite="strict",
-        )
-
     def session_answer(request: Request, token: ops.SessionToken, status: int) -> Response:
         path = f"/v1/sessions/{token.session_id}"
         answer = {
@@ -128,7 +125,7 @@ def build(operations: Operations, access: Access, waiting: Waiting, tails: Tails
             "ws_url": f"{path}/ws",
         }
         response = _json(answer, status, {"x-okome-session": token.session_id})
-        session_cookie(response, request, token)
+        set_session_cookie(response, token, secure=access.secure(caller_of(request)))
         return response
 
     @app.post("/v1/login")

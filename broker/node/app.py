@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import re
-from urllib.parse import parse_qsl
 
 import structlog
-from fastapi import FastAPI
+from fastapi import FastAPI, Response
+from starlette.requests import ClientDisconnect
 
 from broker.bus.errors import BusError, CredentialInvalid, Refusal
 from broker.bus.health import Health, Receive, Scope, Send, respond
 from broker.bus.subjects import is_session_id
 from broker.node import metrics, sse
-from broker.node.access import ADMISSION_HEADER, SESSION_COOKIE, Access, Caller, Principal, session_of
-from broker.node.api import as_refusal, refuse, request_id
+from broker.node.access import ADMISSION_HEADER, Access, Caller, Principal, read_caller, session_of
+from broker.node.api import as_refusal, refuse, request_id, set_session_cookie
 from broker.node.cors import Cors
 from broker.node.events import closed
 from broker.node.history import History
 from broker.node.operations import Operations
 from broker.node.page import Page
 from broker.node.settings import NodeSettings
+from broker.node.subscriber import log_unavailable
 from broker.node.viewers import Viewers, read_start
-from broker.node.ws import WebSocketStream
+from broker.node.ws import CODES, WebSocketStream, chosen_protocol
 
 log = structlog.get_logger("node")
 
@@ -59,6 +60,10 @@ class App:
         path: str = scope["path"]
         caller = read_caller(scope)
         stream = _STREAM.match(path)
+        if (starting := self._health.reasons.get("starting")) and path.startswith("/v1/"):
+            # Keys and revocations are not known yet: any other answer could be a wrong "no" that a client believes.
+            await self._put_off(scope, receive, send, caller, Refusal("unavailable", starting, retry_after=1))
+            return
         if scope["type"] == "websocket":
             if stream is None or stream[2] != "ws":
                 await send({"type": "websocket.close", "code": 4404})  # before accept: the upgrade is answered with 403
@@ -81,12 +86,22 @@ class App:
             with metrics.requests.labels("all").time():
                 await self._call_api(caller, scope, receive, send)
 
+    async def _put_off(self, scope: Scope, receive: Receive, send: Send, caller: Caller, refusal: Refusal) -> None:
+        if scope["type"] == "websocket":
+            await receive()
+            await send({"type": "websocket.accept", "subprotocol": chosen_protocol(caller.subprotocols)})
+            await send({"type": "websocket.close", "code": CODES[refusal.code], "reason": refusal.message})
+        elif _STREAM.match(scope["path"]):
+            await sse.refuse(send, [], closed(refusal.code, refusal.message, refusal.retry_after))
+        else:
+            await refuse(refusal, request_id(caller))(scope, receive, send)
+
     async def _call_api(self, caller: Caller, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await self._api(scope, receive, send)
-        except (
-            Exception
-        ) as error:  # the safety net of a request: FastAPI has logged nothing and answered 500 in its shape
+        except ClientDisconnect:
+            return  # in the middle of its request: there is nobody to answer
+        except Exception as error:  # the safety net of a request: FastAPI logs nothing and has its own shape of 500
             log.error("node.request_failed", path=scope["path"], exc_info=error)
             with contextlib.suppress(RuntimeError):  # the answer had begun
                 await refuse(Refusal("internal", "the request could not be carried out"), request_id(caller))(
@@ -107,9 +122,9 @@ class App:
                 raise
             redeemed = await self._operations.redeem(ticket, sid)
             principal = self._access.token(redeemed.token)
-            secure = "; Secure" if self._access.secure(caller) else ""
-            cookie = f"{SESSION_COOKIE}={redeemed.token}; Path=/v1/sessions/{sid}; HttpOnly; SameSite=Strict{secure}"
-            headers.append((b"set-cookie", cookie.encode()))
+            jar = Response()
+            set_session_cookie(jar, redeemed, secure=self._access.secure(caller))
+            headers += [(name, value) for name, value in jar.raw_headers if name == b"set-cookie"]
         session_of(principal, sid)
         if not principal.sid:  # a key or a login: is this session of that tenant?
             await self._operations.session(principal, sid)
@@ -141,7 +156,8 @@ class App:
                 return
             await sse.stream(subscriber, receive, send, headers)
         except BusError as error:
-            await sse.refuse(send, headers, closed("unavailable", str(error), 1))
+            log.warning("node.stream_put_off", sid=sid, error=repr(error))
+            await sse.refuse(send, headers, log_unavailable(error))
         finally:
             self._viewers.closed(subscriber)
 
@@ -165,20 +181,7 @@ class App:
         await stream.run(
             admit,
             lambda: read_start(caller.query.get("after"), caller.headers.get("last-event-id")),
-            list(caller.subprotocols),
+            caller.subprotocols,
             lambda principal: admitted,
             self._settings.auth_timeout,
         )
-
-
-def read_caller(scope: Scope) -> Caller:
-    headers: dict[str, str] = {}
-    for name, value in scope["headers"]:
-        key = name.decode("latin-1")
-        text = value.decode("latin-1")
-        headers[key] = f"{headers[key]}; {text}" if key == "cookie" and key in headers else text
-    query = dict(parse_qsl(scope.get("query_string", b"").decode("latin-1"), keep_blank_values=True))
-    client = scope.get("client")
-    return Caller(
-        headers, query, scope.get("scheme", "http"), tuple(scope.get("subprotocols", ())), client[0] if client else ""
-    )

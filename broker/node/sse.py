@@ -6,6 +6,7 @@ After the first byte nothing is a clean end but what the log says: trouble is `c
 from __future__ import annotations
 
 import asyncio
+from contextlib import aclosing
 from typing import Any
 
 import structlog
@@ -43,14 +44,15 @@ async def stream(subscriber: Subscriber, receive: Receive, send: Send, headers: 
     loop = asyncio.get_running_loop()
     try:
         try:
-            async for batch in subscriber.events():
-                if not begun:
-                    await begin(send, headers)
-                    begun = True
-                body = b"".join([event.sse for event in batch]) if batch else HEARTBEAT_SSE
-                await send({"type": "http.response.body", "body": body, "more_body": True})
-                subscriber.sent_at = loop.time()
-                _events_sent.inc(len(batch))
+            async with aclosing(subscriber.events()) as batches:
+                async for batch in batches:
+                    if not begun:
+                        await begin(send, headers)
+                        begun = True
+                    body = b"".join([event.sse for event in batch]) if batch else HEARTBEAT_SSE
+                    await send({"type": "http.response.body", "body": body, "more_body": True})
+                    subscriber.sent_at = loop.time()
+                    _events_sent.inc(len(batch))
         except BusError as error:
             log.warning("node.stream_put_off", sid=subscriber.sid, error=repr(error))
             subscriber.end_reason = "log_unavailable"

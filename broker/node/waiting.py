@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import aclosing
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -37,8 +38,9 @@ class Waiting:
         subscriber = await self._open(who, sid, created)
         try:
             async with asyncio.timeout(seconds):
-                async for _ in subscriber.events():
-                    pass
+                async with aclosing(subscriber.events()) as batches:
+                    async for _ in batches:
+                        pass
         except TimeoutError:
             return
         finally:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any
 
 import msgspec
@@ -57,6 +58,11 @@ CODES = {
 _events_sent = metrics.frames_sent.labels("ws")
 
 
+def chosen_protocol(offered: Sequence[str]) -> str | None:
+    """Always ours, where it is offered: a token that was offered beside it must not be sent back."""
+    return PROTOCOL if PROTOCOL in offered else None
+
+
 class _Close(Exception):
     """End this connection with the code of `reason`."""
 
@@ -82,7 +88,7 @@ class WebSocketStream:
         self._subscriber: Subscriber | None = None
         self._writer: asyncio.Task[None] | None = None
         self._requests: set[asyncio.Task[None]] = set()
-        self._answers: OrderedDict[str, str] = OrderedDict()
+        self._answers: OrderedDict[str, tuple[bytes, str]] = OrderedDict()  # request_id -> request's hash, answer
         self._ended = asyncio.Event()
         self._end = _Close("client_gone")
 
@@ -90,7 +96,7 @@ class WebSocketStream:
         self,
         admit: Callable[[], Awaitable[Principal | None]],
         start: Callable[[], Start],
-        subprotocols: list[str],
+        subprotocols: Sequence[str],
         headers: Callable[[Principal], Headers],
         auth_timeout: float,
     ) -> None:
@@ -105,7 +111,7 @@ class WebSocketStream:
             refusal = _Close(error.code, error.message)
         except BusError:
             refusal = _Close("unavailable", "the log does not answer")
-        chosen = PROTOCOL if PROTOCOL in subprotocols else None
+        chosen = chosen_protocol(subprotocols)
         extra = headers(principal) if principal else []
         await self._send({"type": "websocket.accept", "subprotocol": chosen, "headers": extra})
         try:
@@ -120,7 +126,7 @@ class WebSocketStream:
             self._end = close
         finally:
             await self._stop()
-        with contextlib.suppress(RuntimeError):  # the client has closed already
+        with contextlib.suppress(RuntimeError, OSError):  # the client has closed already
             code = CODES.get(self._end.reason, 1011)
             await self._send({"type": "websocket.close", "code": code, "reason": self._end.message[:120]})
 
@@ -184,6 +190,8 @@ class WebSocketStream:
                     if not isinstance(token := data.get("token"), str):
                         raise _Close("malformed", "auth needs a token")
                     self._principal = self._believe(token)
+                    if self._subscriber is not None:
+                        self._viewers.renew(self._subscriber, self._principal)
                 case "resume":
                     try:
                         start = read_start(data["after"] if isinstance(data.get("after"), str) else None, None)
@@ -200,14 +208,15 @@ class WebSocketStream:
         request_id = data.get("request_id")
         if not isinstance(request_id, str) or not 1 <= len(request_id) <= 128:
             raise _Close("malformed", "request_id is a text of 1 to 128 characters")
-        if request_id in self._answers:
-            self._spawn(self._send({"type": "websocket.send", "text": self._answers[request_id]}))
+        fingerprint = hashlib.sha256(json_encode([event, data])).digest()
+        if request_id in self._answers and self._answers[request_id][0] == fingerprint:
+            self._spawn(self._say_again(self._answers[request_id][1]))
             return
         if len(self._requests) >= MAX_REQUESTS:
             raise _Close("rate_limited", "too many requests at once")
-        self._spawn(self._carry_out(event, request_id, data))
+        self._spawn(self._carry_out(event, request_id, data, fingerprint))
 
-    async def _carry_out(self, event: str, request_id: str, data: dict[str, Any]) -> None:
+    async def _carry_out(self, event: str, request_id: str, data: dict[str, Any], fingerprint: bytes) -> None:
         assert self._principal is not None
         said: tuple[str, dict[str, Any]]
         try:
@@ -234,7 +243,7 @@ class WebSocketStream:
             said = ("rejected", {"request_id": request_id, "error": error})
         text = json_encode({"event": said[0], "data": said[1]}).decode()
         if said[0] == "accepted":
-            self._answers[request_id] = text
+            self._answers[request_id] = (fingerprint, text)
             if len(self._answers) > MAX_REMEMBERED:
                 self._answers.popitem(last=False)
         await self._send({"type": "websocket.send", "text": text})
@@ -256,19 +265,23 @@ class WebSocketStream:
     async def _write(self, subscriber: Subscriber) -> None:
         loop = asyncio.get_running_loop()
         try:
-            async for batch in subscriber.events():
-                for event in batch:
-                    await self._send({"type": "websocket.send", "text": event.ws})
-                if not batch:
-                    await self._send({"type": "websocket.send", "text": HEARTBEAT})
-                subscriber.sent_at = loop.time()
-                _events_sent.inc(len(batch))
+            async with contextlib.aclosing(subscriber.events()) as batches:
+                async for batch in batches:
+                    for event in batch:
+                        await self._send({"type": "websocket.send", "text": event.ws})
+                    if not batch:
+                        await self._send({"type": "websocket.send", "text": HEARTBEAT})
+                    subscriber.sent_at = loop.time()
+                    _events_sent.inc(len(batch))
         except BusError as error:
             log.warning("node.stream_put_off", sid=self._sid, error=repr(error))
             subscriber.end_reason = "log_unavailable"
             await self._send({"type": "websocket.send", "text": log_unavailable(error).ws})
-        except RuntimeError:  # uvicorn: the client has closed
+        except (RuntimeError, OSError):  # uvicorn: the client has closed
             subscriber.end_reason = "client_gone"
+        except Exception as error:  # the safety net of this task: a connection without its writer would hang
+            log.error("node.stream_failed", sid=self._sid, exc_info=error)
+            subscriber.end_reason = "failed"
         finally:
             self._viewers.closed(subscriber)
         self._end = _Close(subscriber.end_reason)
@@ -290,7 +303,16 @@ class WebSocketStream:
     async def _say(self, event: str, data: dict[str, Any]) -> None:
         await self._send({"type": "websocket.send", "text": json_encode({"event": event, "data": data}).decode()})
 
-    def _spawn(self, work: Any) -> None:
-        task = asyncio.ensure_future(work)
+    async def _say_again(self, answer: str) -> None:
+        await self._send({"type": "websocket.send", "text": answer})
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work, name="ws-request")
         self._requests.add(task)
-        task.add_done_callback(self._requests.discard)
+        task.add_done_callback(self._answered)
+
+    def _answered(self, task: asyncio.Task[None]) -> None:
+        self._requests.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if error is not None and not isinstance(error, (RuntimeError, OSError)):  # those: the client has closed
+            log.error("node.request_failed", sid=self._sid, exc_info=error)
