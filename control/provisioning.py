@@ -37,7 +37,9 @@ async def provision(bus: Bus, settings: ControlSettings, *, timeout: float = 60.
             except (BusUnavailable, StoreRejected) as error:
                 # In a cluster a stream that another replica is making is in use and cannot be found, for a moment.
                 being_made = isinstance(error, StoreRejected) and error.err_code == STREAM_NOT_FOUND
-                if asyncio.get_running_loop().time() > deadline or not (being_made or isinstance(error, BusUnavailable)):
+                if asyncio.get_running_loop().time() > deadline or not (
+                    being_made or isinstance(error, BusUnavailable)
+                ):
                     raise
                 await asyncio.sleep(RETRY_INTERVAL)
 
