@@ -1,0 +1,108 @@
+"""HTTP to the child, against listeners that answer byte by byte what each test needs."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+
+from gpu_worker.engines.llama_http import Broken, Endpoint, Refused, Unreachable, ask, call
+
+Speak = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+@asynccontextmanager
+async def listener(speak: Speak) -> AsyncIterator[Endpoint]:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await reader.readuntil(b"\r\n\r\n")
+            await speak(reader, writer)
+        finally:
+            writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with asyncio.timeout(10), server:
+        yield Endpoint("127.0.0.1", server.sockets[0].getsockname()[1], "key", 1)
+
+
+def chunked(*chunks: bytes) -> bytes:
+    head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+    return head + b"".join(b"%x\r\n%s\r\n" % (len(chunk), chunk) for chunk in chunks)
+
+
+def saying(answer: bytes) -> Speak:
+    async def speak(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(answer)
+        await writer.drain()
+
+    return speak
+
+
+async def test_events_are_whole_however_the_bytes_are_cut() -> None:
+    """An event over several chunks, several in one, comments and blank lines: one payload per data line, then None."""
+    answer = chunked(b'data: {"a"', b":1}\n\n: ping\n\ndata: 2\n\nda", b"ta: 3\n", b"\nerror: {}\n\n", b"")
+    async with listener(saying(answer)) as endpoint:
+        with await ask(endpoint, "POST", "/", {}) as events:
+            got = [await events.event() for _ in range(5)]
+    assert got == [b'{"a":1}', b"2", b"3", b"{}", None]
+
+
+async def test_a_stream_that_breaks_off_is_not_an_end() -> None:
+    """A connection closed before the last chunk is Broken: an answer cut short must not look finished."""
+    async with listener(saying(chunked(b"data: 1\n\n"))) as endpoint:
+        with await ask(endpoint, "POST", "/", {}) as events:
+            assert await events.event() == b"1"
+            with pytest.raises(Broken):
+                await events.event()
+
+
+@pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 200 OK\r\nContent-Le", b"nonsense\r\n\r\n", b"HTTP/1.1 x\r\n\r\n"])
+async def test_nonsense_is_broken(answer: bytes) -> None:
+    """What is not HTTP raises Broken, nothing else."""
+    async with listener(saying(answer)) as endpoint:
+        with pytest.raises(Broken):
+            await call(endpoint, "GET", "/")
+
+
+async def test_a_refusal_carries_the_servers_reason() -> None:
+    """Status, type and message come through; a body that says neither is no second error."""
+    body = b'{"error":{"code":400,"type":"exceed_context_size_error","message":"too long"}}'
+    answer = b"HTTP/1.1 400 Bad Request\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
+    async with listener(saying(answer)) as endpoint:
+        with pytest.raises(Refused) as caught:
+            await call(endpoint, "POST", "/", {})
+    assert (caught.value.status, caught.value.kind, caught.value.message) == (
+        400,
+        "exceed_context_size_error",
+        "too long",
+    )
+    async with listener(saying(b"HTTP/1.1 500 Oh\r\nContent-Length: 2\r\n\r\nhm")) as endpoint:
+        with pytest.raises(Refused) as caught:
+            await call(endpoint, "POST", "/", {})
+    assert caught.value.status == 500
+
+
+async def test_nobody_there_is_unreachable() -> None:
+    """A refused connection is told from a broken one: nothing was sent."""
+    async with listener(saying(b"")) as endpoint:
+        pass
+    with pytest.raises(Unreachable):
+        await call(endpoint, "GET", "/")
+
+
+async def test_leaving_closes_the_connection_at_once() -> None:
+    """The server sees the end of the connection without our reading what it still had to say."""
+    gone = asyncio.Event()
+
+    async def speak(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(chunked(b"data: 1\n\n"))
+        try:
+            assert await reader.read() == b""
+        except ConnectionResetError:
+            pass
+        gone.set()
+
+    async with listener(speak) as endpoint:
+        with await ask(endpoint, "POST", "/", None) as events:
+            assert await events.event() == b"1"
+        await gone.wait()
