@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 
 from broker.bus.errors import Refusal
 from broker.bus.nats import Bus
 from broker.bus.operations import Explain, Route
-from broker.bus.records import Message
+from broker.bus.records import Beat, Message
 from broker.bus.subjects import JOBS_STREAM, encode, job_subject, partition_of
 from broker.bus.warmth import wanted
 from control.fresh import Fresh
 from control.pulse import Pulse
-from control.routing import Capacity, Lane, capacity, choose_lane
+from control.routing import Capacity, Lane, capacity, choose_lane, has_room
 
 FRESH = 0.1  # seconds that a look at the queue is used
 
@@ -55,14 +55,26 @@ class Admission:
         """Whether it matters which worker is asked."""
         return sum(1 for beat in self._pulse.workers(1.0).values() if model in beat.models) > 1
 
+    def hinted(self, model: str, worker: str) -> str:
+        """The worker that the hot cache names, counted as sent there, or "" where it is gone or busy."""
+        beats, sent = self._lately_sent()
+        if not has_room(model, worker, beats, sent):
+            return ""
+        self._sent[worker] = (beats[worker].t, sent.get(worker, 0) + 1)
+        return worker
+
     def lane(self, model: str, context: Sequence[Message]) -> Lane:
         """Where a request with this whole context should go; counted as sent there."""
-        beats = self._pulse.workers(1.0)
-        sent = {name: count for name, (at, count) in self._sent.items() if name in beats and beats[name].t == at}
+        beats, sent = self._lately_sent()
         lane = choose_lane(model, wanted(model, context), beats, sent)
         if lane.worker:
             self._sent[lane.worker] = (beats[lane.worker].t, sent.get(lane.worker, 0) + 1)
         return lane
+
+    def _lately_sent(self) -> tuple[Mapping[str, Beat], dict[str, int]]:
+        """Live workers, and the jobs put into their lanes since their last beats."""
+        beats = self._pulse.workers(1.0)
+        return beats, {name: count for name, (at, count) in self._sent.items() if name in beats and beats[name].t == at}
 
     async def explain(self, question: Explain, context: Sequence[Message]) -> Route:
         """What would happen to a generation of this model with this context, were it asked for now."""

@@ -133,7 +133,7 @@ class Generations:
         request = msgspec.structs.replace(question.request, model=ground.model.id)
         async with self._admission.place(request.model) as before:
             record, ground = await self._take_place(question, request, gid, ground)
-            lane = await self._lane(record)
+            lane = await self._lane(record, question.warm_worker)
             await self._queue(record, ground.session.on_disconnect, lane)
         log.info(
             "generation.accepted", sid=record.sid, gid=gid, model=request.model, before=before, worker=lane or "any"
@@ -191,11 +191,13 @@ class Generations:
             return None
         return record
 
-    async def _lane(self, record: Generation) -> str:
-        """The worker whose warm lane the job goes to, or ""."""
+    async def _lane(self, record: Generation, hint: str) -> str:
+        """The worker whose warm lane the job goes to, or "". A hint from the hot cache spares reading what was told."""
         request = record.request
         if not self._admission.has_choice(request.model):
             return ""
+        if hint and (worker := self._admission.hinted(request.model, hint)):
+            return worker
         told = list(request.messages) if request.whole_context else await self._told(record.sid)
         return self._admission.lane(request.model, told).worker
 

@@ -35,14 +35,20 @@ def choose_lane(model: str, wanted: list[str], beats: Mapping[str, Beat], sent: 
 
     `beats`: of live workers. `sent`: jobs put into a worker's lane since its last beat.
     """
-    offers = {name: beat for name, beat in beats.items() if model in beat.models}
     full = ""
     for prefix in wanted:
-        for name in sorted(name for name, beat in offers.items() if prefix in beat.warm):
-            load = offers[name].models[model]
-            if load.slots + load.queue_limit < 2:
-                continue  # with room for one job a worker serves the common queue only
-            if load.running + load.queued + sent.get(name, 0) < load.slots:
+        for name in sorted(name for name, beat in beats.items() if model in beat.models and prefix in beat.warm):
+            if has_room(model, name, beats, sent):
                 return Lane(name, f"{name} holds the prefix warm")
             full = full or name
     return Lane("", f"{full} holds the prefix warm but is busy" if full else "no worker holds the prefix warm")
+
+
+def has_room(model: str, name: str, beats: Mapping[str, Beat], sent: Mapping[str, int]) -> bool:
+    """Whether this worker is live, runs the model, has a lane (with room for one job it has none) and can begin."""
+    load = beats[name].models.get(model) if name in beats else None
+    return (
+        load is not None
+        and load.slots + load.queue_limit >= 2
+        and load.running + load.queued + sent.get(name, 0) < load.slots
+    )

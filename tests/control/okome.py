@@ -139,11 +139,11 @@ async def new_session(bus: Bus, **fields: Any) -> str:
 
 
 async def generate(
-    bus: Bus, sid: str, prompt: str = "hello", *, key: str = "", tenant: str = TENANT, **request: Any
+    bus: Bus, sid: str, prompt: str = "hello", *, key: str = "", tenant: str = TENANT, warm: str = "", **request: Any
 ) -> ops.GenerationCreated:
     asked = Request(**{"model": "m", "messages": [Message("user", prompt)], **request})
     return await bus.ask(
-        "generation_create", ops.CreateGeneration(tenant, sid, asked, key), ops.GenerationCreated, timeout=8
+        "generation_create", ops.CreateGeneration(tenant, sid, asked, key, warm), ops.GenerationCreated, timeout=8
     )
 
 
