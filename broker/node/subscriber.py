@@ -170,17 +170,26 @@ class Subscriber:
         `_wait`.
         """
         caught_up = False
-        target = self._tail.ring(self.sid).last
+        target = (await self._tail.locate(self.sid)).last  # what stood there when this began is history
         while True:
             if self._last_words is not None:
                 yield self._farewell()
                 return
             if self._incarnation != self._tail.incarnation:
                 yield [await self._start_over("other_incarnation")]
-                target, caught_up = self._tail.ring(self.sid).last, False
+                target, caught_up = (await self._tail.locate(self.sid)).last, False
                 continue
             ring = self._tail.ring(self.sid)
             ahead = ring.floor is not None and self.seq > ring.last
+            if not caught_up and not ahead and self.seq >= target:
+                caught_up = True
+                if self._start.word == "fresh" and (event := await self._queued()) is not None:
+                    yield [event]
+                yield [make("caught_up", {"cursor": self.cursor})]
+                if self._until_done and await self._nothing_runs():
+                    self.end_reason = "done"
+                    return
+                continue
             if ahead:
                 self.behind = False  # another node was quicker than this one's tail: wait for it
             elif ring.holds(self.seq):
@@ -200,15 +209,6 @@ class Subscriber:
                         yield batch[: end + 1]
                         return
                     yield batch
-                continue
-            if not caught_up and not ahead and self.seq >= target:
-                if self._start.word == "fresh" and (event := await self._queued()) is not None:
-                    yield [event]
-                caught_up = True
-                yield [make("caught_up", {"cursor": self.cursor})]
-                if self._until_done and await self._nothing_runs():
-                    self.end_reason = "done"
-                    return
                 continue
             if self._notices:
                 notices = list(self._notices)
