@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from broker.bus.errors import BusUnavailable
 from broker.bus.follow import Follow
 from broker.bus.log import store
 from broker.bus.nats import Bus, Msg
@@ -190,8 +191,15 @@ async def test_where_the_newest_frames_were_purged_nobody_calls_that_lag(
         assert not tail.lost
 
 
-async def test_a_stream_made_anew_is_a_reset_and_then_shown_whole(nats: NatsServer, bus: Bus) -> None:
+@pytest.fixture
+async def own_bus(fresh_nats: NatsServer) -> AsyncIterator[Bus]:
+    async with provisioned(fresh_nats) as bus:
+        yield bus
+
+
+async def test_a_stream_made_anew_is_a_reset_and_then_shown_whole(own_bus: Bus) -> None:
     """Also where the new log goes on, by chance, exactly where the viewer is: nothing of it passes for the old one."""
+    bus = own_bus
     async with following(bus) as tail:
         author = await Author.of(bus)
         seen = Seen(tail, bus, author.sid, Start("now"))
@@ -232,8 +240,9 @@ async def test_a_stream_purged_under_live_viewers_is_a_reset(bus: Bus) -> None:
         await seen.leave()
 
 
-async def test_a_restart_that_fails_is_tried_again(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_restart_that_fails_is_tried_again(own_bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
     """The stream is made anew, and the leader does not answer just then."""
+    bus = own_bus
     monkeypatch.setattr(tail_module, "CHECK_INTERVAL", 0.05)
     async with following(bus) as tail:
         failures: list[int] = []
@@ -242,7 +251,7 @@ async def test_a_restart_that_fails_is_tried_again(bus: Bus, monkeypatch: pytest
         async def failing(self: Follow) -> None:
             if len(failures) < 2:
                 failures.append(1)
-                raise tail_module.BusError("not now")
+                raise BusUnavailable("not now")
             await start(self)
 
         monkeypatch.setattr(Follow, "start", failing)
@@ -300,13 +309,12 @@ async def test_interleavings_on_the_real_server(bus: Bus, seed: int) -> None:
                     await author.tokens(dice.randrange(1, 12))
                 case 3:
                     index = dice.randrange(len(author.seqs))
-                    place = {"first": 0, "cursor": index + 1}
-                    word = dice.choice(list(place))
+                    word, place = dice.choice([("first", 0), ("cursor", index + 1)])
                     cursor = Cursor(tail.incarnation, author.seqs[index]) if word == "cursor" else None
                     seen = Seen(tail, bus, author.sid, Start(word, cursor))
                     if dice.random() < 0.5:
                         seen.gate = lambda: asyncio.sleep(dice.random() * 0.01)
-                    viewers.append((author, place[word], seen))
+                    viewers.append((author, place, seen))
                 case 4:
                     tail._evict()
                     if dice.random() < 0.3:
