@@ -96,8 +96,7 @@ class Counted:
         self.asked: list[int] = []
         self.began = asyncio.Event()
 
-    @property
-    def children(self) -> list[int]:
+    def children(self) -> list[tuple[str, int]]:
         return []
 
     async def start(self) -> None:
