@@ -16,6 +16,7 @@ import structlog
 
 from broker.bus import pull
 from broker.bus.errors import BusError, BusUnavailable
+from broker.bus.log import stream_info
 from broker.bus.nats import Bus, Msg, Subscription
 from broker.bus.subjects import random_id
 
@@ -47,6 +48,7 @@ class Follow:
         after: int | None = None,
         last_per_subject: bool = False,
         credit: int = 512,
+        on_replaced: Callable[[], None] = lambda: None,
     ) -> None:
         self.stream = stream
         self.seq = after or 0  # of the last message delivered
@@ -56,6 +58,7 @@ class Follow:
         self._filters = filters
         self._name = name
         self._on_message = on_message
+        self._on_replaced = on_replaced
         self._from_now = after is None and not last_per_subject
         self._last_per_subject = last_per_subject
         self._credit = credit
@@ -169,11 +172,22 @@ class Follow:
             await self._discard()
             while not self._consumer:
                 try:
+                    if self._last_per_subject:
+                        await self._notice_replacement()
                     await self._open()
                 except BusError as error:
                     log.debug("bus.consumer_refused", stream=self.stream, error=repr(error))
                     await self._discard()
                     await asyncio.sleep(RETRY)
+
+    async def _notice_replacement(self) -> None:
+        """A stream that ends before our place was made anew: all of it is new. (Of logs, the node's tail judges.)"""
+        info = await stream_info(self._bus, self.stream)
+        if info.last_seq < self.seq:
+            log.warning("bus.stream_replaced", stream=self.stream, was=self.seq, now=info.last_seq)
+            self.seq = 0
+            self.caught_up.clear()
+            self._on_replaced()
 
     def _top_up(self) -> None:
         if self._held or self._outstanding > self._credit // 2:

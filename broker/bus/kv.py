@@ -160,7 +160,15 @@ class Watch:
         self._bus = bus
         self._prefix = f"$KV.{bucket}."
         self._on_change = on_change
-        self._follow = Follow(bus, f"KV_{bucket}", [self._prefix + keys], name, self._take, last_per_subject=True)
+        self._follow = Follow(
+            bus,
+            f"KV_{bucket}",
+            [self._prefix + keys],
+            name,
+            self._take,
+            last_per_subject=True,
+            on_replaced=self._forget,
+        )
 
     async def start(self, timeout: float = 10.0) -> None:
         """Returns when everything that is there has been seen; raises BusError."""
@@ -186,6 +194,13 @@ class Watch:
 
     def restart(self) -> None:
         self._follow.restart()
+
+    def _forget(self) -> None:
+        """The bucket was made anew: nothing of the old one holds."""
+        keys, self.entries = list(self.entries), {}
+        for key in keys:
+            if self._on_change is not None:
+                self._on_change(key, None)
 
     def _take(self, seq: int, subject: str, data: bytes, headers: dict[str, str] | None) -> None:
         key = subject.removeprefix(self._prefix)

@@ -12,7 +12,7 @@ from broker.bus import kv
 from broker.bus.errors import BucketConflict, BusUnavailable, StoreRejected
 from broker.bus.kv import Bucket, Watch
 from broker.bus.nats import Bus
-from tests.broker.bus.conftest import eventually, make_bucket, restarted
+from tests.broker.bus.conftest import eventually, make_bucket, make_stream, restarted
 from tests.fixtures.nats_server import NatsServer
 
 HEALED = 4.0
@@ -224,4 +224,23 @@ async def test_a_watch_outlives_its_server(fresh_bus: Bus, fresh_nats: NatsServe
     await bucket.delete("a")
     await bucket.put("b", b"1")
     await eventually(lambda: watch.entries == {"b": b"1"}, HEALED)
+    await watch.close()
+
+
+async def test_a_watch_of_a_bucket_that_was_made_anew_forgets_the_old_one(local_bus: Bus) -> None:
+    """Deleted and made again, with fewer changes behind it than the watch has seen: a lost store, restored."""
+    bucket = await new(local_bus)
+    for index in range(5):
+        await bucket.put("gone", b"%d" % index)
+    changes: list[tuple[str, bytes | None]] = []
+    watch = Watch(local_bus, bucket.name, "test", on_change=lambda key, value: changes.append((key, value)))
+    await watch.start()
+    await local_bus.api(f"STREAM.DELETE.{bucket.stream}")
+    kv = {"max_msgs_per_subject": 1, "discard": "new", "allow_rollup_hdrs": True, "deny_delete": True}
+    await make_stream(local_bus, name=bucket.stream, subjects=[f"$KV.{bucket.name}.>"], **kv)
+    await bucket.put("here", b"new")
+    await eventually(lambda: watch.entries == {"here": b"new"}, HEALED)
+    assert ("gone", None) in changes
+    await bucket.put("gone", b"again")
+    await eventually(lambda: watch.entries == {"here": b"new", "gone": b"again"})
     await watch.close()
