@@ -50,6 +50,11 @@ class Minority(Bus):
 
     deaf: str = ""  # beginning of stream names
     swallowed = 0
+    kicked = 0
+
+    async def kick(self) -> None:
+        self.kicked += 1
+        await super().kick()
 
     async def subscribe(
         self, subject: str, callback: Callable[[Msg], Awaitable[None]], *, queue: str = ""

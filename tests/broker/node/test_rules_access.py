@@ -106,7 +106,7 @@ async def test_an_admission_opens_a_stream_only_from_an_ingress_and_only_its_own
     """What splices rest on: believed beside an ingress's word, sealed under the internal key, for one session."""
     author, other = await node.session(), await node.session()
     await author.answer(3)
-    key = internal_key(json_encode({"key": node.internal.decode()}))
+    key = node.internal
     strangers = internal_key(json_encode({"key": new_internal_key()}))
     word = {"ingress": "i", "proto": "http", "loopback": False, "ip": "1.2.3.4", "t": now_ms()}
     who = {"tenant": "acme", "subject": "key1", "scope": "read", "t": now_ms()}
