@@ -104,6 +104,11 @@ class GenerationBody(Body):
 Kind = TypeVar("Kind", bound=Body)
 
 
+def _is_field(part: str) -> bool:
+    """pydantic names the alternative of a union, too: `content.str`, `stop.list[str]`."""
+    return part.isidentifier() and part != "str"
+
+
 def parse(kind: type[Kind], body: bytes | dict[str, Any]) -> Kind:
     """Raises Refusal `malformed`, naming the field that is wrong (the first one, if several are)."""
     try:
@@ -112,6 +117,6 @@ def parse(kind: type[Kind], body: bytes | dict[str, Any]) -> Kind:
         return kind.model_validate(body)
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"] if not isinstance(part, str) or part.isidentifier())
+        place = ".".join(str(part) for part in first["loc"] if isinstance(part, int) or _is_field(part))
         param = place or ("prompt" if "either prompt" in first["msg"] else None)
         raise Refusal("malformed", first["msg"], param=param) from error
