@@ -38,6 +38,7 @@ class Plane(NamedTuple):
     async def session(self, **body: Any) -> dict[str, Any]:
         answer = await self.http.post("/v1/sessions", json=body, headers=self.key)
         assert answer.status_code == 201, answer.text
+        self.http.cookies.clear()  # a program has none
         made: dict[str, Any] = answer.json()
         return made
 

@@ -1,0 +1,290 @@
+"""API: every mistake has the status, code and field of api.md, in one shape; and nothing is written to any stream."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+
+from broker.bus.credentials import digest, new_api_key
+from broker.bus.kv import Bucket
+from broker.bus.nats import Bus
+from broker.bus.records import ApiKey, encode, now_ms
+from tests.broker.node.conftest import Plane
+from tests.control.okome import generation_record, until
+from tests.fixtures.node import Author, RunningNode
+
+MIB = 1024 * 1024
+MESSAGES = [{"role": "user", "content": "hi"}]
+
+
+def error_of(answer: httpx.Response) -> dict[str, Any]:
+    """The one shape of every error."""
+    assert answer.headers["content-type"] == "application/json"
+    body: dict[str, Any] = answer.json()
+    assert set(body) == {"error"}
+    error: dict[str, Any] = body["error"]
+    assert {"code", "message", "request_id"} <= set(error) <= {"code", "message", "request_id", "param"}
+    assert error["request_id"] == answer.headers["x-request-id"]
+    for leak in ("Traceback", "pydantic", "127.0.0.1", "nats://", "$JS", "TOK_"):
+        assert leak not in answer.text
+    return error
+
+
+# what is sent as the body of POST …/generations -> status, code, field
+WRONG = [
+    (b"{", 400, "malformed", None),
+    (b"[]", 400, "malformed", None),
+    (b'"x"', 400, "malformed", None),
+    (b"\xff\xfe", 400, "malformed", None),
+    (b'{"prompt": "\\ud800"}', 400, "malformed", None),
+    (b"[" * 10_000, 400, "malformed", None),
+    ({}, 400, "malformed", "prompt"),
+    ({"prompt": 7}, 400, "malformed", "prompt"),
+    ({"prompt": ""}, 400, "malformed", "prompt"),
+    ({"prompt": None}, 400, "malformed", "prompt"),
+    ({"prompt": "x", "messages": MESSAGES}, 400, "malformed", "prompt"),
+    ({"messages": []}, 400, "malformed", "messages"),
+    ({"messages": "x"}, 400, "malformed", "messages"),
+    ({"messages": [{"role": "king", "content": "x"}]}, 400, "malformed", "messages.0.role"),
+    ({"messages": [{"role": "user"}]}, 400, "malformed", "messages.0.content"),
+    ({"messages": [{"role": "user", "content": 7}]}, 400, "malformed", "messages.0.content"),
+    ({"prompt": "x", "max_tokens": 0}, 400, "malformed", "max_tokens"),
+    ({"prompt": "x", "max_tokens": "9"}, 400, "malformed", "max_tokens"),
+    ({"prompt": "x", "max_tokens": 1.5}, 400, "malformed", "max_tokens"),
+    ({"prompt": "x", "temperature": "hot"}, 400, "malformed", "temperature"),
+    ({"prompt": "x", "temperature": True}, 400, "malformed", "temperature"),
+    ({"prompt": "x", "temperature": 3}, 400, "malformed", "temperature"),
+    ({"prompt": "x", "stop": [""]}, 400, "malformed", "stop"),
+    ({"prompt": "x", "stop": ["x"] * 17}, 400, "malformed", "stop"),
+    ({"prompt": "x", "stop": 7}, 400, "malformed", "stop"),
+    ({"prompt": "x", "seed": -1}, 400, "malformed", "seed"),
+    ({"prompt": "x", "seed": 2**63}, 400, "malformed", "seed"),
+    ({"prompt": "x", "drafts": "yes"}, 400, "malformed", "drafts"),
+    ({"prompt": "x", "model": 7}, 400, "malformed", "model"),
+    ({"prompt": "x", "tools": [{}]}, 422, "unsupported", "tools"),
+    ({"prompt": "x", "model": "nobody"}, 422, "unknown_model", "model"),
+    ({"prompt": "x", "model": "a.b *>\u00e9"}, 422, "unknown_model", "model"),
+    ({"prompt": "x" * MIB}, 413, "too_large", None),
+]
+
+
+async def test_every_wrong_body_is_refused_by_name_and_nothing_is_written(plane: Plane) -> None:
+    made = await plane.session()
+    path = f"/v1/sessions/{made['session_id']}/generations"
+    headers = {"authorization": f"Bearer {made['token']}", "content-type": "application/json"}
+    before = await plane.written()
+    for body, status, code, param in WRONG:
+        content = body if isinstance(body, bytes) else json.dumps(body).encode()
+        answer = await plane.http.post(path, content=content, headers=headers)
+        error = error_of(answer)
+        assert (answer.status_code, error["code"], error.get("param")) == (status, code, param), content[:80]
+    assert await plane.written() == before
+
+
+async def test_every_wrong_address_and_credential_is_refused_and_nothing_is_written(plane: Plane) -> None:
+    made = await plane.session()
+    sid = made["session_id"]
+    node = plane.node
+    mine = {"authorization": f"Bearer {made['token']}"}
+    stranger = new_api_key()
+    await Bucket(plane.bus, "keys").put(digest(stranger), encode(ApiKey("key2", "other", "test", now_ms())))
+    await until(lambda: knows(node, stranger), "the node knows the other tenant's key")
+    theirs = {"authorization": f"Bearer {stranger}"}
+    session, body = f"/v1/sessions/{sid}", {"prompt": "x"}
+    before = await plane.written()
+    for method, path, headers, status, code in [
+        ("POST", "/v1/sessions/a.b*c/generations", mine, 400, "malformed"),
+        ("GET", "/v1/sessions/%E2%82%AC%00xxxxxxxx", mine, 400, "malformed"),
+        ("GET", f"/v1/sessions/{'x' * 65}", mine, 400, "malformed"),
+        ("POST", f"{session}/generations", {}, 401, "unauthenticated"),
+        ("POST", f"{session}/generations", {"authorization": "Basic eHg="}, 401, "unauthenticated"),
+        ("POST", f"{session}/generations", {"authorization": "Bearer ok_nobody"}, 401, "unauthenticated"),
+        ("POST", f"{session}/generations", node.bearer(sid, life=-100), 401, "token_expired"),
+        (
+            "POST",
+            f"{session}/generations",
+            {"authorization": mine["authorization"][:-4] + "AAAA"},
+            401,
+            "unauthenticated",
+        ),
+        ("POST", f"{session}/generations", node.bearer("00" + "z" * 20), 403, "forbidden"),
+        ("POST", f"{session}/generations", node.bearer(sid, scope="read"), 403, "forbidden"),
+        ("DELETE", session, node.bearer(sid, scope="read"), 403, "forbidden"),
+        ("POST", f"{session}/generations", theirs, 404, "unknown_session"),
+        ("GET", session, theirs, 404, "unknown_session"),
+        ("DELETE", session, theirs, 404, "unknown_session"),
+        ("GET", f"{session}/messages", theirs, 404, "unknown_session"),
+        ("GET", f"{session}/events", theirs, 404, "unknown_session"),
+        ("POST", f"{session}/token", theirs, 404, "unknown_session"),
+        ("POST", f"{session}/tickets", theirs, 404, "unknown_session"),
+        ("GET", f"{session}/generations/gnone", mine, 404, "unknown_generation"),
+        ("GET", f"{session}/generations/a.b%3E", mine, 404, "unknown_generation"),
+        ("POST", f"{session}/generations/gnone/cancel", mine, 404, "unknown_generation"),
+        ("POST", f"{session}/generations/gnone/approve", mine, 422, "unsupported"),
+        ("POST", "/v1/embeddings", plane.key, 422, "unsupported"),
+        ("POST", "/v1/chat/completions", plane.key, 422, "unsupported"),
+        ("POST", "/v1/sessions", mine, 403, "forbidden"),
+        ("GET", "/v1/sessions", mine, 403, "forbidden"),
+        ("GET", "/v1/sessions?limit=0", plane.key, 400, "malformed"),
+        ("GET", "/v1/sessions?limit=x", plane.key, 400, "malformed"),
+        ("POST", f"{session}/generations?wait=9999", mine, 400, "malformed"),
+        ("POST", f"{session}/generations", {**mine, "idempotency-key": "k" * 201}, 400, "malformed"),
+        ("POST", f"{session}/generations", {**mine, "content-type": "text/plain"}, 400, "malformed"),
+        ("GET", "/v1/nothing", mine, 404, "not_found"),
+        ("PUT", session, mine, 405, "method_not_allowed"),
+    ]:
+        content = json.dumps(body) if method == "POST" else None
+        answer = await plane.http.request(method, path, content=content, headers={"x-request-id": "mine-7", **headers})
+        error = error_of(answer)
+        assert (answer.status_code, error["code"]) == (status, code), (method, path, headers)
+        assert error["request_id"] == "mine-7"
+        if status == 401:
+            assert answer.headers["www-authenticate"] == "Bearer"
+    assert await plane.written() == before
+
+
+async def knows(node: RunningNode, key: str) -> bool:
+    answer = await node.http.get("/v1/models", headers={"authorization": f"Bearer {key}"})
+    return answer.status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"metadata": "x"}, "metadata"),
+        ({"title": "x" * 501}, "title"),
+        ({"title": 7}, "title"),
+        ({"on_disconnect": "explode"}, "on_disconnect"),
+        ({"model": 7}, "model"),
+    ],
+)
+async def test_a_wrong_session_names_its_field(node: RunningNode, body: dict[str, Any], param: str) -> None:
+    answer = await node.http.post("/v1/sessions", json=body, headers={"authorization": f"Bearer {node.api_key}"})
+    assert (answer.status_code, error_of(answer)["param"]) == (400, param)
+
+
+async def test_metadata_too_large_for_the_bus_is_413(node: RunningNode, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Bus, "max_payload", MIB)
+    body = {"metadata": {"x": "y" * (MIB - 1000)}}
+    answer = await node.http.post("/v1/sessions", json=body, headers={"authorization": f"Bearer {node.api_key}"})
+    assert (answer.status_code, error_of(answer)["code"]) == (413, "too_large")
+
+
+async def test_one_generation_at_a_time_and_one_answer_for_one_key(plane: Plane) -> None:
+    made = await plane.session()
+    sid = made["session_id"]
+    path, mine = f"/v1/sessions/{sid}/generations", {"authorization": f"Bearer {made['token']}"}
+    first = await plane.http.post(path, json={"prompt": "hi"}, headers={**mine, "idempotency-key": "k"})
+    assert first.status_code == 202
+    gid = first.json()["generation_id"]
+    assert first.headers["x-okome-generation"] == gid
+    written = await plane.written()
+    again = await plane.http.post(path, json={"prompt": "hi"}, headers={**mine, "idempotency-key": "k"})
+    assert (again.status_code, again.json()) == (202, first.json())
+    other = await plane.http.post(path, json={"prompt": "ho"}, headers={**mine, "idempotency-key": "k"})
+    assert (other.status_code, error_of(other)["code"]) == (409, "idempotency_mismatch")
+    second = await plane.http.post(path, json={"prompt": "ho"}, headers=mine)
+    assert (second.status_code, error_of(second)["code"]) == (409, "generation_running")
+    assert await plane.written() == written
+    for _ in range(2):
+        answer = await plane.http.post(f"{path}/{gid}/cancel", headers=mine)
+        assert (answer.status_code, answer.json()["generation_id"]) == (202, gid)
+    record = await generation_record(plane.bus, sid, gid)
+    assert record is not None
+    assert record.cancel
+
+
+async def test_without_okome_what_is_new_is_503_with_retry_after_and_reading_goes_on(node: RunningNode) -> None:
+    author = await node.session()
+    await author.answer(2)
+    key = {"authorization": f"Bearer {node.api_key}"}
+    session = f"/v1/sessions/{author.sid}"
+    for method, path, body in [
+        ("POST", "/v1/sessions", {}),
+        ("POST", f"{session}/generations", {"prompt": "x"}),
+        ("POST", f"{session}/token", {}),
+        ("POST", f"{session}/tickets", {}),
+        ("PATCH", session, {"title": "x"}),
+        ("DELETE", session, None),
+        ("POST", "/v1/login", {"api_key": "x"}),
+    ]:
+        answer = await node.http.request(method, path, json=body, headers=key)
+        assert (answer.status_code, error_of(answer)["code"]) == (503, "unavailable"), path
+        assert int(answer.headers["retry-after"]) >= 1
+    messages = (await node.http.get(f"{session}/messages", headers=key)).json()
+    assert [message["content"] for message in messages["messages"]] == ["hello", "0 1 "]
+    assert messages["cursor"] == f"{await node.incarnation()}-{author.seqs[-1]}"
+    assert (await node.http.get("/v1/models", headers=key)).status_code == 200
+    async with node.events(author.sid, after="0") as events:
+        assert [event["data"] for event in await events.until("done")][1:] == author.data
+
+
+async def test_a_post_is_answered_whole_with_wait(plane: Plane) -> None:
+    made = await plane.session()
+    sid = made["session_id"]
+    author = Author(plane.bus, sid)
+    headers = {"authorization": f"Bearer {made['token']}"}
+    async with asyncio.TaskGroup() as tasks:
+        answering = tasks.create_task(
+            plane.http.post(f"/v1/sessions/{sid}/generations?wait=20", json={"prompt": "hi"}, headers=headers)
+        )
+        await until(plane.jobs, "the job is queued")
+        gid = (await plane.http.get(f"/v1/sessions/{sid}", headers=headers)).json()["generations"][0]["id"]
+        author.gid = gid
+        await author.start(gid=gid)
+        await author.tokens(3)
+        await author.done()
+    answer = answering.result()
+    assert answer.status_code == 200
+    said = answer.json()
+    assert (said["generation_id"], said["status"], said["text"]) == (gid, "done", "0 1 2 ")
+
+
+async def test_a_client_that_leaves_in_the_middle_of_its_body_is_no_error(
+    node: RunningNode, capsys: pytest.CaptureFixture[str]
+) -> None:
+    at = urlsplit(node.url)
+    with socket.create_connection((at.hostname, at.port)) as half:
+        head = (
+            f"POST /v1/sessions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {node.api_key}\r\ncontent-length: 99\r\n"
+        )
+        half.sendall(head.encode() + b'\r\n{"ti')
+        await until(lambda: alive(node), "it has been taken up")
+    await until(lambda: alive(node), "it has been given up")
+    assert "request_failed" not in capsys.readouterr().out
+
+
+async def alive(node: RunningNode) -> bool:
+    return (await node.http.get("/livez")).status_code == 200
+
+
+async def test_sessions_are_listed_newest_first_in_pages_and_patched(plane: Plane) -> None:
+    made = [(await plane.session(title=f"t{number}"))["session_id"] for number in range(3)]
+    page = (await plane.http.get("/v1/sessions?limit=2", headers=plane.key)).json()["sessions"]
+    assert [session["id"] for session in page] == made[:0:-1]
+    rest = (await plane.http.get(f"/v1/sessions?before={page[-1]['id']}", headers=plane.key)).json()["sessions"]
+    assert [session["title"] for session in rest] == ["t0"]
+    answer = await plane.http.patch(f"/v1/sessions/{made[0]}", json={"title": "new"}, headers=plane.key)
+    assert (answer.status_code, answer.json()["title"]) == (200, "new")
+
+
+async def test_a_deleted_session_is_gone_and_its_streams_end_within_a_second(plane: Plane) -> None:
+    made = await plane.session()
+    sid = made["session_id"]
+    headers = {"authorization": f"Bearer {made['token']}"}
+    async with plane.node.events(sid, headers=headers) as events:
+        await events.until("caught_up")
+        answer = await plane.http.delete(f"/v1/sessions/{sid}", headers=plane.key)
+        assert answer.status_code == 204
+        (closed,) = await events.rest(timeout=1)
+        assert json.loads(closed["data"])["code"] == "token_revoked"
+    answer = await plane.http.get(f"/v1/sessions/{sid}/events", headers=headers)
+    assert (answer.status_code, error_of(answer)["code"]) == (401, "token_revoked")
+    answer = await plane.http.get(f"/v1/sessions/{sid}", headers=plane.key)
+    assert answer.status_code in (401, 404)
