@@ -134,6 +134,26 @@ async def test_a_node_that_may_have_missed_a_revocation_takes_nobody_new(
             await ready(node, True)
 
 
+async def test_a_node_that_cannot_know_of_revocations_for_long_lets_its_viewers_go(
+    fresh_nats: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """30 s in truth; they are told to come back, and find a node that knows."""
+    monkeypatch.setattr(role, "STALE_TIMEOUT", 0.2)
+    monkeypatch.setattr(role, "STALE_LIMIT", 1.0)
+    async with node_on(fresh_nats, Minority, monkeypatch) as (node, bus):
+        author = await node.session()
+        await author.start()
+        async with node.events(author.sid, after="0") as events:
+            await events.until("caught_up")
+            bus.deaf = "KV_revoked"
+            await Bucket(node.bus, "revoked").put("sid.00someoneelse", encode(Revocation(now_ms(), "test")))
+            last = (await events.rest())[-1]
+        assert bus.swallowed, "the fault happened"
+        assert last["event"] == "closed"
+        assert json.loads(last["data"])["code"] == "unavailable"
+        assert json.loads(last["data"])["retry_after_ms"] > 0
+
+
 async def test_a_revoked_session_ends_its_open_streams_within_a_second(node: RunningNode) -> None:
     author, other = await node.session(), await node.session()
     async with node.events(author.sid, after="0") as events, node.events(other.sid, after="0") as untouched:

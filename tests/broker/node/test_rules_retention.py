@@ -1,0 +1,50 @@
+"""The conversation outlives its log, and a place in a log that has aged out is said to be gone."""
+
+from __future__ import annotations
+
+import json
+
+from broker.bus.kv import Bucket
+from broker.bus.records import Generation, Message, Request, Status, encode, now_ms
+from broker.bus.subjects import log_subject
+from tests.fixtures.node import Author, RunningNode
+
+
+async def record(node: RunningNode, author: Author, text: str) -> None:
+    """What OKOME keeps of an answer that has ended."""
+    kept = Generation(
+        id=author.gid,
+        sid=author.sid,
+        tenant="acme",
+        request=Request("m", [Message("user", "hello")]),
+        created_at=now_ms(),
+        after=0,
+        status=Status.DONE,
+        text=text,
+        finish_reason="stop",
+        first_seq=author.seqs[0],
+        last_seq=author.seqs[-1],
+        ended_at=now_ms(),
+    )
+    await Bucket(node.bus, "generations").put(f"{author.sid}.{author.gid}", encode(kept))
+
+
+async def test_the_conversation_is_there_when_its_log_has_aged_out(node: RunningNode) -> None:
+    author = await node.session()
+    await author.answer(3)
+    await record(node, author, "0 1 2 ")
+    await node.bus.api(f"STREAM.PURGE.{author.stream}", {"filter": log_subject(author.sid)})
+    told = (await node.http.get(f"/v1/sessions/{author.sid}/messages", headers=node.bearer(author.sid))).json()
+    assert [(message["role"], message["content"]) for message in told["messages"]] == [
+        ("user", "hello"),
+        ("assistant", "0 1 2 "),
+    ]
+    async with node.events(author.sid) as events:
+        seen = await events.until("caught_up")
+    assert [json.loads(event["data"])["content"] for event in seen if event["event"] == "message"] == [
+        "hello",
+        "0 1 2 ",
+    ]
+    async with node.events(author.sid, after=f"{await node.incarnation()}-{author.seqs[1]}") as events:
+        again = await events.until("caught_up")
+    assert [event["event"] for event in again] == ["hello", "reset", "caught_up"]
