@@ -15,8 +15,9 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.typing import Origin, Subprotocol
 
+from broker.bus.credentials import digest, new_api_key
 from broker.bus.kv import Bucket
-from broker.bus.records import Revocation, encode, now_ms
+from broker.bus.records import ApiKey, Revocation, encode, now_ms
 from broker.node import ws as ws_module
 from broker.node.operations import Operations
 from tests.broker.node.conftest import Plane
@@ -168,6 +169,41 @@ async def refused(node: RunningNode, sid: str, case: str) -> None:
 
 async def _refused(node: RunningNode, sid: str) -> bool:
     return (await node.http.get(f"/v1/sessions/{sid}/messages", headers=node.bearer(sid))).status_code == 401
+
+
+async def test_another_tenants_key_opens_no_session_by_message_either(node: RunningNode) -> None:
+    """An API key in the first message, or in a later one, opens its own tenant's sessions and no other's."""
+    author, stranger = await node.session(), new_api_key()
+    await author.answer(3)
+    await Bucket(node.bus, "keys").put(digest(stranger), encode(ApiKey("key2", "rival", "test", now_ms())))
+    await until(lambda: _knows(node, stranger), 5)
+    for key, codes in ((stranger, 4404), (node.api_key, None)):
+        async with at(node, author.sid, offered=["okome.v1"]) as connection:
+            socket = Socket(connection)
+            await socket.say("auth", token=key)
+            if codes is None:
+                assert (await socket.until("caught_up"))[0]["event"] == "hello"
+            else:
+                assert await socket.end() == ([], codes)
+    async with at(node, author.sid) as connection:
+        socket = Socket(connection)
+        await socket.until("caught_up")
+        await socket.say("auth", token=stranger)
+        assert (await socket.end())[1] == 4404
+
+
+async def _knows(node: RunningNode, key: str) -> bool:
+    return (await node.http.get("/v1/models", headers={"authorization": f"Bearer {key}"})).status_code == 200
+
+
+async def test_json_nested_without_end_is_4400(node: RunningNode) -> None:
+    """What no parser can follow is a bad message, not a broken connection."""
+    author = await node.session()
+    async with at(node, author.sid) as connection:
+        socket = Socket(connection)
+        await socket.until("caught_up")
+        await connection.send('{"event":"ping","data":' + "[" * 100_000 + "]" * 100_000 + "}")
+        assert (await socket.end())[1] == 4400
 
 
 async def test_who_says_nothing_is_closed_with_4408(nats: NatsServer) -> None:
