@@ -152,15 +152,20 @@ class WebSocketStream:
             raise _Close("auth_timeout", "no token came in time") from error
         if event != "auth" or not isinstance(token := data.get("token"), str):
             raise _Close("unauthenticated", "the first message must be auth {token}")
-        return self._believe(token)
+        return await self._believe(token)
 
-    def _believe(self, token: str) -> Principal:
+    async def _believe(self, token: str) -> Principal:
+        """Whoever shows an API key here instead of a session token must own the session, as at the front door."""
         try:
             principal = self._access.token(token)
             session_of(principal, self._sid)
+            if not principal.sid:
+                await self._operations.session(principal, self._sid)
             return principal
         except (Refusal, CredentialInvalid) as error:
             raise _Close(error.code, error.message) from error
+        except BusError as error:
+            raise _Close("unavailable", "the log does not answer") from error
 
     async def _message(self) -> tuple[str, dict[str, Any]]:
         message = await self._receive()
@@ -171,7 +176,7 @@ class WebSocketStream:
             raise _Close("malformed", "messages are text of at most 1 MiB")
         try:
             parsed = json_decode(text.encode())
-        except (msgspec.DecodeError, UnicodeEncodeError) as error:
+        except (msgspec.DecodeError, UnicodeEncodeError, RecursionError) as error:  # the last: nested too deeply
             raise _Close("malformed", "messages are JSON") from error
         if not isinstance(parsed, dict) or not isinstance(parsed.get("event"), str):
             raise _Close("malformed", "messages are {event, data}")
@@ -189,7 +194,7 @@ class WebSocketStream:
                 case "auth":
                     if not isinstance(token := data.get("token"), str):
                         raise _Close("malformed", "auth needs a token")
-                    self._principal = self._believe(token)
+                    self._principal = await self._believe(token)
                     if self._subscriber is not None:
                         self._viewers.renew(self._subscriber, self._principal)
                 case "resume":

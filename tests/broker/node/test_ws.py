@@ -176,7 +176,7 @@ async def test_another_tenants_key_opens_no_session_by_message_either(node: Runn
     author, stranger = await node.session(), new_api_key()
     await author.answer(3)
     await Bucket(node.bus, "keys").put(digest(stranger), encode(ApiKey("key2", "rival", "test", now_ms())))
-    await until(lambda: _knows(node, stranger), 5)
+    await until(lambda: _knows(node, stranger), "the node knows the key")
     for key, codes in ((stranger, 4404), (node.api_key, None)):
         async with at(node, author.sid, offered=["okome.v1"]) as connection:
             socket = Socket(connection)
