@@ -77,7 +77,8 @@ def set_session_cookie(response: Response, token: ops.SessionToken, *, secure: b
 
 def build(operations: Operations, access: Access, waiting: Waiting, tails: Tails, settings: NodeSettings) -> FastAPI:
     """The application. It holds no state of its own."""
-    app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
+    # A redirect would name the scheme and host that this node believes in, or those that a client made up.
+    app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
 
     async def on_error(request: Request, error: Exception) -> Response:
         return refuse(as_refusal(error), request_id(caller_of(request)))
@@ -93,6 +94,12 @@ def build(operations: Operations, access: Access, waiting: Waiting, tails: Tails
     for kind in (Refusal, CredentialInvalid, BusError):
         app.add_exception_handler(kind, on_error)
     app.add_exception_handler(HTTPException, on_framework_error)
+
+    async def on_mistake_of_ours(request: Request, error: Exception) -> Response:
+        """The shape of a 500; Starlette raises the error on to `App`, which logs it."""
+        return refuse(Refusal("internal", "the request could not be carried out"), request_id(caller_of(request)))
+
+    app.add_exception_handler(Exception, on_mistake_of_ours)
 
     def who(request: Request, sid: str = "", *, acts: bool = False) -> Principal:
         """`acts`: this changes something, so a cookie alone must come from a page of ours."""
@@ -111,7 +118,7 @@ def build(operations: Operations, access: Access, waiting: Waiting, tails: Tails
             body += chunk
             if len(body) > settings.body_limit:
                 raise Refusal("too_large", f"a body is at most {settings.body_limit} bytes")
-        if body and "json" not in request.headers.get("content-type", "application/json"):
+        if body and "json" not in request.headers.get("content-type", "application/json").partition(";")[0]:
             raise Refusal("malformed", "the body must be application/json", param="content-type")
         return body
 
@@ -290,7 +297,7 @@ def _number(request: Request, name: str, default: int, most: int) -> int:
     text = request.query_params.get(name)
     if text is None:
         return default
-    if not text.isascii() or not text.isdigit() or not 0 < int(text[:9]) <= most:
+    if not text.isascii() or not text.isdigit() or len(text) > 9 or not 0 < int(text) <= most:
         raise Refusal("malformed", f"{name} is a number from 1 to {most}", param=name)
     return int(text)
 

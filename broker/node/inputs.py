@@ -119,4 +119,4 @@ def parse(kind: type[Kind], body: bytes | dict[str, Any]) -> Kind:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"] if isinstance(part, int) or _is_field(part))
         param = place or ("prompt" if "either prompt" in first["msg"] else None)
-        raise Refusal("malformed", first["msg"], param=param) from error
+        raise Refusal("malformed", first["msg"].removeprefix("Value error, "), param=param) from error

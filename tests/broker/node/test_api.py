@@ -15,6 +15,7 @@ from broker.bus.credentials import digest, new_api_key
 from broker.bus.kv import Bucket
 from broker.bus.nats import Bus
 from broker.bus.records import ApiKey, encode, now_ms
+from broker.node.operations import Operations
 from tests.broker.node.conftest import Plane
 from tests.control.okome import generation_record, until
 from tests.fixtures.node import Author, RunningNode
@@ -133,10 +134,14 @@ async def test_every_wrong_address_and_credential_is_refused_and_nothing_is_writ
         ("GET", "/v1/sessions", mine, 403, "forbidden"),
         ("GET", "/v1/sessions?limit=0", plane.key, 400, "malformed"),
         ("GET", "/v1/sessions?limit=x", plane.key, 400, "malformed"),
+        ("GET", "/v1/sessions?limit=00000000199999", plane.key, 400, "malformed"),
+        ("GET", f"/v1/sessions?limit={'0' * 8}1{'9' * 5000}", plane.key, 400, "malformed"),
         ("POST", f"{session}/generations?wait=9999", mine, 400, "malformed"),
         ("POST", f"{session}/generations", {**mine, "idempotency-key": "k" * 201}, 400, "malformed"),
         ("POST", f"{session}/generations", {**mine, "content-type": "text/plain"}, 400, "malformed"),
+        ("POST", f"{session}/generations", {**mine, "content-type": "text/plain; as=json"}, 400, "malformed"),
         ("GET", "/v1/nothing", mine, 404, "not_found"),
+        ("GET", "/v1/sessions/", {**plane.key, "host": "evil.test"}, 404, "not_found"),
         ("PUT", session, mine, 405, "method_not_allowed"),
     ]:
         content = json.dumps(body) if method == "POST" else None
@@ -167,6 +172,17 @@ async def knows(node: RunningNode, key: str) -> bool:
 async def test_a_wrong_session_names_its_field(node: RunningNode, body: dict[str, Any], param: str) -> None:
     answer = await node.http.post("/v1/sessions", json=body, headers={"authorization": f"Bearer {node.api_key}"})
     assert (answer.status_code, error_of(answer)["param"]) == (400, param)
+
+
+async def test_a_mistake_of_ours_has_the_shape_of_every_error_and_tells_nothing(
+    node: RunningNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broken(self: Operations) -> list[Any]:
+        raise RuntimeError("at nats://127.0.0.1")
+
+    monkeypatch.setattr(Operations, "models", broken)
+    answer = await node.http.get("/v1/models", headers={"authorization": f"Bearer {node.api_key}"})
+    assert (answer.status_code, error_of(answer)["code"]) == (500, "internal")
 
 
 async def test_metadata_too_large_for_the_bus_is_413(node: RunningNode, monkeypatch: pytest.MonkeyPatch) -> None:
