@@ -90,6 +90,10 @@ class Keyring:
             raise Refusal("unauthenticated", "this API key is not known here")
         return decode(entry.value, ApiKey)
 
+    async def revoked(self, id: str) -> bool:
+        """Whether the API key of that id was revoked; who has none ("", `login`) cannot lose it."""
+        return await self._revoked.get(f"key.{id}") is not None
+
     async def create(self, question: CreateKey) -> dict[str, str]:
         """A new API key: the only time that it is seen."""
         if not question.name.strip():

@@ -71,14 +71,17 @@ class Logins:
                 raise Refusal("malformed", "kind is session or login", param="kind")
         ticket = new_ticket()
         expires_at = int(time.time() + life)
-        record = Ticket(question.kind, question.tenant, question.sid, question.scope, expires_at)
+        record = Ticket(question.kind, question.tenant, question.sid, question.scope, expires_at, question.subject)
         await self._tickets.put(digest(ticket), encode(record))
         return TicketCreated(ticket, expires_at)
 
     async def redeem(self, question: RedeemTicket) -> SessionToken:
-        """A session token for a ticket: once."""
+        """A session token for a ticket: once. It counts as long as the API key that the ticket was asked with."""
         ticket = await self._spend(question.ticket, SESSION, question.sid)
-        return await self._sessions.token(OfSession(ticket.tenant, ticket.sid, LOGIN), ticket.scope)
+        subject = ticket.subject or LOGIN
+        if await self._keyring.revoked(subject):  # a token made now would be younger than the revocation, and count
+            raise Refusal("token_revoked", "the API key behind this ticket has been revoked")
+        return await self._sessions.token(OfSession(ticket.tenant, ticket.sid, subject), ticket.scope)
 
     async def _spend(self, ticket: str, kind: str, sid: str) -> Ticket:
         """A ticket shown at the wrong door is refused and not spent."""

@@ -74,6 +74,7 @@ class CreateTicket(msgspec.Struct, frozen=True, omit_defaults=True):
     kind: str = "session"
     sid: str = ""
     scope: str = "read"
+    subject: str = ""  # who asks: what the ticket opens is revoked together with that API key
 
 
 class TicketCreated(msgspec.Struct, frozen=True):

@@ -135,6 +135,7 @@ class Ticket(msgspec.Struct, frozen=True):
     sid: str
     scope: str
     expires_at: int
+    subject: str = ""  # the API key behind it; "": nobody's
 
 
 class Idempotency(msgspec.Struct, frozen=True):

@@ -64,7 +64,7 @@ class Operations:
     async def ticket(self, who: Principal, sid: str, scope: str) -> ops.TicketCreated:
         self._known(who, sid, write=scope == "write")
         return await self._bus.ask(
-            "ticket_create", ops.CreateTicket(who.tenant, "session", sid, scope), ops.TicketCreated
+            "ticket_create", ops.CreateTicket(who.tenant, "session", sid, scope, who.subject), ops.TicketCreated
         )
 
     async def redeem(self, ticket: str, sid: str) -> ops.SessionToken:

@@ -94,6 +94,20 @@ async def test_a_ticket_shown_at_the_wrong_door_is_refused_and_not_spent(okome: 
     assert (await bus.ask("ticket_redeem", ops.RedeemTicket(made.ticket, sid), ops.SessionToken)).session_id == sid
 
 
+async def test_what_a_ticket_opens_ends_with_the_key_that_asked_for_it(okome: Okome, bus: Bus) -> None:
+    """Or whoever stole a key would keep a session for ever, by a ticket and fresh tokens."""
+    sid, key = await new_session(bus), await bus.ask("key_create", ops.CreateKey("ci", TENANT), dict)
+    question = ops.CreateTicket(TENANT, "session", sid, "write", key["id"])
+    early, late = [(await bus.ask("ticket_create", question, ops.TicketCreated)).ticket for _ in range(2)]
+    opened = await bus.ask("ticket_redeem", ops.RedeemTicket(early, sid), ops.SessionToken)
+    check = Verifier()
+    for kid, entry in (await Bucket(bus, "jwks").all()).items():
+        check.take(kid, entry.value)
+    assert check.session(opened.token).subject == key["id"]
+    await bus.ask("key_revoke", ops.RevokeKey(key["id"]), dict)
+    assert await refused(bus, "ticket_redeem", ops.RedeemTicket(late, sid)) == "token_revoked"
+
+
 async def test_an_expired_ticket_is_refused(okome: Okome, bus: Bus) -> None:
     sid = await new_session(bus)
     await Bucket(bus, "tickets").put(digest("old"), encode(Ticket("session", TENANT, sid, "read", 1)))
