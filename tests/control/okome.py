@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from broker.bus import operations as ops
-from broker.bus.errors import Refusal
+from broker.bus.errors import BusUnavailable, Refusal
 from broker.bus.frames import ATTEMPT, DONE, START, TOKEN, Frame, decode_frame, encode_frame
 from broker.bus.kv import Bucket
 from broker.bus.log import read_all, store
@@ -105,7 +105,8 @@ class PlayedWorker:
 
     async def _beat(self) -> None:
         while True:
-            await self.say()
+            with contextlib.suppress(BusUnavailable):  # cut off: nobody hears it, and it beats on
+                await self.say()
             await asyncio.sleep(0.1)
 
 
