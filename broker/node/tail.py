@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import structlog
 
-from broker.bus.errors import BusError, FrameMalformed
+from broker.bus.errors import BusError, BusUnavailable, FrameMalformed
 from broker.bus.follow import Follow
 from broker.bus.frames import Frame, decode_frame
 from broker.bus.log import StreamInfo, get, stream_info
@@ -63,6 +63,7 @@ class Tail:
         self._unproven: list[tuple[str, Frame]] | None = None  # from a newer one, until the leader has been asked
         self._hollow = 0  # up to here the leader has nothing that the tail has not seen
         self._created = ""
+        self._begun = False
         self._end = 0  # the leader's last sequence at the look before
         self._uneasy_since = 0.0
         self._checker: asyncio.Task[None] | None = None
@@ -131,7 +132,8 @@ class Tail:
     # -- frames ----------------------------------------------------------------------------------------------------
 
     async def _begin(self, info: StreamInfo) -> None:
-        self._created = ""  # until the follow stands: where it does not, the next check begins again
+        self._begun = False  # where this fails, the next look begins again
+        self._created = info.created
         self._rings.clear()
         self._bytes = 0
         for waiting in self._filling.values():
@@ -155,7 +157,12 @@ class Tail:
         await self._follow.start()
         async with asyncio.timeout(self._settings.attach_timeout):
             await self._follow.caught_up.wait()
-        self._created = info.created
+        if self._follow.restarts:  # of what stream was the newest consumer?
+            again = await stream_info(self._bus, self.stream)
+            if (again.incarnation, again.created) != (self.incarnation, self._created):
+                raise BusUnavailable(f"{self.stream} was made anew while its tail began")
+        self._trusted = self._follow.restarts
+        self._begun = True
 
     def _receive(self, seq: int, subject: str, payload: bytes, headers: dict[str, str] | None) -> None:
         sid = subject[7:]  # behind `tok.<pp>.`
@@ -167,7 +174,7 @@ class Tail:
         assert self._follow is not None
         if self._unproven is not None:
             self._unproven.append((sid, frame))  # bounded by the credit: the follow is held
-        elif self._follow.restarts != self._trusted:
+        elif self._begun and self._follow.restarts != self._trusted:
             self._unproven = [(sid, frame)]
             self._follow.hold(True)
             self._spawn(self._prove())
@@ -322,7 +329,8 @@ class Tail:
             assert self._follow is not None
             seen, restarts, count = self._follow.seq, self._follow.restarts, len(self._unproven or ())
             info = await stream_info(self._bus, self.stream, timeout=1.0)
-            if (info.incarnation, info.created) != (self.incarnation, self._created) or info.last_seq < seen:
+            same = (info.incarnation, info.created) == (self.incarnation, self._created) and info.last_seq >= seen
+            if not (same and self._begun):
                 log.warning("node.log_replaced", partition=self.partition, was=self.incarnation, now=info.incarnation)
                 await self._follow.close()
                 await self._begin(info)
