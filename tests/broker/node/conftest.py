@@ -10,6 +10,7 @@ import pytest
 
 from broker.bus.log import stream_info
 from broker.bus.nats import Bus
+from broker.node import role
 from control.app import Okome
 from tests.control.okome import PlayedWorker, connected, replica, worker
 from tests.fixtures.nats_server import NatsServer
@@ -49,6 +50,12 @@ class Plane(NamedTuple):
     async def written(self) -> list[int]:
         """The last sequence of every log and of the queue: what a refused request must not change."""
         return [(await stream_info(self.bus, stream)).last_seq for stream in LOGS]
+
+
+@pytest.fixture(autouse=True)
+def nodes_leave_quickly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No ingress reads that they are leaving; the one test about that says how long they wait."""
+    monkeypatch.setattr(role, "DRAIN_NOTICE", 0.01)
 
 
 @pytest.fixture

