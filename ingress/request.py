@@ -6,12 +6,13 @@ import hashlib
 import re
 from dataclasses import dataclass, field
 from enum import Enum, auto
-from urllib.parse import parse_qsl, urlencode
+from urllib.parse import parse_qsl, unquote, urlencode
 
 from broker.bus.subjects import partition_of, random_id
 from ingress.headers import REQUEST_ID, Field, tokens, value
 
 _SESSION = re.compile(r"/v1/sessions/([A-Za-z0-9_-]{8,64})(?:/([^/]*)(/.*)?)?\Z")
+_SOCKET = re.compile(r"/v1/sessions/[^/]*/ws\Z")
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}\Z")
 OWN_PATHS = frozenset({"/livez", "/readyz", "/metrics", "/version"})
 
@@ -50,20 +51,22 @@ class Request:
         self.kind = self._kind()
 
     def _kind(self) -> Kind:
-        if self.path in OWN_PATHS:
+        path = unquote(self.path)  # as the node reads it: %61 for an a must not be another kind of request
+        if path in OWN_PATHS:
             return Kind.OWN
-        match = _SESSION.match(self.path)
+        # A socket for an illegal id, too: the node accepts and closes, which a browser can read.
+        socket = self.upgrade and self.method == "GET" and _SOCKET.match(path)
+        kind = Kind.SOCKET if socket else Kind.ORDINARY
+        match = _SESSION.match(path)
         if match is None:
-            return Kind.ORDINARY
+            return kind
         self.sid, leaf, deeper = match.group(1), match.group(2), match.group(3)
         if deeper is None:
             if leaf == "events" and self.method == "GET":
                 return Kind.EVENTS
-            if leaf == "ws" and self.upgrade and self.method == "GET":
-                return Kind.SOCKET
             if leaf == "generations" and self.method == "POST" and self.wants_events:
                 return Kind.ANSWER
-        return Kind.ORDINARY
+        return kind
 
     @property
     def wants_events(self) -> bool:

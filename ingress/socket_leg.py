@@ -33,6 +33,9 @@ _message = msgspec.json.Decoder(_Message)
 _told = msgspec.json.Decoder(_Told)
 
 
+_NO_MESSAGE = (msgspec.DecodeError, RecursionError)  # the second: nested more deeply than a parser follows
+
+
 class TooManyUnanswered(Exception):
     """A client asked MAX_UNANSWERED times without waiting for one answer."""
 
@@ -53,7 +56,7 @@ class Dialogue:
         """(what to forward, what follows, the code of a `closed`)."""
         try:
             message = _message.decode(text)
-        except msgspec.DecodeError:
+        except _NO_MESSAGE:
             return text, Turn.GO_ON, ""
         turn = Turn.GO_ON
         match message.event:
@@ -89,7 +92,7 @@ class Dialogue:
         """Remember what a later leg must be told again; raises TooManyUnanswered."""
         try:
             message = _message.decode(text)
-        except msgspec.DecodeError:
+        except _NO_MESSAGE:
             return
         match message.event:
             case "auth":
@@ -113,7 +116,7 @@ class Dialogue:
 def _tell(data: msgspec.Raw) -> _Told:
     try:
         return _told.decode(data)
-    except msgspec.DecodeError:
+    except _NO_MESSAGE:
         return _Told()
 
 

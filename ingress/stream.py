@@ -230,7 +230,7 @@ class EventStream:
             return replace(request, headers=fields)
         # The answer to a POST goes on as the session's events: the POST itself is done.
         gone = (b"idempotency-key", b"content-type", b"content-encoding")
-        path = request.path.removesuffix("generations") + "events"
+        path = f"/v1/sessions/{request.sid}/events"
         return replace(
             request,
             method="GET",

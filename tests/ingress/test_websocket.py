@@ -226,6 +226,27 @@ async def test_an_upgrade_to_something_else_is_ignored(node: Make, ingress: Make
     assert (await raw.answer()).status == 200
 
 
+async def test_what_is_nested_without_end_is_the_nodes_to_refuse(node: Make, ingress: Make) -> None:
+    """It breaks nothing here: it is passed on like every message that is none, and the connection goes on."""
+    a = await node("node-a")
+    relay = await ingress(a)
+    async with viewer(relay) as client:
+        await client.until("caught_up")
+        await client.socket.send('{"event":"ping","data":' + "[" * 100_000 + "]" * 100_000 + "}")
+        await client.socket.send(json.dumps({"event": "generate", "data": {"request_id": "r", "prompt": "x"}}))
+        await client.until("accepted")
+        assert [len(a.messages), client.names.count("served_by")] == [2, 1]
+
+
+async def test_an_illegal_id_is_refused_where_a_browser_can_read_it(node: Make, ingress: Make, log: Log) -> None:
+    """Accept, then close with the node's code: the status of a refused upgrade is hidden from pages."""
+    a = await node("node-a", cut_after=0, ws_close=4400)
+    relay = await ingress(a)
+    log.tokens(0, 1)
+    async with connect(f"ws://127.0.0.1:{relay.port}/v1/sessions/x.y/ws", proxy=None) as socket:
+        assert await Viewer(socket).closed() == 4400
+
+
 async def test_a_message_beyond_the_limit_is_1009(node: Make, ingress: Make) -> None:
     a = await node("node-a")
     relay = await ingress(a, body_limit=2048)
