@@ -19,7 +19,7 @@ import httptools
 
 from broker.bus.errors import Refusal
 from ingress import answer
-from ingress.headers import Field, client_of, is_loopback, tokens, value
+from ingress.headers import Field, client_of, is_forwarded, is_loopback, tokens, value
 from ingress.request import Request
 
 if TYPE_CHECKING:
@@ -287,8 +287,7 @@ class ClientConnection(asyncio.Protocol):
             raise _Stop(Refusal("method_not_allowed", f"{method} is not known here"))
         try:
             target = self._url.decode("ascii")
-            parts = urlsplit(target)
-            path, query = parts.path or "/", parts.query
+            path, query = _path_and_query(target)
         except ValueError as error:
             raise _Stop(Refusal("malformed", "the request target is not a URL", param="target")) from error
         version = self._parser.get_http_version()
@@ -308,7 +307,7 @@ class ClientConnection(asyncio.Protocol):
             headers=self._fields,
             ip=ip,
             proto=proto or ("https" if self._tls else "http"),
-            loopback=self._loopback and is_loopback(ip),
+            loopback=self._loopback and is_loopback(ip) and (ip != self._peer or not is_forwarded(self._fields)),
             body=bytes(self._body),
             keep_alive=self._parser.should_keep_alive() and not self._parser.should_upgrade(),
             chunked_ok=version == "1.1",
@@ -383,6 +382,15 @@ class ClientConnection(asyncio.Protocol):
         self._listener.refused(refusal, self._peer, status)
         self.write(answer.whole(*answer.refused(refusal, "-", status=status), keep_alive=False))
         self.close()
+
+
+def _path_and_query(target: str) -> tuple[str, str]:
+    """RFC 9112 §3.2; raises ValueError. What begins with a slash is a path, however many slashes follow."""
+    if target.startswith("/"):
+        path, _, query = target.partition("#")[0].partition("?")
+        return path, query
+    parts = urlsplit(target)
+    return parts.path or "/", parts.query
 
 
 class _Stop(Exception):

@@ -35,6 +35,7 @@ _HOP_BY_HOP = frozenset(
 )
 # A client's word about who it is is replaced by ours.
 _FORWARDED = frozenset({b"forwarded", b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-host", b"x-real-ip"})
+_IN_BETWEEN = _FORWARDED | {b"via"}
 _KEPT = frozenset({b"host", b"authorization", b"cookie", b"origin", b"content-type"})
 
 
@@ -101,6 +102,11 @@ def client_of(peer: str, fields: list[Field], trusted: list[Network]) -> tuple[s
         if not _within(ip, trusted):
             return (ip if _is_address(ip) else peer), proto if proto in ("http", "https") else ""
     return peer, proto if proto in ("http", "https") else ""
+
+
+def is_forwarded(fields: list[Field]) -> bool:
+    """Whether something that is in between says so: then the peer's address tells nothing of the client's."""
+    return any(name in _IN_BETWEEN for name, _ in fields)
 
 
 def _is_address(text: str) -> bool:

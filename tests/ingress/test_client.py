@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from tests.ingress.conftest import DEADLINE, Raw
+from broker.bus.credentials import internal_key, unseal
+from tests.ingress.conftest import DEADLINE, EventClient, Raw
 from tests.ingress.fake_node import SID
 
 Make = Callable[..., Any]
@@ -173,6 +174,47 @@ async def test_a_client_that_has_said_all_still_gets_its_answer(node: Make, ingr
     raw.writer.write_eof()
     assert (await raw.answer()).status == 200
     assert await raw.closed()
+
+
+async def test_a_path_is_a_path_however_it_is_written(node: Make, ingress: Make, log: Any) -> None:
+    """Two slashes name no host, and an escaped letter makes no other kind of request."""
+    a = await node("node-a")
+    relay = await ingress(a)
+    log.tokens(0, 2)
+    raw = await Raw.open(relay.port)
+    raw.send(b"GET //metrics HTTP/1.1\r\nhost: x\r\n\r\n")
+    await raw.answer()
+    assert a.seen[0].target == "//metrics"
+    client = await EventClient.open(relay.port, path=f"/v1/sessions/{SID[:-1]}%{ord(SID[-1]):x}/events")
+    await client.until("caught_up")
+    assert "served_by" in client.names
+    own = await Raw.open(relay.port)
+    own.send(b"GET /%6detrics HTTP/1.1\r\nhost: x\r\n\r\n")
+    assert (await own.answer()).status in (200, 405)
+    assert len(a.seen) == 2, "the node's own figures are not shown"
+
+
+@pytest.mark.parametrize(
+    ("field", "loopback"),
+    [
+        (b"x-mine: 1", True),
+        (b"x-forwarded-for: 127.0.0.1", False),
+        (b"forwarded: for=127.0.0.1", False),
+        (b"x-real-ip: 127.0.0.1", False),
+        (b"via: 1.1 proxy", False),
+    ],
+)
+async def test_what_came_through_a_proxy_is_not_this_machines_own_user(
+    node: Make, ingress: Make, field: bytes, loopback: bool
+) -> None:
+    """Behind a tunnel or a proxy on this machine every client of the world has its address."""
+    a = await node("node-a")
+    relay = await ingress(a)
+    raw = await Raw.open(relay.port)
+    raw.send(b"POST /v1/login HTTP/1.1\r\nhost: 127.0.0.1\r\norigin: http://127.0.0.1\r\n%b\r\n\r\n" % field)
+    assert (await raw.answer()).status == 200
+    key = internal_key(json.dumps({"key": relay.key}).encode())
+    assert unseal(key, a.seen[0].headers["x-okome-relay"], 30, purpose="relay")["loopback"] is loopback
 
 
 async def test_own_paths_tell_of_the_ingress(node: Make, ingress: Make) -> None:
