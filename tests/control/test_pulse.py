@@ -72,8 +72,11 @@ async def test_the_job_of_a_replaced_instance_is_delivered_again_at_once(okome: 
 
 
 async def test_a_worker_is_not_suspected_while_the_server_is_frozen(fresh_nats: NatsServer) -> None:
-    """Nobody's beat can be heard then: afterwards everybody is given a full second."""
-    async with replica(fresh_nats.url) as okome, connected(fresh_nats.url) as bus, worker(okome, bus) as alive:
+    """Nobody's beat can be heard then: afterwards everybody is given a full second.
+
+    The worker beats on OKOME's own connection: one that reconnects a second later than OKOME is rightly suspected.
+    """
+    async with replica(fresh_nats.url) as okome, connected(fresh_nats.url) as bus, worker(okome, okome.bus) as alive:
         alive.held = {"g": "naks.are.heard.here"}
         naks: asyncio.Queue[Msg] = asyncio.Queue()
         await bus.subscribe("naks.are.heard.here", naks.put)

@@ -107,7 +107,7 @@ def check(viewer: Viewer, place: int, log: MemoryLog) -> None:
     assert [event.data for event in viewer.frames] == [frame.data for frame in expected]
 
 
-@settings(max_examples=600, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(ACTIONS, st.lists(STARTS, min_size=1, max_size=4), DELAYS, st.sampled_from([0, 3000, 1 << 20]))
 def test_every_viewer_sees_every_frame_once_in_order_whatever_is_interleaved(
     actions: list[tuple[str, int]], starts: list[str], delays: list[int], bytes_limit: int
@@ -116,7 +116,7 @@ def test_every_viewer_sees_every_frame_once_in_order_whatever_is_interleaved(
     asyncio.run(play(actions, starts, delays, bytes_limit))
 
 
-@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 3)), max_size=25), DELAYS, STARTS, st.integers(0, 30))
 def test_a_log_that_is_replaced_is_said_so_and_then_shown_whole(
     steps: list[tuple[int, int]], delays: list[int], word: str, replace_at: int
