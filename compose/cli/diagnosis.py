@@ -32,6 +32,7 @@ def show(report: Report) -> None:
         for variable, why in report.mistakes.items():
             table.add_row(Text("✗", "red"), Text(variable, "bold"), Text(why, "red"))
         console.print(table)
+    console.print(Text("\nSettings of a role that is started from here; • is what the environment says", "dim"))
     for role, settings in groupby(report.settings, key=lambda setting: setting.role):
         console.print(Text(f"\n{role}", "bold"))
         table = _grid()

@@ -28,6 +28,23 @@ app.add_typer(keys, name="keys")
 app.add_typer(drain, name="drain")
 
 
+def _version(asked: bool) -> None:
+    if asked:
+        from broker.bus.version import VERSION
+
+        typer.echo(f"okome {VERSION}")
+        raise typer.Exit(OK)
+
+
+@app.callback()
+def okome(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say which version this is.")
+    ] = False,
+) -> None:
+    """Durable token streams from language models to browsers."""
+
+
 class Format(StrEnum):
     TEXT = "text"
     JSON = "json"
@@ -161,7 +178,7 @@ def role(name: Annotated[Role, typer.Argument(help="Which one.", show_choices=Tr
 
 @app.command()
 def doctor(url: Url = None, output: Output = Format.TEXT) -> None:
-    """Check this machine, the settings and the running system."""
+    """Check this machine, the running system, and the settings that a role would have from here."""
     with outcome():
         from compose.cli import table
         from compose.cli.doctor import examine

@@ -13,7 +13,7 @@ from broker.bus.kv import Bucket
 from broker.bus.nats import Bus, Msg
 from broker.bus.operations import CreateKey, Explain, RevokeKey, Route
 from broker.bus.records import ApiKey
-from broker.bus.subjects import beat_subject, node_subject, worker_subject
+from broker.bus.subjects import beat_subject, encode, node_subject, worker_subject
 from compose.cli import table
 from compose.cli.api import ask
 from compose.cli.outcome import CommandFailed
@@ -118,6 +118,7 @@ async def revoke_key(target: Target, key: str) -> None:
 
 
 async def drain_node(target: Target, node: str) -> None:
+    _plain(node)
     async with connected(target) as bus:
         if await Bucket(bus, "nodes").get(node) is None:
             raise CommandFailed(f"no node {node} is running")
@@ -126,6 +127,7 @@ async def drain_node(target: Target, node: str) -> None:
 
 async def drain_worker(target: Target, worker: str) -> None:
     """A worker is known by its beat."""
+    _plain(worker)
     async with connected(target) as bus:
         beaten = asyncio.Event()
 
@@ -139,3 +141,9 @@ async def drain_worker(target: Target, worker: str) -> None:
         except TimeoutError:
             raise CommandFailed(f"no worker {worker} is running") from None
         await bus.publish(worker_subject(worker, "drain"), b"{}")
+
+
+def _plain(name: str) -> None:
+    """A name becomes part of a subject: `*` would ask about everybody and drain nobody."""
+    if encode(name) != name:
+        raise CommandFailed(f"{name!r} is no name of a node or worker; `okome doctor` lists them")

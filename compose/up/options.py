@@ -56,6 +56,8 @@ class Options:
         if self.tls and self.tls_cert:
             problems.append("--tls makes a certificate of its own: it does not go with --tls-cert")
         problems += [f"--{name} {path}: no such file" for name, path in self._files() if not path.is_file()]
+        if self.ready_file is not None and not self.ready_file.absolute().parent.is_dir():
+            problems.append(f"--ready-file {self.ready_file}: its folder does not exist")
         problems += [
             f"--cors-origin {origin}: an origin is http(s)://host[:port]"
             for origin in self.cors_origins

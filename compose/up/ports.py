@@ -48,9 +48,12 @@ class Ports:
 
         OSError says that the address is not this machine's, or that the port needs a privilege.
         """
-        if port:
-            _refuse_if_busy(host, port)
-        return self._take(host, port, shared=shared)
+        try:
+            if port:
+                _refuse_if_busy(host, port)
+            return self._take(host, port, shared=shared)
+        except OSError as error:
+            raise OSError(f"cannot listen on {host}:{port}: {error.strerror}") from error
 
     def _take(self, host: str, port: int, *, shared: bool) -> int:
         taken = socket.socket(_family(host), socket.SOCK_STREAM)

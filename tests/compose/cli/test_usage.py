@@ -116,6 +116,26 @@ def test_a_busy_port_is_a_clear_error_at_once(tmp_path: Path) -> None:
     assert time.monotonic() - began < TIMEOUT / 2, "nothing was started for it"
 
 
+def test_a_ready_file_that_cannot_be_written_is_said_before_anything_starts(tmp_path: Path) -> None:
+    told = okome("up", "--engine", "scripted", "--ready-file", str(tmp_path / "none" / "ready.json"), home=tmp_path)
+    assert told.returncode == 2
+    assert "its folder does not exist" in told.stderr
+
+
+def test_a_host_that_is_not_this_machine_is_named(tmp_path: Path) -> None:
+    told = okome("up", "--engine", "scripted", "--host", "192.0.2.1", "--port", "0", home=tmp_path)
+    assert told.returncode == 3
+    assert "cannot listen on 192.0.2.1:0" in told.stderr
+
+
+@pytest.mark.parametrize(("kind", "name"), [("node", ">"), ("node", "a.b"), ("worker", "*"), ("worker", "")])
+def test_what_names_everybody_is_no_name(kind: str, name: str, tmp_path: Path) -> None:
+    """As part of a subject it would find somebody, drain nobody and say nothing."""
+    told = okome("drain", kind, name, home=tmp_path, OKOME_NATS_URL="nats://127.0.0.1:1")
+    assert told.returncode == 1
+    assert "is no name of a node or worker" in told.stderr
+
+
 def test_a_key_that_cannot_be_one_cannot_start(tmp_path: Path) -> None:
     told = okome("up", "--engine", "scripted", "--port", "0", home=tmp_path, OKOME_API_KEY="pass word")
     assert told.returncode == 3
