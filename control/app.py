@@ -86,6 +86,7 @@ class Okome:
         operations = endpoints(self.id, self.keyring, sessions, logins, generations, endings)
         service = await bus.serve(NAME, VERSION, DESCRIPTION, operations)
         self._stack.push_async_callback(service.close)
+        await bus.api("INFO")  # the server has read what was sent before: from here on every question finds us
 
     async def run(self) -> None:
         """Beat, sweep, and keep what was provisioned, until cancelled."""
