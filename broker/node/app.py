@@ -140,7 +140,8 @@ class App:
             last_event_id = caller.headers.get("last-event-id")
             start = read_start(caller.query.get("after"), last_event_id)
             until_done = caller.query.get("until") == "done"
-            subscriber = await self._viewers.open(principal, sid, start, "sse", until_done=until_done)
+            paced = caller.query.get("pace") != "0"
+            subscriber = await self._viewers.open(principal, sid, start, "sse", until_done=until_done, paced=paced)
         except (Refusal, CredentialInvalid, BusError) as error:
             refusal = as_refusal(error)
             if refusal.status == 401:
@@ -177,7 +178,8 @@ class App:
             admitted.extend(headers)
             return principal
 
-        stream = WebSocketStream(sid, self._access, self._viewers, self._operations, receive, send)
+        paced = caller.query.get("pace") != "0"
+        stream = WebSocketStream(sid, self._access, self._viewers, self._operations, receive, send, paced=paced)
         await stream.run(
             admit,
             lambda: read_start(caller.query.get("after"), caller.headers.get("last-event-id")),

@@ -26,6 +26,7 @@ class NodeSettings(RoleSettings):
 
     max_subscribers: int = Field(20_000, ge=1)
     heartbeat_interval: float = Field(10.0, gt=0, description="silence after which viewers get `: hb`")
+    pacer_window: float = Field(0.08, ge=0, le=0.1, description="a live token is held at most so long; 0: no pacing")
     attach_timeout: float = Field(5.0, gt=0, description="until the log must have answered a new viewer")
     auth_timeout: float = Field(5.0, gt=0, description="for the first message of a WebSocket without credentials")
     body_limit: int = Field(1024 * 1024, ge=1024)

@@ -20,6 +20,7 @@ from broker.bus.subjects import Cursor
 from broker.node import metrics
 from broker.node.events import Event, closed, make, of_frame
 from broker.node.history import History
+from broker.node.pacer import Pacer
 from broker.node.ring import Ring
 from broker.node.tail import Tail
 
@@ -38,11 +39,20 @@ class Subscriber:
     """One connection's reader. `wake` may be called from anywhere in the loop; all else from its own task."""
 
     def __init__(
-        self, tail: Tail, history: History, tenant: str, sid: str, start: Start, node: str, *, until_done: bool = False
+        self,
+        tail: Tail,
+        history: History,
+        tenant: str,
+        sid: str,
+        start: Start,
+        node: str,
+        *,
+        until_done: bool = False,
+        pacer: Pacer | None = None,
     ) -> None:
         self.tenant = tenant
         self.sid = sid
-        self.seq = 0  # of the last frame given out
+        self.seq = 0  # of the last frame given out, or to the pacer
         self.behind = False  # it reads the log, not the ring
         self.end_reason = "client_gone"
         self.sent_at = 0.0
@@ -51,6 +61,7 @@ class Subscriber:
         self._start = start
         self._node = node
         self._until_done = until_done
+        self._pacer = pacer
         self._waiter: asyncio.Future[None] | None = None
         self._notices: deque[Event] = deque(maxlen=MAX_NOTICES)
         self._last_words: list[Event] | None = None
@@ -172,6 +183,9 @@ class Subscriber:
         caught_up = False
         target = (await self._tail.locate(self.sid)).last  # what stood there when this began is history
         while True:
+            if self._paced and not self._flows():
+                yield self._flush()  # what the pacer still holds comes before whatever ends this piece of the stream
+                continue
             if self._last_words is not None:
                 yield self._farewell()
                 return
@@ -194,7 +208,7 @@ class Subscriber:
                 self.behind = False  # another node was quicker than this one's tail: wait for it
             elif ring.holds(self.seq):
                 self.behind = False
-                if batch := self._read_ring(ring):
+                if batch := self._read_ring(ring, live=caught_up):
                     if self._until_done and caught_up and (end := _end_of(batch)) is not None:
                         self.end_reason = "done"
                         yield batch[: end + 1]
@@ -221,9 +235,33 @@ class Subscriber:
                 continue
             await self._wait()
 
-    def _read_ring(self, ring: Ring) -> list[Event]:
+    def _read_ring(self, ring: Ring, *, live: bool) -> list[Event]:
+        """What is to go out now: all that is new, or of live events what the pacer lets through."""
         batch, self.seq = ring.read(self.seq, BATCH)
-        return batch
+        if self._pacer is None or not live:
+            return batch
+        now = asyncio.get_running_loop().time()
+        if batch:
+            self._pacer.offer(batch, now)
+        if len(batch) == BATCH:
+            return self._pacer.flush()  # so far behind the ring it is history, and history is not typewritten
+        return self._pacer.take(now)
+
+    @property
+    def _paced(self) -> bool:
+        return self._pacer is not None and self._pacer.due is not None
+
+    def _flows(self) -> bool:
+        """The stream goes on from the ring, so what the pacer holds may wait for its time."""
+        return (
+            self._last_words is None
+            and self._incarnation == self._tail.incarnation
+            and self._tail.ring(self.sid).holds(self.seq)
+        )
+
+    def _flush(self) -> list[Event]:
+        assert self._pacer is not None
+        return self._pacer.flush()
 
     async def _read_log(self) -> list[Event]:
         """The next page of the log; or a `reset`, where no frame of it follows; or nothing yet: try again.
@@ -291,11 +329,16 @@ class Subscriber:
 
     async def _wait(self) -> None:
         # Nothing can have changed since the checks above: there was no await in between.
-        self._waiter = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        self._waiter = loop.create_future()
+        due = self._pacer.due if self._pacer is not None else None
+        timer = loop.call_at(due, self.wake) if due is not None else None
         try:
             await self._waiter
         finally:
             self._waiter = None
+            if timer is not None:
+                timer.cancel()
 
     async def _start_over(self, reason: str) -> Event:
         """The place is lost: go on from the earliest frame there is, and say so."""

@@ -20,6 +20,7 @@ from broker.node import metrics
 from broker.node.access import Access, Principal
 from broker.node.events import Event, closed
 from broker.node.history import History
+from broker.node.pacer import Pacer
 from broker.node.settings import NodeSettings
 from broker.node.subscriber import Start, Subscriber
 from broker.node.tails import Tails
@@ -65,7 +66,7 @@ class Viewers:
     # -- opening and closing ---------------------------------------------------------------------------------------
 
     async def open(
-        self, who: Principal, sid: str, start: Start, transport: str, *, until_done: bool = False
+        self, who: Principal, sid: str, start: Start, transport: str, *, until_done: bool = False, paced: bool = True
     ) -> Subscriber:
         """A subscriber, counted until `closed`. Raises Refusal `overloaded` or `unavailable`: come back later."""
         if self.draining:
@@ -82,7 +83,10 @@ class Viewers:
         if tail.lost:
             raise Refusal("unavailable", "the log's leader does not answer; try again", retry_after=1)
         loop = asyncio.get_running_loop()
-        subscriber = Subscriber(tail, self._history, who.tenant, sid, start, self._node, until_done=until_done)
+        pacer = Pacer(self._settings.pacer_window) if paced and self._settings.pacer_window else None
+        subscriber = Subscriber(
+            tail, self._history, who.tenant, sid, start, self._node, until_done=until_done, pacer=pacer
+        )
         subscriber.sent_at = loop.time()
         self._viewers[subscriber] = Viewer(subscriber, who, transport, loop.time())
         self.empty.clear()

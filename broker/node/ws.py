@@ -76,9 +76,18 @@ class WebSocketStream:
     """One connection: a reader of client messages and, one at a time, a writer of the subscriber's events."""
 
     def __init__(
-        self, sid: str, access: Access, viewers: Viewers, operations: Operations, receive: Receive, send: Send
+        self,
+        sid: str,
+        access: Access,
+        viewers: Viewers,
+        operations: Operations,
+        receive: Receive,
+        send: Send,
+        *,
+        paced: bool = True,
     ) -> None:
         self._sid = sid
+        self._paced = paced
         self._access = access
         self._viewers = viewers
         self._operations = operations
@@ -258,7 +267,7 @@ class WebSocketStream:
     async def _begin(self, start: Start) -> None:
         assert self._principal is not None
         try:
-            self._subscriber = await self._viewers.open(self._principal, self._sid, start, "ws")
+            self._subscriber = await self._viewers.open(self._principal, self._sid, start, "ws", paced=self._paced)
         except Refusal as refusal:
             error: dict[str, Any] = {"code": refusal.code, "message": refusal.message}
             if refusal.retry_after is not None:
