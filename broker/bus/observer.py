@@ -93,6 +93,11 @@ class Observer:
                 naks += self._newest(heard.beat)
         return naks
 
+    def doubts(self, now: float) -> bool:
+        """Whether somebody has been silent for long enough to be suspected: time to prove that one can hear at all. A
+        round trip that worked a second ago proves nothing of the second since."""
+        return any(not heard.done and self._silence(heard, now) > SILENCE for heard in self._heard.values())
+
     def live(self, now: float) -> list[str]:
         """Everybody who beats, itself among them, sorted: the ranking."""
         return sorted([self.id, *(name for name, heard in self._heard.items() if self._silence(heard, now) <= SILENCE)])
