@@ -107,10 +107,8 @@ class MemoryReader(LogReader):
         async with self._budget:
             await self.log.asked()
             found = [message for message in self.log.stored if message.seq > after][:PAGE]
-            if not found:
-                return Page([], broken=self.log.last != after)
-            page = linked(found, after)
-            await asyncio.sleep(0)
+            page = linked(found, after) if found else Page([], broken=self.log.last != after)
+            await self.log.asked()  # the answer is on its way: anything may happen meanwhile
             return page
 
 

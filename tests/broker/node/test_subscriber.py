@@ -233,7 +233,10 @@ def test_a_log_purged_under_a_viewer_is_a_reset_and_never_silence() -> None:
         viewer.free()
         await settle()
         log.purge()
-        written(log, tail, 3)
+        written(log, tail, 1)
+        await settle()
+        assert viewer.names()[-2:] == ["reset", "start"], "the first frame alone says it"
+        written(log, tail, 2)
         await settle()
         names = viewer.names()
         assert names[-4:] == ["reset", "start", "token", "token"]
@@ -412,6 +415,31 @@ def test_notices_of_a_reader_that_stopped_are_bounded() -> None:
         viewer.free()
         await settle()
         assert viewer.names().count("queued") == 32
+        await end(tail, [viewer])
+
+    in_memory(body)
+
+
+def test_a_page_of_the_next_log_is_not_shown_as_one_of_the_log_before() -> None:
+    """The stream is made anew; a page is read from it before the tail knows, and arrives when it does."""
+
+    async def body(log: MemoryLog, tail: MemoryTail, history: MemoryHistory) -> None:
+        written(log, tail, 5)
+        tail._forget(SID)
+        anew = MemoryLog("second")
+        for _ in range(5):
+            anew.write()
+        log.delays = iter([0] * 4)
+        viewer = Viewer(tail, history, Start("cursor", Cursor("first", 0)))
+        await settle(20)
+        tail._forget(SID)
+        tail.reader.log = history.log = anew  # type: ignore[attr-defined]
+        anew.delays = iter([0, 100])
+        viewer.free()
+        await settle(20)
+        tail.replace(anew)
+        await settle()
+        assert [event.cursor for event in viewer.frames] == [f"second-{frame.seq}" for frame in anew.frames]
         await end(tail, [viewer])
 
     in_memory(body)

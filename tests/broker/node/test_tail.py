@@ -373,13 +373,17 @@ def test_more_frames_than_may_wait_behind_a_hole_are_read_with_it(monkeypatch: p
         tail = MemoryTail(log)
         viewer = Viewer(tail, MemoryHistory(log), Start("first"))
         viewer.free()
-        for _ in range(20):
+        for _ in range(5):
             log.write()
         tail.deliver(2)
         await settle(20)
         tail.drop()
-        log.delays = iter([50])
-        tail.deliver(17)  # while the hole is being filled
+        log.delays = iter([0, 100])
+        tail.deliver(2)
+        await settle(20)  # the page has been read, and its answer is on its way
+        for _ in range(10):
+            log.write()
+        tail.deliver(10)
         await settle()
         assert [event.data for event in viewer.frames] == [frame.data for frame in log.frames]
         await end_viewers(tail, [viewer])
