@@ -1,8 +1,10 @@
 // A model's text as blocks: the little of Markdown that answers use. Pure; nothing here makes markup, so nothing can inject any.
 
-const FENCE = /^ {0,3}(`{3,}|~{3,})\s*([\w+#.-]*)\s*$/;
+const FENCE = /^ {0,3}(`{3,}|~{3,})\s*([\w+#.-]*)$/; // of a line without its trailing space: with it, this would take quadratic time
 const HEADING = /^(#{1,6})\s+(.*)$/;
 const ITEM = /^(\s*)([-*•]|\d{1,3}[.)])\s+(.*)$/;
+
+const fenceOf = (line) => FENCE.exec(line.trimEnd());
 
 /**
  * Text → blocks `{type, source, …}`: `paragraph` and `heading` {text, level?}, `list` {ordered, start, items}, `code` {language, text, open}.
@@ -15,7 +17,7 @@ export function blocks(text) {
   while (at < lines.length) {
     const from = at;
     const line = lines[at];
-    const fence = FENCE.exec(line);
+    const fence = fenceOf(line);
     if (!line.trim()) {
       at += 1;
       continue;
@@ -32,14 +34,14 @@ export function blocks(text) {
       at += 1;
     } else if (ITEM.test(line)) {
       block = { type: 'list', ordered: /\d/.test(ITEM.exec(line)[2]), start: parseInt(ITEM.exec(line)[2], 10) || 1, items: [] };
-      for (; at < lines.length && lines[at].trim() && !FENCE.test(lines[at]); at += 1) {
+      for (; at < lines.length && lines[at].trim() && !fenceOf(lines[at]); at += 1) {
         const item = ITEM.exec(lines[at]);
         if (item && /\d/.test(item[2]) !== block.ordered && !item[1]) break;
         if (item) block.items.push(item[3]);
         else block.items.push(`${block.items.pop()}\n${lines[at].trim()}`);
       }
     } else {
-      for (at += 1; at < lines.length && lines[at].trim() && !FENCE.test(lines[at]) && !HEADING.test(lines[at]) && !ITEM.test(lines[at]); at += 1);
+      for (at += 1; at < lines.length && lines[at].trim() && !fenceOf(lines[at]) && !HEADING.test(lines[at]) && !ITEM.test(lines[at]); at += 1);
       block = { type: 'paragraph', text: lines.slice(from, at).join('\n') };
     }
     result.push({ ...block, source: lines.slice(from, at).join('\n') });
