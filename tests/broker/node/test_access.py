@@ -69,6 +69,12 @@ def test_each_credential_opens_what_it_is_for() -> None:
     assert (by_login.tenant, by_login.sid, by_login.cookie) == ("acme", "", True)
 
 
+def test_a_key_that_an_operator_chose_may_look_like_a_token() -> None:
+    door = Door()
+    door.access.take_key(digest("a.key.of-theirs-12"), encode(ApiKey("key2", "acme", "chosen", now_ms())))
+    assert door.who(headers=bearer("a.key.of-theirs-12")).subject == "key2"
+
+
 def test_what_is_expired_forged_or_for_another_audience_is_refused() -> None:
     door, elsewhere = Door(), Door()
     assert door.why(headers={}) == "unauthenticated"
