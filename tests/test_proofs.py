@@ -1,6 +1,7 @@
 """What docs/proofs.md names is there: a proof that was renamed or removed is noticed."""
 
 import ast
+import functools
 import re
 from pathlib import Path
 
@@ -8,6 +9,7 @@ ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "docs" / "proofs.md").read_text()
 
 
+@functools.cache
 def functions(path: Path) -> set[str]:
     tree = ast.parse(path.read_text())
     return {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
