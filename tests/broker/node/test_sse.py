@@ -408,3 +408,18 @@ async def test_a_post_that_accepts_an_event_stream_streams_that_answer(plane: Pl
         "hello", "start", "token", "token", "token", "done",
     ]  # fmt: skip
     assert names.count("caught_up") == 1  # where depends on who was quicker
+
+
+async def test_a_paced_viewer_and_one_with_pace_0_see_the_same_events(node: RunningNode) -> None:
+    """The pacer delays bursts (test_pacer.py says how); it changes nothing of what is seen."""
+    author = await node.session()
+    await author.start()
+    await author.tokens(1)
+    async with node.events(author.sid, after="now") as paced, node.events(author.sid, after="now", pace="0") as raw:
+        await paced.until("caught_up")
+        await raw.until("caught_up")
+        for _ in range(4):  # the pacer learns how quick the source is
+            await asyncio.gather(author.tokens(20), asyncio.sleep(0.1))
+        await author.done()
+        assert [event["data"] for event in await paced.until("done")] == author.data[2:]
+        assert [event["data"] for event in await raw.until("done")] == author.data[2:]
