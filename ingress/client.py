@@ -31,6 +31,7 @@ AHEAD = 8
 """Requests that a client may send before the answer to the first one."""
 TO_SKIP = 256 * 1024
 """Bytes of a refused body that are read and thrown away, so that the client sees the answer and not a reset."""
+_ONCE = frozenset({b"host", b"authorization", b"origin", b"content-type", b"last-event-id", b"idempotency-key"})
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 
@@ -293,9 +294,12 @@ class ClientConnection(asyncio.Protocol):
         version = self._parser.get_http_version()
         if version not in ("1.0", "1.1"):
             raise _Stop(Refusal("malformed", f"HTTP/{version} is not spoken here"))
-        hosts = [text for name, text in self._fields if name == b"host"]
-        if len(hosts) > 1 or (version == "1.1" and not hosts):
-            raise _Stop(Refusal("malformed", "a request names one Host", param="host"))
+        given = [name for name, _ in self._fields if name in _ONCE]
+        if len(given) > len(set(given)):  # ingress and node must not each believe another one
+            twice = max(given, key=given.count).decode()
+            raise _Stop(Refusal("malformed", f"a request has one {twice}", param=twice))
+        if version == "1.1" and b"host" not in given:
+            raise _Stop(Refusal("malformed", "a request names its Host", param="host"))
         if not path.startswith("/") and target != "*":
             raise _Stop(Refusal("malformed", "the request target is not a path", param="target"))
         ip, proto = client_of(self._peer, self._fields, self._listener.trusted)

@@ -72,6 +72,8 @@ async def test_a_head_beyond_the_limit_is_431(node: Make, ingress: Make, head: b
         b"GET / HTTP/1.1\r\nhost: x\r\nbad header\r\n\r\n",
         b"GET / HTTP/1.1\r\n\r\n",
         b"GET / HTTP/1.1\r\nhost: x\r\nhost: y\r\n\r\n",
+        b"GET / HTTP/1.1\r\nhost: x\r\nauthorization: Bearer a\r\nAuthorization: Bearer b\r\n\r\n",
+        b"GET / HTTP/1.1\r\nhost: x\r\nlast-event-id: a-1\r\nlast-event-id: a-2\r\n\r\n",
         b"GET / HTTP/3.7\r\nhost: x\r\n\r\n",
         b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: -1\r\n\r\n",
         b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n",
