@@ -207,13 +207,13 @@ class SmolLM2Engine:
         return event
 
     async def _ask(self, path: str, body: object) -> Answer:
-        """Asks the child that runs, or the next one if it died before anything was sent."""
+        """Asks the child that runs, or the next one if it died before it answered: then it has done nothing either."""
         endpoint = await self._child.endpoint()
         with _translated():
             try:
                 async with asyncio.timeout(self._settings.stall_timeout):
                     return await llama_http.ask(endpoint, "POST", path, body)
-            except Unreachable:
+            except (Unreachable, Broken):
                 endpoint = await self._child.endpoint(newer_than=endpoint.incarnation)
                 async with asyncio.timeout(self._settings.stall_timeout):
                     return await llama_http.ask(endpoint, "POST", path, body)

@@ -105,7 +105,7 @@ class Bed:
         return job
 
     async def enqueue(self, job: Job, worker: str | None = None) -> None:
-        await log.store(self.bus, job_subject(job.request.model, worker), encode(job), msg_id=job.gid)
+        await log.store(self.bus, job_subject(job.request.model, worker), encode(job), msg_id=job.gid, timeout=20)
 
     async def record(self, gid: str, sid: str = SID, **changes: Any) -> None:
         def edit(old: bytes | None) -> bytes:
