@@ -21,6 +21,9 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
+SEND_BUFFER = 64 * 1024  # bytes, which the kernel doubles
+
+
 class Health:
     """What a role says of itself. `reasons` is empty when it is ready; alive as long as it answers."""
 
@@ -88,6 +91,8 @@ async def serve(app: App, host: str, port: int, **options: Any) -> AsyncIterator
         (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=1024
     )
     listener.setblocking(False)
+    # Inherited by every connection: else a reader that stops reading fills up to 4 MB of kernel memory (tcp_wmem).
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
     defaults: dict[str, Any] = {
         "log_config": None,
         "access_log": False,  # it would log query strings
