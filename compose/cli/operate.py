@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sys
 from collections.abc import AsyncIterator
 from datetime import datetime
 
@@ -115,6 +116,7 @@ async def revoke_key(target: Target, key: str) -> None:
         if key not in known:
             raise CommandFailed(f"there is no key {key}; `okome keys ls` lists them by id")
         await bus.ask("key_revoke", RevokeKey(id=key), Done)
+    _say(f"{key} is revoked, and what it opened ends within a second")
 
 
 async def drain_node(target: Target, node: str) -> None:
@@ -123,6 +125,7 @@ async def drain_node(target: Target, node: str) -> None:
         if await Bucket(bus, "nodes").get(node) is None:
             raise CommandFailed(f"no node {node} is running")
         await bus.publish(node_subject(node, "drain"), b"{}")
+    _say(f"{node} drains; its viewers move to another node")
 
 
 async def drain_worker(target: Target, worker: str) -> None:
@@ -141,9 +144,15 @@ async def drain_worker(target: Target, worker: str) -> None:
         except TimeoutError:
             raise CommandFailed(f"no worker {worker} is running") from None
         await bus.publish(worker_subject(worker, "drain"), b"{}")
+    _say(f"{worker} drains; what it cannot finish goes to another worker")
 
 
 def _plain(name: str) -> None:
     """A name becomes part of a subject: `*` would ask about everybody and drain nobody."""
     if encode(name) != name:
         raise CommandFailed(f"{name!r} is no name of a node or worker; `okome doctor` lists them")
+
+
+def _say(sentence: str) -> None:
+    """To the person; what a program reads is on stdout."""
+    sys.stderr.write(sentence + "\n")
