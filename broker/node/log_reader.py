@@ -89,6 +89,16 @@ class LogReader:
         except FrameMalformed:
             return End(stored.seq, None)
 
+    async def at(self, sid: str, seq: int) -> Frame | None:
+        """The session's frame at a sequence, at the leader; None: it has aged out, or is not one of this session."""
+        stored = await jetstream.get(self._bus, self._stream, seq)
+        if stored is None or stored.subject != log_subject(sid):
+            return None
+        try:
+            return decode_frame(stored.data, stored.seq)
+        except FrameMalformed:
+            return None
+
     async def earliest(self, sid: str) -> int | None:
         """The earliest sequence a cursor may hold: that before the first frame still there; None: nothing is there."""
         stored = await jetstream.get(self._bus, self._stream, 1, next_by=log_subject(sid))

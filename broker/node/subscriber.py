@@ -269,12 +269,17 @@ class Subscriber:
         Afterwards either the place has moved, or the ring holds it, or this is the end.
         """
         after = self.seq
+        if self._chain.last != after:
+            # What may follow is told by the frame at this place. Where that has aged out the next one is believed.
+            self._chain = Chain(after)
+            if after and (here := await self._tail.reader.at(self.sid, after)) is not None:
+                self._chain = Chain(here.prev)
+                self._chain.known = False
+                self._chain.advance(here)
         page = await self._tail.reader.page(self.sid, after)
         if self._incarnation != self._tail.incarnation:
+            self._chain = Chain(-1)
             return []  # nobody knows of which of the two logs the page is
-        if self._chain.last != after:
-            self._chain = Chain(after)
-            self._chain.known = after == 0
         batch: list[Event] = []
         for frame in page.frames:
             try:

@@ -98,6 +98,10 @@ class MemoryReader(LogReader):
         frames = self.log.frames
         return End(frames[-1].seq, frames[-1]) if frames else End(0, None)
 
+    async def at(self, sid: str, seq: int) -> Frame | None:
+        await self.log.asked()
+        return next((frame for frame in self.log.frames if frame.seq == seq), None)
+
     async def earliest(self, sid: str) -> int | None:
         await self.log.asked()
         frames = self.log.frames

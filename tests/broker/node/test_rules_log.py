@@ -202,6 +202,23 @@ async def test_a_stored_frame_that_may_not_follow_is_never_shown(nats: NatsServe
         assert frames_of(seen)[: len(author.data)] == author.data
 
 
+async def test_a_viewer_who_was_there_is_not_shown_it_by_the_log_either(nats: NatsServer) -> None:
+    """The ring refuses the frame and is forgotten; the log that is read instead is judged from the frame before on."""
+    async with plane(nats, Bus) as bus, following(bus) as tail:
+        author = Author(bus, new_session_id("00"))
+        await author.answer(3)
+        subscriber = Subscriber(tail, History(bus), "acme", author.sid, Start("now"), "node-t")
+        seen: list[tuple[str, str]] = []
+        async with asyncio.timeout(DEADLINE):
+            async for batch in subscriber.events():
+                seen += [(event.name, event.data.decode()) for event in batch]
+                if any(event.name == "caught_up" for event in batch):
+                    forged = encode_tokens(TOKEN, author.gid, 1, "attempt1", author.prev, 3, 1, "FORGED")
+                    await store(bus, log_subject(author.sid), forged, expect_last=author.prev)
+        assert not [data for _, data in seen if "FORGED" in data]
+        assert seen[-1][0] == "closed", "it cannot go on, and says so"
+
+
 async def test_memory_of_a_partition_is_bounded_and_nobody_loses_a_frame_by_that(nats: NatsServer) -> None:
     limit = 65536
     async with plane(nats, Bus) as bus, following(bus, warm_frames=0, partition_bytes=limit) as tail:
