@@ -9,6 +9,7 @@ from __future__ import annotations
 import msgspec
 import structlog
 
+from broker.bus.conversation import new_input
 from broker.bus.errors import WrongLastSequence
 from broker.bus.frames import START, Frame, decode_frame, encode_frame
 from broker.bus.kv import Bucket
@@ -97,7 +98,7 @@ class Endings:
             "epoch": 1,
             "model": record.request.model,
             "worker": self._name,
-            "input": msgspec.to_builtins(record.request.messages),
+            "input": msgspec.to_builtins(new_input(record.request)),
             "t": now_ms(),
         }
         payload = encode_frame(START, record.id, 1, attempt, prev, 0, 0, data)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import msgspec
 import structlog
 
-from broker.bus.conversation import Turn, context
+from broker.bus.conversation import context, new_input, of_record
 from broker.bus.errors import BucketConflict, BusUnavailable, Refusal, StoreRejected
 from broker.bus.frames import Frame
 from broker.bus.kv import Bucket, Entry
@@ -205,9 +205,7 @@ class Generations:
         """The session's conversation as far as it is recorded: a moment late, as a hint may be."""
         records = [decode(entry.value, Generation) for entry in (await self._generations.all(f"{sid}.*")).values()]
         done = sorted((record for record in records if not record.status.open), key=lambda record: record.created_at)
-        return context(
-            Turn(r.id, r.request.model, _input(r.request), 0, parts=[r.text] if r.text else []) for r in done
-        )
+        return context(of_record(record) for record in done)
 
     async def _queue(self, record: Generation, policy: str, lane: str) -> None:
         """Put the job into the queue, once: `Nats-Msg-Id` is the gid. Raises Refusal, BusUnavailable."""
@@ -222,7 +220,7 @@ class Generations:
         event = {
             "sid": record.sid,
             "generation_id": record.id,
-            "input": msgspec.to_builtins(_input(record.request)),
+            "input": msgspec.to_builtins(new_input(record.request)),
             "position": before,
         }
         try:
@@ -263,12 +261,6 @@ def _title(request: Request) -> str:
     said = next((message.content for message in request.messages if message.role == "user"), "")
     line = " ".join(said.split())
     return line if len(line) <= TITLE else line[: TITLE - 1] + "…"
-
-
-def _input(request: Request) -> list[Message]:
-    """This turn's new messages: of a whole context, those behind the last answer."""
-    answers = [index for index, message in enumerate(request.messages) if message.role == "assistant"]
-    return list(request.messages[answers[-1] + 1 :] if request.whole_context and answers else request.messages)
 
 
 def _given_up(value: bytes | None, gid: str) -> bytes | None:

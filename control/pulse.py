@@ -10,6 +10,7 @@ import asyncio
 import msgspec
 import structlog
 
+from broker.bus.echo import Echo
 from broker.bus.errors import BusError
 from broker.bus.nats import Bus, Msg, Subscription
 from broker.bus.observer import Nak, Observer
@@ -20,7 +21,6 @@ from control import metrics
 
 INTERVAL = 0.25
 PREFIX = "okome-"
-ECHO_TIMEOUT = 0.4  # seconds until a beat of our own must have come back; shorter than what counts as standing still
 SEEN = 10.0  # seconds after its last beat that a worker's capacity still counts
 
 log = structlog.get_logger("control")
@@ -35,7 +35,7 @@ class Pulse:
         self.observer = Observer(self.name)
         self._bus = bus
         self._news = asyncio.Event()
-        self._echo = asyncio.Event()  # a beat of our own came back
+        self._echo = Echo(bus, self.observer)
         self._subscription: Subscription | None = None
 
     async def start(self) -> None:
@@ -58,7 +58,7 @@ class Pulse:
             if loop.time() >= due:
                 await self._beat()
                 due = max(due + INTERVAL, loop.time())
-            hears = await self._hears()
+            hears = await self._echo.hears(self._beat)
             for suspect in self.observer.suspects(loop.time(), hears):
                 await self._nak(suspect)
             try:
@@ -92,7 +92,7 @@ class Pulse:
             log.warning("beat.unreadable", subject=msg.subject, error=str(error))
             return
         if beat.worker == self.name:
-            self._echo.set()
+            self._echo.came()
         if self.observer.on_beat(beat, asyncio.get_running_loop().time()):
             self._news.set()
 
@@ -101,19 +101,6 @@ class Pulse:
             await self._bus.publish(beat_subject(self.name), encode(Beat(self.name, self.instance, now_ms())))
         except BusError as error:
             log.debug("beat.lost", error=str(error))
-
-    async def _hears(self) -> bool:
-        """Whether silence may be believed. In doubt it is tried now, with a beat of our own: what NATS got before that
-        is heard before it. Not with a question to JetStream, which an election would leave unanswered."""
-        if self._bus.round_trip_ok and self.observer.doubts(asyncio.get_running_loop().time()):
-            self._echo.clear()
-            await self._beat()
-            try:
-                async with asyncio.timeout(ECHO_TIMEOUT):
-                    await self._echo.wait()
-            except TimeoutError:
-                return False
-        return self._bus.round_trip_ok
 
     async def _nak(self, suspect: Nak) -> None:
         metrics.naks.inc()

@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
+import msgspec
 import structlog
 
 from broker.bus.chain import Chain
+from broker.bus.conversation import new_input
 from broker.bus.frames import ATTEMPT, CANCELLED, DONE, FAILED, START, TOKEN, USAGE
 from broker.bus.kv import Bucket
 from broker.bus.nats import Bus
@@ -24,7 +26,6 @@ from broker.bus.subjects import random_id
 from gpu_worker import engines
 from gpu_worker.arbiter import Arbiter
 from gpu_worker.engines import Engine, EngineFailed, Finish, ModelCard, Piece, Prefix, Prompt
-from gpu_worker.history import event_input
 from gpu_worker.interruption import Interrupt, Interruption
 from gpu_worker.metrics import CANCELS, PAUSED, Measured
 from gpu_worker.outbox import Outbox, State, Stop, next_epoch
@@ -241,7 +242,7 @@ class Answer:
         if chain.open:
             return ATTEMPT, {"epoch": epoch, "worker": worker, "t": t}
         request = self._job.request
-        given = event_input(request)
+        given = msgspec.to_builtins(new_input(request))
         return START, {"epoch": epoch, "model": request.model, "worker": worker, "input": given, "t": t}
 
     async def _only_frame(self, chain: Chain, kind: str, fields: dict[str, Any]) -> Outcome:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 from broker.bus import log
-from broker.bus.conversation import Turn, context, fold
+from broker.bus.conversation import Turn, context, fold, of_record
 from broker.bus.frames import Frame, decode_frame
 from broker.bus.kv import Bucket
 from broker.bus.nats import Bus
-from broker.bus.records import Generation, Job, Message, Request, decode
+from broker.bus.records import Generation, Job, Message, decode
 from broker.bus.subjects import log_stream, log_subject, partition_of
 
 
@@ -54,25 +54,10 @@ def recorded(earlier: Iterable[Generation], job: Job) -> list[Turn]:
     """
     done = [g for g in earlier if g.id != job.gid and not g.status.open and g.last_seq]
     done.sort(key=lambda g: (g.created_at, g.first_seq))
-    return [
-        Turn(g.id, g.request.model, new_input(g.request), g.first_seq, g.last_seq, parts=[g.text] if g.text else [])
-        for g in done
-    ]
+    return [of_record(g) for g in done]
 
 
 def merge(told: list[Turn], logged: list[Turn]) -> list[Message]:
     """Context of recorded turns, then of those that only the log has."""
     known = {turn.gid for turn in told}
     return context([*told, *(turn for turn in logged if turn.gid not in known)])
-
-
-def new_input(request: Request) -> list[Message]:
-    """This turn's new messages: what `start` carries. Of a whole context, those behind the last answer."""
-    if not request.whole_context:
-        return list(request.messages)
-    last_answer = max((i for i, m in enumerate(request.messages) if m.role == "assistant"), default=-1)
-    return list(request.messages[last_answer + 1 :])
-
-
-def event_input(request: Request) -> list[Mapping[str, str]]:
-    return [{"role": message.role, "content": message.content} for message in new_input(request)]

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import msgspec
 import structlog
 
+from broker.bus.echo import Echo
 from broker.bus.errors import BusUnavailable
 from broker.bus.nats import Bus, Msg, Subscription
 from broker.bus.observer import SILENCE, Observer
@@ -39,6 +40,8 @@ class Pulse:
         self._loop = asyncio.get_running_loop()
         self._beaten_at = self._loop.time()
         self._hearing_since = self._loop.time()
+        self._echo = Echo(bus, self._observer)
+        self._news = asyncio.Event()  # an instance was replaced: its jobs are free at once
         self._subscription: Subscription | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -92,11 +95,17 @@ class Pulse:
     async def _run(self) -> None:
         due = self._loop.time()
         while True:
-            self.hearing_since()
-            self.beat()
+            if self._loop.time() >= due:
+                self.hearing_since()
+                self.beat()
+                due = max(due + INTERVAL, self._loop.time())
             await self._observe()
-            due = max(due + INTERVAL, self._loop.time())
-            await asyncio.sleep(due - self._loop.time())
+            try:
+                async with asyncio.timeout_at(due):
+                    await self._news.wait()
+                self._news.clear()
+            except TimeoutError:
+                continue
 
     async def _hear(self, msg: Msg) -> None:
         try:
@@ -104,11 +113,17 @@ class Pulse:
         except msgspec.DecodeError:
             log.warning("worker.beat_malformed", subject=msg.subject)
             return
+        if beat.worker == self._worker:
+            self._echo.came()
         if self._observer.on_beat(beat, self._loop.time()):
-            await self._observe()
+            self._news.set()
+
+    async def _prove(self) -> None:
+        self.beat()
 
     async def _observe(self) -> None:
-        for dead in self._observer.suspects(self._loop.time(), self._bus.round_trip_ok):
+        hears = await self._echo.hears(self._prove)
+        for dead in self._observer.suspects(self._loop.time(), hears):
             try:
                 await nak(self._bus, dead.reply)
             except BusUnavailable:

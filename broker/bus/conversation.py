@@ -1,4 +1,4 @@
-"""The conversation in a session log: frames folded into turns. Pure.
+"""The conversation of a session: frames of its log, and records of what has ended, as turns. Pure.
 
 The worker builds a model's context with it, a node its `message` events, OKOME the record it keeps of an answer.
 """
@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from broker.bus.frames import START, TOKEN, USAGE, Frame
-from broker.bus.records import Message
+from broker.bus.records import Generation, Message, Request
 
 
 class Turn(msgspec.Struct):
@@ -76,6 +76,31 @@ def fold(frames: Iterable[Frame]) -> list[Turn]:
         if turns and turns[-1].gid == frame.gid:
             turns[-1].take(frame)
     return turns
+
+
+def of_record(generation: Generation) -> Turn:
+    """The turn that a record tells of; its text is that of the end, "" before."""
+    return Turn(
+        generation.id,
+        generation.request.model,
+        new_input(generation.request),
+        generation.first_seq,
+        generation.last_seq,
+        parts=[generation.text] if generation.text else [],
+        tokens=generation.completion_tokens,
+        status=str(generation.status),
+        finish_reason=generation.finish_reason,
+        code=generation.code,
+        error=generation.error,
+        prompt_tokens=generation.prompt_tokens,
+        completion_tokens=generation.completion_tokens,
+    )
+
+
+def new_input(request: Request) -> list[Message]:
+    """This turn's new messages, which `start` carries: of a whole context, those behind the last answer."""
+    answers = [index for index, message in enumerate(request.messages) if message.role == "assistant"]
+    return list(request.messages[answers[-1] + 1 :] if request.whole_context and answers else request.messages)
 
 
 def context(turns: Iterable[Turn]) -> list[Message]:
