@@ -24,7 +24,7 @@ help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 up: install ## the whole system on this machine; flags by ARGS="--port 9000"
-	@$(BIN)/okome up $(ARGS)
+	@$(BIN)/okome up $(ARGS) || test $$? -eq 130  # Ctrl-C is how it is meant to end
 
 install: $(VENV)/runtime.stamp ## .venv with what runs, from requirements.lock
 

@@ -78,6 +78,7 @@ async def main(settings: NodeSettings, stop: asyncio.Event) -> None:
                 settings.port,
                 ws="websockets-sansio",
                 ws_per_message_deflate=False,
+                ws_max_size=settings.body_limit,
                 http="httptools",
             )
         )
