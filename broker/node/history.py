@@ -10,13 +10,13 @@ from typing import NamedTuple
 
 import msgspec
 
-from broker.bus.conversation import Turn, fold
+from broker.bus.conversation import Turn, fold, new_input, of_record
 from broker.bus.errors import FrameMalformed
 from broker.bus.frames import Frame, decode_frame
 from broker.bus.kv import Bucket
 from broker.bus.log import get, read_all
 from broker.bus.nats import Bus
-from broker.bus.records import Generation, Message, Request, Session
+from broker.bus.records import Generation, Session
 from broker.bus.records import decode as decode_record
 from broker.bus.subjects import JOBS_STREAM, encode, log_subject
 from broker.node.events import Event, make
@@ -58,7 +58,7 @@ class History:
         end (OKOME is down), so what has been written since it was accepted decides, not its status alone.
         """
         entry = await self._sessions.get(f"{tenant}.{sid}")
-        running = _session(entry.value).running if entry else ""
+        running = decode_record(entry.value, Session).running if entry else ""
         if not running:
             return None
         entry = await self._generations.get(f"{sid}.{running}")
@@ -70,12 +70,12 @@ class History:
         subjects = f"job.{encode(generation.request.model)}.>"
         answer = await self._bus.api(f"STREAM.INFO.{JOBS_STREAM}", {"subjects_filter": subjects})
         jobs = sum((answer["state"].get("subjects") or {}).values())
-        return queued(generation.id, msgspec.to_builtins(turn_input(generation.request)), max(0, jobs - 1))
+        return queued(generation.id, msgspec.to_builtins(new_input(generation.request)), max(0, jobs - 1))
 
     async def story(self, sid: str, stream: str) -> Story:
         """Every turn: recorded ones from their records, the others (the running one too) from the log."""
         recorded = [
-            _turn(generation)
+            of_record(generation)
             for generation in await self.generations(sid)
             if not generation.status.open and generation.last_seq
         ]
@@ -154,36 +154,7 @@ def messages(turn: Turn, incarnation: str, *, loose: int | None = None) -> list[
     return [*events, make("message", answer, f"{incarnation}-{turn.last_seq if loose is None else loose}")]
 
 
-def turn_input(request: Request) -> list[Message]:
-    """This turn's new messages: of a whole context, those behind the last answer."""
-    answers = [index for index, message in enumerate(request.messages) if message.role == "assistant"]
-    return list(request.messages[answers[-1] + 1 :] if request.whole_context and answers else request.messages)
-
-
-def _session(value: bytes) -> Session:
-    return decode_record(value, Session)
-
-
 def _loose(recorded: list[Turn]) -> int:
     """How many recorded turns are not of the log that the last one is in: sequences only grow in one log."""
     breaks = [index + 1 for index, (one, next) in enumerate(pairwise(recorded)) if one.last_seq >= next.first_seq]
     return breaks[-1] if breaks else 0
-
-
-def _turn(generation: Generation) -> Turn:
-    request = generation.request
-    return Turn(
-        generation.id,
-        request.model,
-        turn_input(request),
-        generation.first_seq,
-        generation.last_seq,
-        parts=[generation.text] if generation.text else [],
-        tokens=generation.completion_tokens,
-        status=str(generation.status),
-        finish_reason=generation.finish_reason,
-        code=generation.code,
-        error=generation.error,
-        prompt_tokens=generation.prompt_tokens,
-        completion_tokens=generation.completion_tokens,
-    )

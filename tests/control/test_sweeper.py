@@ -119,6 +119,18 @@ async def test_a_queued_generation_that_is_cancelled_ends_without_a_worker(okome
     whole(log)
 
 
+async def test_the_start_that_okome_writes_tells_only_what_is_new(okome: Okome, bus: Bus) -> None:
+    """As a worker's does: of a request that brings its whole context, the messages behind the last answer."""
+    sid = await new_session(bus)
+    told = [Message("user", "one"), Message("assistant", "two"), Message("user", "three")]
+    async with worker(okome, bus):
+        made = await generate(bus, sid, messages=told, whole_context=True)
+        await cancel(bus, sid, made.generation_id)
+        await until(lambda: status_of(bus, sid, made.generation_id), "it is cancelled")
+    log = await frames(bus, sid)
+    assert log[0].fields()["input"] == [{"role": "user", "content": "three"}]
+
+
 async def test_a_generation_that_no_worker_takes_expires(fresh_nats: NatsServer) -> None:
     async with replica(fresh_nats.url, job_wait=1) as okome, connected(fresh_nats.url) as bus:
         sid = await new_session(bus)
