@@ -78,7 +78,7 @@ async def main(settings: NodeSettings, stop: asyncio.Event) -> None:
                 settings.port,
                 ws="websockets-sansio",
                 ws_per_message_deflate=False,
-                ws_max_size=settings.body_limit,
+                ws_max_size=4 * settings.body_limit,  # what is between is refused in words: 4400
                 http="httptools",
             )
         )
