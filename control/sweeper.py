@@ -10,10 +10,12 @@ from typing import Any
 
 import structlog
 
+from broker.bus.attempts import barren_epochs
 from broker.bus.errors import BusError, OkomeError
-from broker.bus.frames import EXPIRED, FAILED, Frame
+from broker.bus.frames import EXPIRED, FAILED
 from broker.bus.kv import Bucket
 from broker.bus.nats import Bus
+from broker.bus.observer import SILENCE
 from broker.bus.records import Generation, Session, Status, decode, now_ms
 from control import metrics
 from control.abreast import abreast
@@ -23,7 +25,6 @@ from control.lanes import empty_lane, lanes, queued_jobs, remove_lanes, worker_o
 from control.open_generations import OpenGenerations
 from control.pulse import Pulse
 from control.settings import ControlSettings
-from control.transcript import barren_epochs
 from control.verdicts import QUEUED_BY_NOW, Case, Verdict, judge
 
 HEARD = 2.0  # seconds of hearing beats before anybody's absence means anything
@@ -91,7 +92,7 @@ class Sweeper:
 
     def _due(self, now: float) -> list[Generation]:
         """The open generations that nobody is seen to hold, and that were not looked at just now."""
-        held = {gid for beat in self._pulse.workers(1.0).values() for gid in beat.held}
+        held = {gid for beat in self._pulse.workers(SILENCE).values() for gid in beat.held}
         records = self._open.records
         self._unheld = {gid: self._unheld.get(gid, now) for gid in records if gid not in held}
         self._next_look = {gid: at for gid, at in self._next_look.items() if gid in self._unheld}
@@ -130,7 +131,7 @@ class Sweeper:
             ended=ended,
             placed=await self._placed(record),
             queued=unheld < QUEUED_BY_NOW or record.id in await self._queued(),
-            barren=await self._barren(record, last) if begun and not ended else 0,
+            barren=await self._barren(record) if begun and not ended else 0,
             job_wait=self._settings.job_wait,
         )
 
@@ -138,7 +139,7 @@ class Sweeper:
         entry = await self._sessions.get(f"{record.tenant}.{record.sid}")
         return entry is not None and decode(entry.value, Session).running == record.id
 
-    async def _barren(self, record: Generation, last: Frame | None) -> int:
+    async def _barren(self, record: Generation) -> int:
         frames = await self._endings.frames(record)
         return barren_epochs(frame for frame in frames if frame.gid == record.id)
 

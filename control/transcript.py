@@ -8,10 +8,8 @@ from typing import Any, NamedTuple
 import msgspec
 
 from broker.bus.conversation import fold
-from broker.bus.frames import ATTEMPT, REASONING, START, TOKEN, Frame
+from broker.bus.frames import Frame
 from broker.bus.records import Generation, Status
-
-MAX_BARREN_EPOCHS = 3  # epochs in a row without one new token: nobody will do better
 
 
 class Place(NamedTuple):
@@ -56,17 +54,6 @@ def closed(record: Generation, frames: Iterable[Frame], now_ms: int) -> Generati
 def end_of(last: Frame) -> Place:
     """Behind the last frame of a generation that somebody else began: in an epoch of its own."""
     return Place(last.epoch + 1, last.seq, last.offset + last.n)
-
-
-def barren_epochs(frames: Iterable[Frame]) -> int:
-    """Epochs without a token at the end of a generation's frames."""
-    barren = 0
-    for frame in frames:
-        if frame.type in (START, ATTEMPT):
-            barren += 1
-        elif frame.type in (TOKEN, REASONING):
-            barren = 0
-    return barren
 
 
 def terminal_data(kind: str, code: str, message: str, now_ms: int) -> dict[str, Any]:

@@ -9,8 +9,8 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import NamedTuple
 
+from broker.bus.attempts import MAX_BARREN_EPOCHS
 from broker.bus.records import Generation
-from control.transcript import MAX_BARREN_EPOCHS
 
 SETTLED = 2.0  # not held for so long: its worker has not merely ended it a moment ago
 QUEUED_BY_NOW = 5.0  # an accepted generation has its job by then, or whoever accepted it is dead

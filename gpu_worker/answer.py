@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 import structlog
 
+from broker.bus.attempts import MAX_BARREN_EPOCHS
 from broker.bus.chain import Chain
 from broker.bus.conversation import new_input
 from broker.bus.frames import ATTEMPT, CANCELLED, DONE, FAILED, START, TOKEN, USAGE
@@ -33,7 +34,6 @@ from gpu_worker.publisher import Publisher
 from gpu_worker.pulse import Pulse
 from gpu_worker.reserve import Reserve
 from gpu_worker.settings import WorkerSettings
-from gpu_worker.takeover import MAX_BARREN_EPOCHS
 
 ENGINE_PAUSE = (0.1, 0.5)  # seconds, at random between, before an engine that failed is asked again
 OVERLOADED_TIMEOUT = 30.0  # seconds that an engine may refuse although a slot is free

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from broker.bus.attempts import MAX_BARREN_EPOCHS, barren_epochs
 from broker.bus.chain import Chain
 from broker.bus.errors import ChainBroken
-from broker.bus.frames import ATTEMPT, REASONING, START, TERMINAL, TOKEN, Frame
+from broker.bus.frames import TERMINAL, TOKEN, Frame
 from broker.bus.records import Beat, Generation, Job
 
-MAX_BARREN_EPOCHS = 3  # epochs in a row without one new token: nobody will do better
 HELD_ELSEWHERE_DELAY = 1.0  # seconds until the queue offers a job again that somebody alive holds
 
 
@@ -103,17 +103,6 @@ def decide(
         return GiveUp(chain, chain.epoch + 1)
     text = "".join(frame.fields()["text"] for frame in mine if frame.type == TOKEN)
     return TakeOver(chain, chain.epoch + 1, text, barren, record.cancel)
-
-
-def barren_epochs(frames: Iterable[Frame]) -> int:
-    """Epochs without a token at the end of a generation's frames."""
-    barren = 0
-    for frame in frames:
-        if frame.type in (START, ATTEMPT):
-            barren += 1
-        elif frame.type in (TOKEN, REASONING):
-            barren = 0
-    return barren
 
 
 def _read(job: Job, frames: Iterable[Frame], last: int) -> tuple[list[Frame], Chain]:

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from broker.bus.attempts import barren_epochs
 from broker.bus.chain import Chain
 from broker.bus.errors import WrongLastSequence
 from broker.bus.frames import Frame
@@ -18,7 +19,7 @@ from broker.bus.log import store
 from broker.bus.nats import Bus
 from broker.bus.records import Generation, Message, Request, decode, encode, now_ms
 from control.app import Okome
-from control.transcript import barren_epochs, closed
+from control.transcript import closed
 from tests.control.okome import (
     TENANT,
     Writer,

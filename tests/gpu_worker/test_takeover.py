@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
+from broker.bus.attempts import barren_epochs
 from broker.bus.errors import ChainBroken
 from broker.bus.frames import ATTEMPT, DONE, START, TOKEN, Frame, decode_frame, encode_frame, encode_tokens
 from broker.bus.records import Beat, Generation, Job, Message, Request, Status
-from gpu_worker.takeover import Ack, Adopt, Begin, Decision, GiveUp, NakLater, TakeOver, barren_epochs, decide
+from gpu_worker.takeover import Ack, Adopt, Begin, Decision, GiveUp, NakLater, TakeOver, decide
 
 REQUEST = Request("scripted", [Message("user", "hello")])
 
