@@ -6,10 +6,12 @@ import contextlib
 from collections.abc import AsyncIterator, Mapping, Sequence
 
 from broker.bus.errors import Refusal
+from broker.bus.jobs import count_model_jobs
 from broker.bus.nats import Bus
+from broker.bus.observer import SILENCE
 from broker.bus.operations import Explain, Route
 from broker.bus.records import Beat, Message
-from broker.bus.subjects import JOBS_STREAM, encode, job_subject, partition_of
+from broker.bus.subjects import job_subject, partition_of
 from broker.bus.warmth import wanted
 from control.fresh import Fresh
 from control.pulse import Pulse
@@ -53,7 +55,7 @@ class Admission:
 
     def has_choice(self, model: str) -> bool:
         """Whether it matters which worker is asked."""
-        return sum(1 for beat in self._pulse.workers(1.0).values() if model in beat.models) > 1
+        return sum(1 for beat in self._pulse.workers(SILENCE).values() if model in beat.models) > 1
 
     def hinted(self, model: str, worker: str) -> str:
         """The worker that the hot cache names, counted as sent there, or "" where it is gone or busy."""
@@ -72,13 +74,14 @@ class Admission:
         return lane
 
     def _lately_sent(self) -> tuple[Mapping[str, Beat], dict[str, int]]:
-        """Live workers, and the jobs put into their lanes since their last beats."""
-        beats = self._pulse.workers(1.0)
-        return beats, {name: count for name, (at, count) in self._sent.items() if name in beats and beats[name].t == at}
+        """Live workers, and the jobs put into their lanes since their last beats; older ones are forgotten."""
+        beats = self._pulse.workers(SILENCE)
+        self._sent = {name: said for name, said in self._sent.items() if name in beats and beats[name].t == said[0]}
+        return beats, {name: count for name, (_, count) in self._sent.items()}
 
     async def explain(self, question: Explain, context: Sequence[Message]) -> Route:
         """What would happen to a generation of this model with this context, were it asked for now."""
-        lane = choose_lane(question.model, wanted(question.model, context), self._pulse.workers(1.0), {})
+        lane = choose_lane(question.model, wanted(question.model, context), self._pulse.workers(SILENCE), {})
         offered = self._offered(question.model)
         return Route(
             model=question.model,
@@ -96,6 +99,4 @@ class Admission:
 
     async def _ask(self, model: str) -> int:
         self._since[model] = 0  # what is put there from here on may not be in the answer
-        filtered = f"job.{encode(model)}.>"
-        answer = await self._bus.api(f"STREAM.INFO.{JOBS_STREAM}", {"subjects_filter": filtered})
-        return sum((answer["state"].get("subjects") or {}).values())
+        return await count_model_jobs(self._bus, model)

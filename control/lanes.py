@@ -8,6 +8,7 @@ from typing import Any
 import structlog
 
 from broker.bus.errors import StoreRejected
+from broker.bus.jobs import count_jobs
 from broker.bus.log import get, page, store
 from broker.bus.nats import Bus
 from broker.bus.subjects import JOBS_STREAM
@@ -20,8 +21,7 @@ log = structlog.get_logger("control")
 
 async def lanes(bus: Bus) -> dict[str, int]:
     """Lane subjects with jobs in them, and how many. Raises BusError."""
-    answer = await bus.api(f"STREAM.INFO.{JOBS_STREAM}", {"subjects_filter": "job.*.*"})
-    subjects: dict[str, int] = answer["state"].get("subjects") or {}
+    subjects = await count_jobs(bus, "job.*.*")
     return {subject: count for subject, count in subjects.items() if worker_of(subject) != "any"}
 
 

@@ -8,13 +8,13 @@ from typing import Any
 import structlog
 
 from broker.bus.errors import BusUnavailable, StoreRejected
+from broker.bus.log import STREAM_NOT_FOUND
 from broker.bus.nats import Bus
 from control.abreast import abreast
 from control.settings import ControlSettings
 from control.streams import everything, repaired
 
 NAME_IN_USE = 10058  # there already, with another configuration: its own incarnation at least
-STREAM_NOT_FOUND = 10059
 ABREAST = 8  # a replicated stream takes 75 ms to make
 REQUEST_TIMEOUT = 10.0
 RETRY_INTERVAL = 0.25

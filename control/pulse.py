@@ -13,7 +13,7 @@ import structlog
 from broker.bus.echo import Echo
 from broker.bus.errors import BusError
 from broker.bus.nats import Bus, Msg, Subscription
-from broker.bus.observer import Nak, Observer
+from broker.bus.observer import SILENCE, Nak, Observer
 from broker.bus.queue import nak
 from broker.bus.records import Beat, decode, encode, now_ms
 from broker.bus.subjects import beat_subject, random_id
@@ -83,7 +83,7 @@ class Pulse:
 
     def holder(self, gid: str) -> str:
         """The live worker that holds this generation's job, or ""."""
-        return next((name for name, beat in self.workers(1.0).items() if gid in beat.held), "")
+        return next((name for name, beat in self.workers(SILENCE).items() if gid in beat.held), "")
 
     async def _hear(self, msg: Msg) -> None:
         try:

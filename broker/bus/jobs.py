@@ -1,4 +1,4 @@
-"""The durable consumers on JOBS: one queue per model, and one warm lane per worker and model.
+"""What is common about JOBS: its durable consumers, one queue per model and one warm lane per worker and model.
 
 Workers pull from them; workers and OKOME both make them, idempotently, so the settings stand here once.
 """
@@ -38,3 +38,15 @@ async def ensure_consumer(bus: Bus, model: str, worker: str | None = None, *, ti
         {"stream_name": JOBS_STREAM, "config": config},
         timeout=timeout,
     )
+
+
+async def count_jobs(bus: Bus, subjects: str) -> dict[str, int]:
+    """Jobs that wait or are held, by subject; `subjects` may have wildcards. Raises BusError."""
+    answer = await bus.api(f"STREAM.INFO.{JOBS_STREAM}", {"subjects_filter": subjects})
+    counted: dict[str, int] = answer["state"].get("subjects") or {}
+    return counted
+
+
+async def count_model_jobs(bus: Bus, model: str) -> int:
+    """Those of one model, in its queue and in all lanes. Raises BusError."""
+    return sum((await count_jobs(bus, f"job.{encode(model)}.*")).values())

@@ -13,12 +13,13 @@ import msgspec
 from broker.bus.conversation import Turn, fold, new_input, of_record
 from broker.bus.errors import FrameMalformed
 from broker.bus.frames import Frame, decode_frame
+from broker.bus.jobs import count_model_jobs
 from broker.bus.kv import Bucket
 from broker.bus.log import get, read_all
 from broker.bus.nats import Bus
 from broker.bus.records import Generation, Session
 from broker.bus.records import decode as decode_record
-from broker.bus.subjects import JOBS_STREAM, encode, log_subject
+from broker.bus.subjects import log_subject
 from broker.node.events import Event, make
 from broker.node.tail import Tail
 
@@ -67,9 +68,7 @@ class History:
 
     async def queued_event(self, generation: Generation) -> Event:
         """`queued` for a viewer that came later. Its position counts all other jobs of the model: it may be less."""
-        subjects = f"job.{encode(generation.request.model)}.>"
-        answer = await self._bus.api(f"STREAM.INFO.{JOBS_STREAM}", {"subjects_filter": subjects})
-        jobs = sum((answer["state"].get("subjects") or {}).values())
+        jobs = await count_model_jobs(self._bus, generation.request.model)
         return queued(generation.id, msgspec.to_builtins(new_input(generation.request)), max(0, jobs - 1))
 
     async def story(self, sid: str, stream: str) -> Story:
