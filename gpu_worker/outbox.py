@@ -18,7 +18,7 @@ from enum import Enum, auto
 from typing import Any, NamedTuple
 
 from broker.bus.chain import Chain
-from broker.bus.frames import ATTEMPT, FAILED, REASONING, TERMINAL, TOKEN, Frame, encode_frame, encode_tokens
+from broker.bus.frames import FAILED, REASONING, TERMINAL, TOKEN, Frame, encode_frame, encode_tokens
 
 FRAME_TEXT = 16 * 1024  # bytes of text that coalesce into one frame; one piece is never cut
 FULL_HIGH = 64 * 1024  # bytes of text waiting: the engine is paused ...
@@ -223,6 +223,3 @@ class Outbox:
 def next_epoch(chain: Chain) -> int:
     """The epoch of whoever writes next: the first of a generation, or one more than the last writer's."""
     return chain.epoch + 1 if chain.open else 1
-
-
-__all__ = ["ATTEMPT", "FRAME_TEXT", "FULL_HIGH", "FULL_LOW", "Outbox", "Publish", "State", "Stop", "next_epoch"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
 
 import structlog
 
@@ -59,6 +58,3 @@ async def _start(engine: Engine) -> None:
         await engine.start()
     except EngineFailed as error:
         raise OSError(f"the engine does not start: {error.message}") from error
-
-
-__all__: list[Any] = ["main", "run"]
