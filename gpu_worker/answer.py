@@ -147,8 +147,7 @@ class Answer:
                 chain = publisher.outbox.chain
                 barren = 0 if chain.next_offset > before else barren + 1
                 if not error.retryable or barren >= MAX_BARREN_EPOCHS:
-                    code = "attempts_exhausted" if error.retryable else error.code
-                    return await self._end(publisher, FAILED, _failure(code, error.message))
+                    return await self._end(publisher, FAILED, _exhausted() if error.retryable else _broken(error))
             await self._drop_publisher()
             await self._interruption.unless(_pause())
 
@@ -167,8 +166,7 @@ class Answer:
 
     async def give_up(self, chain: Chain) -> Outcome:
         """Nobody gave a new token for too many epochs."""
-        message = f"{MAX_BARREN_EPOCHS} attempts in a row gave no new token"
-        return await self._only_frame(chain, FAILED, _failure("attempts_exhausted", message))
+        return await self._only_frame(chain, FAILED, _exhausted())
 
     # -- decoding ----------------------------------------------------------------------------------------------------
 
@@ -307,7 +305,13 @@ async def _pause() -> None:
     await asyncio.sleep(random.uniform(*ENGINE_PAUSE))
 
 
-def _failure(code: str, message: str) -> dict[str, Any]:
-    """Fields of a `failed` frame; an engine's words beyond the public codes become `engine_failed`."""
-    code = "engine_failed" if code == "overloaded" else code
-    return {"code": code, "message": message, "retryable": code != "context_length_exceeded", "t": now_ms()}
+def _exhausted() -> dict[str, Any]:
+    """Fields of a `failed` frame. What the engine said of its process (addresses, its last words) is for the log."""
+    message = f"{MAX_BARREN_EPOCHS} attempts in a row gave no new token"
+    return {"code": "attempts_exhausted", "message": message, "retryable": True, "t": now_ms()}
+
+
+def _broken(error: EngineFailed) -> dict[str, Any]:
+    """Fields of a `failed` frame: what was asked cannot be answered, and the engine says why."""
+    code = "engine_failed" if error.code == "overloaded" else error.code  # that one is no code of a terminal
+    return {"code": code, "message": error.message, "retryable": code != "context_length_exceeded", "t": now_ms()}

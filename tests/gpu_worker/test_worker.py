@@ -11,6 +11,7 @@ from broker.bus.kv import Bucket
 from broker.bus.records import Message, Model, Status, decode
 from broker.bus.subjects import worker_subject
 from gpu_worker.engines import EngineFailed, Finish, ModelCard, Piece, Prefix, Prompt
+from gpu_worker.worker import _every
 from tests.gpu_worker.bed import SID, Bed
 
 SCRIPT = {"tokens": 300, "rate": 0, "seed": 3}
@@ -181,8 +182,30 @@ async def test_three_attempts_without_a_token_end_in_attempts_exhausted(bed: Bed
         await bed.ask("g1", {"tokens": 8, "rate": 0, "seed": 1})
         end = await bed.ended("g1")
         assert end.fields()["code"] == "attempts_exhausted"
+        assert "child" not in end.fields()["message"], "what an engine says of its process is not for viewers"
         assert bed.types("g1").count("attempt") == 3
         assert bed.text("g1") == text(1, 2)
+
+
+async def test_a_chore_that_fails_once_is_done_again() -> None:
+    """A worker that silently stopped putting off redeliveries would lose its jobs."""
+    done = asyncio.Event()
+    times = 0
+
+    async def chore() -> None:
+        nonlocal times
+        times += 1
+        if times == 1:
+            raise ValueError("a defect")
+        done.set()
+
+    task = asyncio.create_task(_every(0.001, chore))
+    try:
+        async with asyncio.timeout(5):
+            await done.wait()
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
 
 async def test_an_overloaded_engine_is_asked_again_without_another_epoch(bed: Bed) -> None:
