@@ -48,14 +48,15 @@ class Interruption:
 
     async def unless(self, work: Coroutine[Any, Any, Result]) -> Result | None:
         """The result of `work`, or None if an interruption came first: `work` is then cancelled, and has ended."""
-        return await _unless(self._any, work)
+        return await unless(self._any, work)
 
     async def unless_leaving(self, work: Coroutine[Any, Any, Result]) -> Result | None:
         """The same for LEAVING only: what has to go on although it was cancelled."""
-        return await _unless(self._leaving, work)
+        return await unless(self._leaving, work)
 
 
-async def _unless(event: asyncio.Event, work: Coroutine[Any, Any, Result]) -> Result | None:
+async def unless(event: asyncio.Event, work: Coroutine[Any, Any, Result]) -> Result | None:
+    """The result of `work`, or None if `event` came first: `work` is then cancelled, and has ended."""
     if event.is_set():
         work.close()
         return None

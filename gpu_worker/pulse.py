@@ -13,7 +13,7 @@ import msgspec
 import structlog
 
 from broker.bus.echo import Echo
-from broker.bus.errors import BusUnavailable
+from broker.bus.errors import BusUnavailable, StoreRejected
 from broker.bus.nats import Bus, Msg, Subscription
 from broker.bus.observer import SILENCE, Observer
 from broker.bus.queue import nak
@@ -89,6 +89,9 @@ class Pulse:
             self._bus.publish_now(beat_subject(self._worker), encode(self._describe()))
         except BusUnavailable:
             return  # cut off; `_beaten_at` stays, so others' verdict is assumed
+        except StoreRejected as error:  # more jobs than one message can name: to the others we are as good as silent
+            log.error("worker.beat_refused", error=str(error))
+            return
         if self._bus.round_trip_ok:
             self._beaten_at = self._loop.time()
 

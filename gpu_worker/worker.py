@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -25,7 +25,7 @@ from gpu_worker.answer import Lane, Place
 from gpu_worker.engines import Engine
 from gpu_worker.held import Held
 from gpu_worker.intake import Intake
-from gpu_worker.interruption import Interrupt
+from gpu_worker.interruption import Interrupt, unless
 from gpu_worker.metrics import Measured
 from gpu_worker.pulse import Pulse
 from gpu_worker.reserve import Reserve
@@ -82,7 +82,7 @@ class Worker:
     async def run(self, stop: asyncio.Event) -> None:
         """Serve until `stop` is set or a drain is asked for; returns when nothing is held any more."""
         self._health.set("starting", "waiting for streams and buckets")
-        if not await self._unless_stopped(stop, self._provisioned()):
+        if not await unless(stop, self._provisioned()):
             return
         async with AsyncExitStack() as stack:
             for command, callback in (
@@ -100,7 +100,7 @@ class Worker:
                 (WATCH_INTERVAL, self._look_around),
             ):
                 stack.push_async_callback(_cancelled, asyncio.create_task(_every(interval, chore)))
-            if not await self._unless_stopped(stop, self._heard_by_nats()):
+            if not await unless(stop, self._heard_by_nats()):
                 return
             for intake in self._intakes.values():
                 await intake.start()
@@ -108,7 +108,7 @@ class Worker:
             self._health.set("starting", None)
             self.serving.set()
             log.info("worker.started", worker=self.id, instance=self.instance, models=list(self._lanes))
-            await self._unless_stopped(stop, self.drain_asked.wait())
+            await unless(stop, self.drain_asked.wait())
             await self._drain()
 
     @property
@@ -143,17 +143,6 @@ class Worker:
             except BusError as error:
                 log.debug("worker.not_heard", error=repr(error))
                 await asyncio.sleep(PROVISIONED_INTERVAL)
-
-    async def _unless_stopped(self, stop: asyncio.Event, work: Any) -> Any:
-        """The result of `work`, or None if `stop` came first."""
-        task, stopped = asyncio.ensure_future(work), asyncio.ensure_future(stop.wait())
-        try:
-            await asyncio.wait({task, stopped}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            stopped.cancel()
-            task.cancel()
-            await asyncio.gather(task, stopped, return_exceptions=True)
-        return None if task.cancelled() else task.result()
 
     # -- jobs --------------------------------------------------------------------------------------------------------
 
@@ -198,7 +187,7 @@ class Worker:
     def _top_up(self, model: str) -> None:
         self._intakes[model].top_up(self._lanes[model].held)
 
-    def _spawn(self, work: Any) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -316,6 +305,8 @@ async def _every(interval: float, chore: Callable[[], Awaitable[None]]) -> None:
             await chore()
         except BusError as error:
             log.debug("worker.chore_put_off", chore=chore.__name__, error=repr(error))
+        except Exception as error:  # the safety net of this task: without its chores a worker would lose its jobs
+            log.error("worker.chore_failed", chore=chore.__name__, exc_info=error)
 
 
 async def _cancelled(task: asyncio.Task[None]) -> None:
