@@ -76,3 +76,19 @@ async def test_with_okome_stopped_streams_go_on_and_only_new_work_is_refused(sys
         finally:
             system.kill("control-1", signal.SIGCONT)
     assert late.stored() == watched[0].viewer.stored()
+
+
+async def test_the_next_turn_goes_to_the_worker_that_holds_the_conversation_warm(system: System) -> None:
+    """By the hot cache's hint or by what workers say in their beats; by chance it would be one time in 256."""
+    async with watching(system, sessions=8, tokens=10, rate=200) as watched:
+        pass
+    script = json.dumps({"tokens": 10, "rate": 200, "seed": 1})
+    async with asyncio.timeout(DEADLINE):
+        for one in watched:
+            path = f"/v1/sessions/{one.viewer.sid}/generations"
+            body = {"prompt": script, "model": "scripted"}
+            assert (await call(system.url, "POST", path, system.api_key, body)).status == 202
+            await one.viewer.watch(2)
+    for one in watched:
+        first, second = (json.loads(event.data)["worker"] for event in one.viewer.stored() if event.name == "start")
+        assert first == second
