@@ -7,6 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from broker.bus.nats import Bus
+from broker.bus.operations import Explain, Route
 from tests.fixtures.system import System
 from tests.path.crowd import DEADLINE, watching
 from tests.path.viewer import Viewer, call
@@ -79,16 +81,23 @@ async def test_with_okome_stopped_streams_go_on_and_only_new_work_is_refused(sys
 
 
 async def test_the_next_turn_goes_to_the_worker_that_holds_the_conversation_warm(system: System) -> None:
-    """By the hot cache's hint or by what workers say in their beats; by chance it would be one time in 256."""
+    """Once OKOME has heard of it, which `route` tells; by chance all would go there one time in 256."""
     async with watching(system, sessions=8, tokens=10, rate=200) as watched:
         pass
     script = json.dumps({"tokens": 10, "rate": 200, "seed": 1})
-    async with asyncio.timeout(DEADLINE):
-        for one in watched:
-            path = f"/v1/sessions/{one.viewer.sid}/generations"
-            body = {"prompt": script, "model": "scripted"}
-            assert (await call(system.url, "POST", path, system.api_key, body)).status == 202
-            await one.viewer.watch(2)
+    bus = await Bus.connect(system.nats_url, "test")
+    try:
+        async with asyncio.timeout(DEADLINE):
+            for one in watched:
+                question = Explain("scripted", one.viewer.sid)
+                while not (await bus.ask("route", question, Route)).worker:  # noqa: ASYNC110  # no event tells it
+                    await asyncio.sleep(0.05)
+                path = f"/v1/sessions/{one.viewer.sid}/generations"
+                body = {"prompt": script, "model": "scripted"}
+                assert (await call(system.url, "POST", path, system.api_key, body)).status == 202
+                await one.viewer.watch(2)
+    finally:
+        await bus.close()
     for one in watched:
         first, second = (json.loads(event.data)["worker"] for event in one.viewer.stored() if event.name == "start")
         assert first == second
