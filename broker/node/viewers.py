@@ -174,12 +174,12 @@ class Viewers:
             said, at = self._demanded.get(sid, ("", 0.0))
             if said == state and now - at < DEMAND_INTERVAL:
                 continue
-            self._demanded[sid] = (state, now)
             payload = json.dumps({"sid": sid, "node": self._node, "state": state}).encode()
             try:
                 self._bus.publish_now(worker_subject(worker, "demand"), payload)
             except BusUnavailable:
                 return  # silence never pauses a worker
+            self._demanded[sid] = (state, now)
         for sid in self._demanded.keys() - states.keys():
             del self._demanded[sid]
 
