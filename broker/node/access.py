@@ -16,6 +16,7 @@ from broker.bus.errors import CredentialInvalid, Refusal
 from broker.bus.health import Scope
 from broker.bus.records import ApiKey
 from broker.bus.records import decode as decode_record
+from broker.bus.subjects import is_session_id
 
 SESSION_COOKIE = "okome_s"
 LOGIN_COOKIE = "okome_login"
@@ -231,7 +232,13 @@ def _split(url: str) -> SplitResult:
         return urlsplit("")
 
 
-def session_of(principal: Principal, sid: str) -> None:
+def check_session_id(sid: str) -> None:
+    """Raises Refusal `malformed`."""
+    if not is_session_id(sid):
+        raise Refusal("malformed", "a session id is 8 to 64 of [A-Za-z0-9_-]", param="session_id")
+
+
+def check_opens(principal: Principal, sid: str) -> None:
     """Whether this principal may open that session, as far as its token tells; raises Refusal."""
     if principal.sid and principal.sid != sid:
         raise Refusal("forbidden", "this token is for another session")

@@ -17,8 +17,8 @@ from starlette.exceptions import HTTPException
 from broker.bus import operations as ops
 from broker.bus.errors import BusError, CredentialInvalid, Refusal
 from broker.bus.records import Session
-from broker.bus.subjects import Cursor, is_session_id, partition_of, random_id
-from broker.node.access import LOGIN_COOKIE, SESSION_COOKIE, Access, Caller, Principal, read_caller
+from broker.bus.subjects import Cursor, partition_of, random_id
+from broker.node.access import LOGIN_COOKIE, SESSION_COOKIE, Access, Caller, Principal, check_session_id, read_caller
 from broker.node.inputs import GenerationBody, LoginBody, SessionBody, SessionPatch, TicketBody, parse
 from broker.node.operations import Operations
 from broker.node.settings import NodeSettings
@@ -103,8 +103,8 @@ def build(operations: Operations, access: Access, waiting: Waiting, tails: Tails
 
     def who(request: Request, sid: str = "", *, acts: bool = False) -> Principal:
         """`acts`: this changes something, so a cookie alone must come from a page of ours."""
-        if sid and not is_session_id(sid):
-            raise Refusal("malformed", "a session id is 8 to 64 of [A-Za-z0-9_-]", param="session_id")
+        if sid:
+            check_session_id(sid)
         caller = caller_of(request)
         principal = access.principal(caller, sid)
         if acts:

@@ -11,13 +11,11 @@ from starlette.requests import ClientDisconnect
 
 from broker.bus.errors import BusError, CredentialInvalid, Refusal
 from broker.bus.health import Health, Receive, Scope, Send, respond
-from broker.bus.subjects import is_session_id
 from broker.node import metrics, sse
-from broker.node.access import ADMISSION_HEADER, Access, Caller, Principal, read_caller, session_of
+from broker.node.access import ADMISSION_HEADER, Access, Caller, Principal, check_opens, check_session_id, read_caller
 from broker.node.api import as_refusal, refuse, request_id, set_session_cookie
 from broker.node.cors import Cors
 from broker.node.events import closed
-from broker.node.history import History
 from broker.node.operations import Operations
 from broker.node.page import Page
 from broker.node.settings import NodeSettings
@@ -40,7 +38,6 @@ class App:
         access: Access,
         viewers: Viewers,
         operations: Operations,
-        history: History,
         health: Health,
         settings: NodeSettings,
     ) -> None:
@@ -48,7 +45,6 @@ class App:
         self._access = access
         self._viewers = viewers
         self._operations = operations
-        self._history = history
         self._health = health
         self._settings = settings
         self._page = Page()
@@ -68,7 +64,7 @@ class App:
             if stream is None or stream[2] != "ws":
                 await send({"type": "websocket.close", "code": 4404})  # before accept: the upgrade is answered with 403
                 return
-            await self._websocket(stream[1], caller, scope, receive, send)
+            await self._websocket(stream[1], caller, receive, send)
             return
         if found := self._health.answer(path):
             await respond(send, *found)
@@ -79,7 +75,7 @@ class App:
             return
         send = self._cors.answering(caller, send)
         if method == "OPTIONS" and self._cors.is_preflight(caller):
-            await self._cors.preflight(caller, send)
+            await self._cors.preflight(send)
         elif stream is not None and stream[2] == "events" and method == "GET":
             await self._events(stream[1], caller, scope, receive, send)
         else:
@@ -112,8 +108,7 @@ class App:
 
     async def _admit(self, caller: Caller, sid: str) -> tuple[Principal, sse.Headers]:
         """Who asks for this stream, and headers for the answer. Raises Refusal, CredentialInvalid, BusError."""
-        if not is_session_id(sid):
-            raise Refusal("malformed", "a session id is 8 to 64 of [A-Za-z0-9_-]", param="session_id")
+        check_session_id(sid)
         headers: sse.Headers = []
         try:
             principal = self._access.principal(caller, sid)
@@ -125,7 +120,7 @@ class App:
             jar = Response()
             set_session_cookie(jar, redeemed, secure=self._access.secure(caller))
             headers += [(name, value) for name, value in jar.raw_headers if name == b"set-cookie"]
-        session_of(principal, sid)
+        check_opens(principal, sid)
         if not principal.sid:  # a key or a login: is this session of that tenant?
             await self._operations.session(principal, sid)
         if self._access.relay(caller) is not None:
@@ -158,25 +153,23 @@ class App:
             await sse.stream(subscriber, receive, send, headers)
         except BusError as error:
             log.warning("node.stream_put_off", sid=sid, error=repr(error))
-            await sse.refuse(send, headers, log_unavailable(error))
+            await sse.refuse(send, headers, log_unavailable())
         finally:
             self._viewers.closed(subscriber)
 
-    async def _websocket(self, sid: str, caller: Caller, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _websocket(self, sid: str, caller: Caller, receive: Receive, send: Send) -> None:
         if (await receive())["type"] != "websocket.connect":
             return
-        admitted: sse.Headers = []
 
-        async def admit() -> Principal | None:
+        async def admit() -> tuple[Principal | None, sse.Headers]:
             try:
                 principal, headers = await self._admit(caller, sid)
             except Refusal as refusal:
                 if refusal.code == "unauthenticated" and not self._access.bearer(caller):
-                    return None  # the first message may bring a token
+                    return None, []  # the first message may bring a token
                 raise
             self._access.may_act(caller, principal)
-            admitted.extend(headers)
-            return principal
+            return principal, headers
 
         paced = caller.query.get("pace") != "0"
         stream = WebSocketStream(sid, self._access, self._viewers, self._operations, receive, send, paced=paced)
@@ -184,6 +177,5 @@ class App:
             admit,
             lambda: read_start(caller.query.get("after"), caller.headers.get("last-event-id")),
             caller.subprotocols,
-            lambda principal: admitted,
             self._settings.auth_timeout,
         )

@@ -9,6 +9,7 @@ import msgspec
 from broker.bus.nats import Bus, Msg, Subscription
 from broker.bus.records import Beat
 from broker.bus.records import decode as decode_record
+from broker.bus.subjects import beat_subject
 
 FORGET = 5.0  # seconds without a beat
 
@@ -22,7 +23,7 @@ class Beats:
         self._subscription: Subscription | None = None
 
     async def start(self) -> None:
-        self._subscription = await self._bus.subscribe("beat.*", self._receive)
+        self._subscription = await self._bus.subscribe(beat_subject("*"), self._receive)
 
     async def close(self) -> None:
         if self._subscription is not None:

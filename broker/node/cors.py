@@ -41,7 +41,7 @@ class Cors:
 
         return sending
 
-    async def preflight(self, caller: Caller, send: Send) -> None:
+    async def preflight(self, send: Send) -> None:
         headers = [
             (b"access-control-allow-methods", ALLOW_METHODS),
             (b"access-control-allow-headers", ALLOW_HEADERS),

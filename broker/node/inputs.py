@@ -8,8 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from broker.bus.errors import Refusal
 from broker.bus.records import Message, Request
-
-MAX_TOKENS = 1_000_000  # what the scripted engine takes; a model's own context is checked by its engine
+from broker.bus.script import MAX_TOKENS
 
 
 class Body(BaseModel):
@@ -56,7 +55,7 @@ class GenerationBody(Body):
     prompt: str | None = Field(None, min_length=1)
     messages: list[TurnBody] | None = Field(None, min_length=1, max_length=10_000)
     model: str = Field("", max_length=200)
-    max_tokens: int | None = Field(None, ge=1, le=MAX_TOKENS)
+    max_tokens: int | None = Field(None, ge=1, le=MAX_TOKENS)  # a model's own context is checked by its engine
     temperature: float | None = Field(None, ge=0, le=2)
     stop: str | list[str] | None = None
     seed: int | None = Field(None, ge=0, lt=2**63)

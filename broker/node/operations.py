@@ -16,8 +16,8 @@ from broker.bus.kv import Bucket, Entry
 from broker.bus.nats import Bus
 from broker.bus.records import Generation, Model, Session, Status, encode
 from broker.bus.records import decode as decode_record
-from broker.bus.subjects import is_session_id, log_stream, partition_of, worker_subject
-from broker.node.access import Principal, session_of
+from broker.bus.subjects import log_stream, partition_of, worker_subject
+from broker.node.access import Principal, check_opens, check_session_id
 from broker.node.beats import Beats
 from broker.node.history import History
 from broker.node.inputs import GenerationBody, SessionBody, SessionPatch
@@ -223,9 +223,8 @@ class Operations:
         return record
 
     def _known(self, who: Principal, sid: str, *, write: bool = False) -> None:
-        if not is_session_id(sid):
-            raise Refusal("malformed", "a session id is 8 to 64 of [A-Za-z0-9_-]", param="session_id")
-        session_of(who, sid)
+        check_session_id(sid)
+        check_opens(who, sid)
         if write and who.scope != "write":
             raise Refusal("forbidden", "this token may only read")
 

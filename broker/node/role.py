@@ -14,7 +14,7 @@ from broker.bus.kv import Watch
 from broker.bus.lifecycle import launch
 from broker.bus.log import get
 from broker.bus.nats import Bus, Msg
-from broker.bus.subjects import random_id
+from broker.bus.subjects import node_subject, random_id
 from broker.node import api, metrics
 from broker.node.access import Access
 from broker.node.app import App
@@ -31,8 +31,8 @@ from broker.node.warmth import Warmth
 
 log = structlog.get_logger("node")
 
-STALE_TIMEOUT = 1.0  # revocations behind the leader for so long: new streams are put off
-STALE_LIMIT = 30.0  # and for so long: running ones too
+STALE_TIMEOUT = 1.0  # between two comparisons with the leader; two that fail in a row: new streams are put off
+STALE_LIMIT = 30.0  # without one for so long: running ones too
 DRAIN_NOTICE = 0.2  # ingresses read that this node is leaving before its viewers are told to go
 WATCHED = ("keys", "jwks", "revoked")
 
@@ -67,7 +67,6 @@ async def main(settings: NodeSettings, stop: asyncio.Event) -> None:
             access,
             viewers,
             operations,
-            history,
             health,
             settings,
         )
@@ -87,7 +86,6 @@ async def main(settings: NodeSettings, stop: asyncio.Event) -> None:
         stack.push_async_callback(beats.close)
         presence = Presence(bus, node, settings.public_url or f"http://{settings.host}:{port}")
         await _listen(bus, node, viewers, stop)
-        bus.on_lame_duck(lambda: log.info("node.nats_leaving"))
         health.set("starting", None)
         presence.set("ready", 0)
         await presence.announce()
@@ -144,9 +142,9 @@ async def _listen(bus: Bus, node: str, viewers: Viewers, stop: asyncio.Event) ->
     async def on_drain(msg: Msg) -> None:
         stop.set()
 
-    await bus.subscribe("node.all.queued", on_queued)
-    await bus.subscribe("node.all.ended", on_ended)
-    await bus.subscribe(f"node.{node}.drain", on_drain)
+    await bus.subscribe(node_subject("all", "queued"), on_queued)
+    await bus.subscribe(node_subject("all", "ended"), on_ended)
+    await bus.subscribe(node_subject(node, "drain"), on_drain)
 
 
 async def _tick(bus: Bus, viewers: Viewers, tails: Tails, presence: Presence, health: Health) -> None:

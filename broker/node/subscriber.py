@@ -13,7 +13,7 @@ from contextlib import aclosing
 from typing import NamedTuple
 
 from broker.bus.chain import Chain
-from broker.bus.errors import BusError, ChainBroken
+from broker.bus.errors import ChainBroken
 from broker.bus.frames import TERMINAL
 from broker.bus.records import now_ms
 from broker.bus.subjects import Cursor
@@ -379,6 +379,6 @@ def _end_of(batch: list[Event]) -> int | None:
     return next((index for index, event in enumerate(batch) if event.name in TERMINAL), None)
 
 
-def log_unavailable(error: BusError) -> Event:
+def log_unavailable() -> Event:
     """What a viewer is told when the log does not answer: come back."""
     return closed("unavailable", "the log does not answer; try again", retry_after=1.0)

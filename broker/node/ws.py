@@ -20,7 +20,8 @@ from broker.bus.errors import BusError, CredentialInvalid, Refusal
 from broker.bus.frames import json_decode, json_encode
 from broker.bus.health import Receive, Send
 from broker.node import metrics
-from broker.node.access import Access, Principal, session_of
+from broker.node.access import Access, Principal, check_opens
+from broker.node.events import closed
 from broker.node.inputs import GenerationBody, parse
 from broker.node.operations import Operations
 from broker.node.sse import Headers
@@ -55,7 +56,7 @@ CODES = {
     "rate_limited": 4429,
 }
 
-_events_sent = metrics.frames_sent.labels("ws")
+_events_sent = metrics.events_sent.labels("ws")
 
 
 def chosen_protocol(offered: Sequence[str]) -> str | None:
@@ -103,26 +104,25 @@ class WebSocketStream:
 
     async def run(
         self,
-        admit: Callable[[], Awaitable[Principal | None]],
+        admit: Callable[[], Awaitable[tuple[Principal | None, Headers]]],
         start: Callable[[], Start],
         subprotocols: Sequence[str],
-        headers: Callable[[Principal], Headers],
         auth_timeout: float,
     ) -> None:
         """Serve the connection until either side ends it."""
         refusal: _Close | None = None
         principal: Principal | None = None
+        headers: Headers = []
         first = Start("fresh")
         try:
-            principal = await admit()
+            principal, headers = await admit()
             first = start()
         except (Refusal, CredentialInvalid) as error:
             refusal = _Close(error.code, error.message)
         except BusError:
             refusal = _Close("unavailable", "the log does not answer")
         chosen = chosen_protocol(subprotocols)
-        extra = headers(principal) if principal else []
-        await self._send({"type": "websocket.accept", "subprotocol": chosen, "headers": extra})
+        await self._send({"type": "websocket.accept", "subprotocol": chosen, "headers": headers})
         try:
             if refusal is not None:
                 raise refusal
@@ -167,7 +167,7 @@ class WebSocketStream:
         """Whoever shows an API key here instead of a session token must own the session, as at the front door."""
         try:
             principal = self._access.token(token)
-            session_of(principal, self._sid)
+            check_opens(principal, self._sid)
             if not principal.sid:
                 await self._operations.session(principal, self._sid)
             return principal
@@ -269,10 +269,8 @@ class WebSocketStream:
         try:
             self._subscriber = await self._viewers.open(self._principal, self._sid, start, "ws", paced=self._paced)
         except Refusal as refusal:
-            error: dict[str, Any] = {"code": refusal.code, "message": refusal.message}
-            if refusal.retry_after is not None:
-                error["retry_after_ms"] = int(refusal.retry_after * 1000)
-            await self._say("closed", error)
+            event = closed(refusal.code, refusal.message, refusal.retry_after)
+            await self._send({"type": "websocket.send", "text": event.ws})
             raise _Close(refusal.code, refusal.message) from refusal
         self._writer = asyncio.create_task(self._write(self._subscriber), name="ws-writer")
 
@@ -290,7 +288,7 @@ class WebSocketStream:
         except BusError as error:
             log.warning("node.stream_put_off", sid=self._sid, error=repr(error))
             subscriber.end_reason = "log_unavailable"
-            await self._send({"type": "websocket.send", "text": log_unavailable(error).ws})
+            await self._send({"type": "websocket.send", "text": log_unavailable().ws})
         except (RuntimeError, OSError):  # uvicorn: the client has closed
             subscriber.end_reason = "client_gone"
         except Exception as error:  # the safety net of this task: a connection without its writer would hang
