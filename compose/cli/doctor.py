@@ -147,9 +147,8 @@ def system(target: Target) -> list[Finding]:
     if not target.url:
         return [Finding("system", OK, "none is running; `okome up` starts one")]
     found = []
-    verify: Any = str(target.ca) if target.ca else True
     # trust_env off: a proxy does not know this machine's loopback.
-    with httpx.Client(verify=_context(verify), timeout=HEALTH_TIMEOUT, trust_env=False) as client:
+    with httpx.Client(verify=target.trusted(), timeout=HEALTH_TIMEOUT, trust_env=False) as client:
         found.append(_health(client, "system", target.url))
         if read_state().get("url") == target.url:
             for process in read_state().get("processes", []):
@@ -158,12 +157,6 @@ def system(target: Target) -> list[Finding]:
     if target.nats_url:
         found.append(_reachable("nats", target.nats_url))
     return found
-
-
-def _context(verify: Any) -> Any:
-    import ssl
-
-    return ssl.create_default_context(cafile=verify) if isinstance(verify, str) else verify
 
 
 def _health(client: httpx.Client, what: str, url: str) -> Finding:

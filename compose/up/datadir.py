@@ -13,10 +13,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TextIO
 
-from broker.bus.subjects import random_id
+from broker.bus.credentials import new_api_key
 from compose.up import readyfile
-
-KEY_LENGTH = 40
 
 
 class DirectoryBusy(Exception):
@@ -81,7 +79,7 @@ class DataDir:
         try:
             return checked_key(self.key_file.read_text(), str(self.key_file)), False
         except FileNotFoundError:
-            made = f"ok_{random_id(KEY_LENGTH)}"
+            made = new_api_key()
             readyfile.write(self.key_file, made + "\n")
             return made, True
 

