@@ -121,10 +121,8 @@ class Keeper:
                 child.kill()
                 await ended
                 raise self._failed(f"not ready after {self._start_timeout:.0f} s: {why}")
-        except asyncio.CancelledError:
-            # Whoever cancels a start ends the part by `stop`, which needs the child as it is.
-            ended.cancel()
-            raise
+        finally:
+            ended.cancel()  # the child stays as it is: whoever cancels a start ends the part by `stop`
         if self.part.tells_engines:
             self._take_engines(await self._probe.engines(self.part.tells_engines))
         self._ready_at = loop.time()
