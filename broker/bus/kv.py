@@ -179,6 +179,9 @@ class Watch:
         except TimeoutError as error:
             await self._follow.close()
             raise BusUnavailable(f"{self._prefix}> was not read in {timeout} s") from error
+        except BaseException:  # whoever cancels a start has nothing to close
+            await self._follow.close()
+            raise
 
     async def close(self) -> None:
         await self._follow.close()

@@ -116,6 +116,8 @@ class Queue:
             except StoreRejected as error:
                 if error.err_code == CONSUMER_NOT_FOUND:
                     self.missing.set()
+                else:
+                    log.warning("bus.queue_refused", consumer=self.consumer, error=str(error))
                 continue
             except BusError as error:
                 log.debug("bus.queue_silent", consumer=self.consumer, error=repr(error))
