@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from broker.bus.settings import RoleSettings
+from broker.bus.subjects import MAX_PARTITIONS
 from ingress.headers import networks
 
 
@@ -20,7 +21,7 @@ class IngressSettings(RoleSettings):
     shared_port: int = Field(
         -1, ge=-1, le=65535, description="port listened on together with other ingresses (SO_REUSEPORT); -1: none"
     )
-    partitions: int = Field(32, ge=1, le=1296, description="partitions that placement spreads evenly")
+    partitions: int = Field(32, ge=1, le=MAX_PARTITIONS, description="partitions that placement spreads evenly")
     tls_cert: Path | None = Field(None, description="certificate chain, PEM; with tls_key: HTTPS")
     tls_key: Path | None = Field(None, description="private key, PEM")
     trusted_proxies: str = Field("", description="addresses and networks whose X-Forwarded-* are believed")

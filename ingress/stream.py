@@ -52,7 +52,7 @@ class End(StrEnum):
 
 
 _AGAIN = frozenset({End.LOST, End.STOPPED, End.SILENT, End.DRAIN, End.REFUSED})
-_ELSEWHERE = frozenset({"unavailable", "overloaded"})
+ELSEWHERE = frozenset({"unavailable", "overloaded"})  # codes of a `closed` that another node may not say
 
 
 class EventStream:
@@ -355,7 +355,7 @@ class EventStream:
             case Turn.FINISHED:
                 self._over(End.FINISHED)
             case Turn.CLOSED:
-                if _code(data) in _ELSEWHERE:  # "come back later": first to another node, for the client
+                if _code(data) in ELSEWHERE:  # "come back later": first to another node, for the client
                     self._closed = raw
                     self._over(End.REFUSED)
                     return b""

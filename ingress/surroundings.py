@@ -10,6 +10,7 @@ import structlog
 from broker.bus.errors import BusError, BusUnavailable, Refusal
 from broker.bus.nats import Bus, Msg, Subscription
 from broker.bus.records import Beat, decode
+from broker.bus.subjects import beat_subject, ingress_subject
 from ingress.metrics import Metrics
 
 log = structlog.get_logger("ingress.surroundings")
@@ -49,8 +50,8 @@ class Surroundings:
 
     async def start(self) -> None:
         self._subscriptions = [
-            await self._bus.subscribe("ingress.*.beat", self._on_peer),
-            await self._bus.subscribe("beat.*", self._on_beat),
+            await self._bus.subscribe(ingress_subject("*", "beat"), self._on_peer),
+            await self._bus.subscribe(beat_subject("*"), self._on_beat),
         ]
         self._task = asyncio.create_task(self._watch(), name="surroundings")
 
@@ -82,7 +83,7 @@ class Surroundings:
         while True:
             started = self._loop.time()
             try:
-                await self._bus.publish(f"ingress.{self._ingress}.beat", b"{}")
+                await self._bus.publish(ingress_subject(self._ingress, "beat"), b"{}")
             except BusUnavailable:
                 log.debug("beat.unsent")  # said by the bus itself, once
             self._observe(await self._ping())

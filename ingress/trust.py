@@ -27,10 +27,6 @@ class Trust:
         if key == INTERNAL_KEY and value is not None:
             self._key = internal_key(value)
 
-    @property
-    def knows_key(self) -> bool:
-        return bool(self._key)
-
     def word(self, request: Request) -> list[Field]:
         """The relay header; made anew for every leg, since a node believes it for 30 s only."""
         if not self._key:

@@ -29,7 +29,7 @@ from ingress.request import Request, with_query
 from ingress.settings import IngressSettings
 from ingress.socket_leg import MAX_UNANSWERED, Dialogue, TooManyUnanswered, put_off, served_by
 from ingress.sse_leg import Turn
-from ingress.stream import RETRY, End
+from ingress.stream import ELSEWHERE, RETRY, End
 from ingress.trust import Trust
 from ingress.upstream import Head, NodeLost
 
@@ -39,7 +39,6 @@ SUBPROTOCOL = "okome.v1"
 NORMAL, RESTART, INTERNAL, OVERLOADED, TOO_FAST = 1000, 1012, 1011, 1013, 4429
 _LEAVE = frozenset({ABNORMAL, 1001, 1005, RESTART})  # the node is gone or going: another leg
 _ELSEWHERE = frozenset({INTERNAL, OVERLOADED})  # this node cannot: another node first
-_CLOSED_ELSEWHERE = frozenset({"unavailable", "overloaded"})
 _HANDSHAKE = frozenset(
     {b"sec-websocket-key", b"sec-websocket-version", b"sec-websocket-extensions", b"sec-websocket-protocol"}
 )
@@ -307,7 +306,7 @@ class SocketStream:
             return
         self._heard_at = self._loop.time()
         forward, turn, code = self._dialogue.from_node(data) if text else (data, Turn.GO_ON, "")
-        if turn is Turn.CLOSED and code in _CLOSED_ELSEWHERE:
+        if turn is Turn.CLOSED and code in ELSEWHERE:
             self._closed = forward
             self._over(End.REFUSED, OVERLOADED, code)
             return

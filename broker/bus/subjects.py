@@ -11,8 +11,7 @@ from typing import NamedTuple
 
 from broker.bus.errors import CursorInvalid
 
-BASE36 = "0123456789abcdefghijklmnopqrstuvwxyz"
-ID_ALPHABET = BASE36  # lower case: a sid is read aloud and typed by operators
+BASE36 = "0123456789abcdefghijklmnopqrstuvwxyz"  # lower case: a sid is read aloud and typed by operators
 MAX_PARTITIONS = 36 * 36
 
 JOBS_STREAM = "JOBS"
@@ -26,7 +25,7 @@ _PLAIN = re.compile(r"[A-Za-z0-9_-]")
 
 def random_id(length: int) -> str:
     """`length` random base-36 digits: 5.17 bits each."""
-    return "".join(secrets.choice(ID_ALPHABET) for _ in range(length))
+    return "".join(secrets.choice(BASE36) for _ in range(length))
 
 
 def partition_name(index: int) -> str:
@@ -107,6 +106,10 @@ def worker_subject(worker: str, command: str) -> str:
 def node_subject(node: str, command: str) -> str:
     """A nudge to one node; `all` names every node."""
     return f"node.{node}.{command}"
+
+
+def ingress_subject(ingress: str, command: str) -> str:
+    return f"ingress.{ingress}.{command}"
 
 
 class Cursor(NamedTuple):
