@@ -15,7 +15,7 @@ MIB = 1024 * 1024
 class ControlSettings(RoleSettings):
     """What OKOME is told."""
 
-    model_config = SettingsConfigDict(env_prefix="okome_control_", extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(env_prefix="OKOME_CONTROL_", extra="ignore", frozen=True)
 
     partitions: int = Field(32, ge=1, le=MAX_PARTITIONS, description="session logs are spread over so many streams")
     replicas: int = Field(1, ge=1, le=5, description="copies of every stream and bucket")

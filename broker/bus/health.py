@@ -12,7 +12,6 @@ from typing import Any
 import uvicorn
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from broker.bus.errors import BusUnavailable
 from broker.bus.version import VERSION
 
 Scope = MutableMapping[str, Any]
@@ -106,7 +105,7 @@ async def serve(app: App, host: str, port: int, **options: Any) -> AsyncIterator
         while not server.started:  # uvicorn has no event for it; bounded by its own start, which fails or is quick
             if task.done():
                 await task
-                raise BusUnavailable("the HTTP server ended at once")
+                raise OSError("the HTTP server ended at once")
             await asyncio.sleep(0.005)
         yield listener.getsockname()[1]
     finally:

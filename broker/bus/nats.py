@@ -215,7 +215,7 @@ class Bus:
     ) -> None:
         """As `request`, without a task or a future: `on_reply` is called once, with None after REPLY_TIMEOUT.
 
-        Raises BusUnavailable when not connected; `on_reply` is then not called. 3 µs less than a future per publish.
+        Raises BusUnavailable when not connected; `on_reply` is then not called.
         """
         token = self._expect(on_reply)
         try:

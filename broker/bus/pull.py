@@ -43,7 +43,7 @@ def parse_reply(reply: str) -> Delivered | None:
     """Take `$JS.ACK.…` apart; None if it is none.
 
     `$JS.ACK.<stream>.<consumer>.<delivered>.<sseq>.<cseq>.<time>.<pending>`; version 2 has domain and account hash in
-    front (>= 11 tokens). A split costs 0.3 µs where nats-py's `Msg.metadata` costs 3.2.
+    front (>= 11 tokens). Only what is needed is read: nats-py's `Msg.metadata` would make a date of every message.
     """
     tokens = reply.split(".")
     if len(tokens) < 9 or len(tokens) == 10 or tokens[0] != "$JS" or tokens[1] != "ACK":

@@ -14,8 +14,7 @@ class Ticker:
     """Wakes tasks at given times of the loop's clock.
 
     A heap of tuples under a single `call_at`, because one `asyncio.sleep` per token and generation costs more: its
-    timer handles are compared in Python and each is a turn of the loop by itself. `CPU` in scripted.py has the
-    numbers.
+    timer handles are compared in Python and each is a turn of the loop by itself. `ScriptedEngine` has the numbers.
     """
 
     def __init__(self) -> None:
