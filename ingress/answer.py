@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from http import HTTPStatus
-from math import ceil
 from typing import Any
 
 from broker.bus.errors import Refusal
@@ -49,24 +48,12 @@ def whole(status: int, fields: Sequence[Field], body: bytes, *, keep_alive: bool
     return head(status, [*fields, *framing]) + (b"" if bodiless else body)
 
 
-def error_fields(request_id: str, retry_after: float | None) -> list[Field]:
-    fields: list[Field] = [(b"content-type", b"application/json"), (REQUEST_ID, request_id.encode())]
-    if retry_after is not None:
-        fields.append((b"retry-after", b"%d" % max(1, ceil(retry_after))))
-    return fields
-
-
-def error_body(code: str, message: str, request_id: str, param: str | None = None) -> bytes:
-    error: dict[str, Any] = {"code": code, "message": message, "request_id": request_id}
-    if param is not None:
-        error["param"] = param
-    return json.dumps({"error": error}, separators=(",", ":")).encode()
-
-
 def refused(refusal: Refusal, request_id: str, *, status: int = 0) -> tuple[int, list[Field], bytes]:
     """(status, fields, body) of a refusal; `status` where HTTP has a better one than the code's own (408, 431)."""
-    body = error_body(refusal.code, refusal.message, request_id, refusal.param)
-    return status or refusal.status, error_fields(request_id, refusal.retry_after), body
+    fields: list[Field] = [(b"content-type", b"application/json"), (REQUEST_ID, request_id.encode())]
+    if (wait := refusal.retry_after_header) is not None:
+        fields.append((b"retry-after", wait.encode()))
+    return status or refusal.status, fields, json.dumps(refusal.answer(request_id), separators=(",", ":")).encode()
 
 
 def closed_event(code: str, message: str, retry_after: float | None = None) -> bytes:

@@ -18,6 +18,9 @@ An error carries data, not prose to be parsed; its cause is chained. "Not found"
 
 from __future__ import annotations
 
+from math import ceil
+from typing import Any
+
 
 class OkomeError(Exception):
     """Root of the tree."""
@@ -60,6 +63,18 @@ class Refusal(OkomeError):
         self.param = param
         self.retry_after = retry_after
         self.status = STATUS.get(code, 500)  # another version's code is passed on as it is
+
+    def answer(self, request_id: str) -> dict[str, Any]:
+        """The body of an HTTP answer: api.md's one shape of an error, whoever finds it."""
+        error: dict[str, Any] = {"code": self.code, "message": self.message, "request_id": request_id}
+        if self.param:
+            error["param"] = self.param
+        return {"error": error}
+
+    @property
+    def retry_after_header(self) -> str | None:
+        """Whole seconds for `Retry-After`, at least 1; None where it is not said."""
+        return None if self.retry_after is None else str(max(1, ceil(self.retry_after)))
 
 
 class BusError(OkomeError):

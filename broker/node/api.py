@@ -35,15 +35,12 @@ def request_id(caller: Caller) -> str:
 
 
 def refuse(refusal: Refusal, id: str) -> Response:
-    error: dict[str, Any] = {"code": refusal.code, "message": refusal.message, "request_id": id}
-    if refusal.param:
-        error["param"] = refusal.param
     headers = {"x-request-id": id}
-    if refusal.retry_after is not None:
-        headers["Retry-After"] = str(max(1, round(refusal.retry_after)))
+    if (wait := refusal.retry_after_header) is not None:
+        headers["Retry-After"] = wait
     if refusal.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
-    return Response(json.dumps({"error": error}), refusal.status, headers, "application/json")
+    return Response(json.dumps(refusal.answer(id)), refusal.status, headers, "application/json")
 
 
 def as_refusal(error: Exception) -> Refusal:
