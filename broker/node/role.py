@@ -31,8 +31,8 @@ from broker.node.warmth import Warmth
 
 log = structlog.get_logger("node")
 
-STALE_TIMEOUT = 1.0  # between two comparisons with the leader; two that fail in a row: new streams are put off
-STALE_LIMIT = 30.0  # without one for so long: running ones too
+STALE_TIMEOUT = 1.0  # between two comparisons of revocations with the leader; twice as long without one: no new streams
+STALE_LIMIT = 30.0  # so long without one: running ones are put off, too
 DRAIN_NOTICE = 0.2  # ingresses read that this node is leaving before its viewers are told to go
 WATCHED = ("keys", "jwks", "revoked")
 
