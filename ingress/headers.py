@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 
+from broker.bus.credentials import ADMISSION_HEADER, RELAY_HEADER
+
 Field = tuple[bytes, bytes]
 Network = IPv4Network | IPv6Network
 
-RELAY = b"x-okome-relay"
-ADMISSION = b"x-okome-admission"
+RELAY = RELAY_HEADER.encode()
+ADMISSION = ADMISSION_HEADER.encode()
 REQUEST_ID = b"x-request-id"
 INTERNAL = frozenset({RELAY, ADMISSION})
 

@@ -8,11 +8,13 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 from urllib.parse import parse_qsl, unquote, urlencode
 
+from broker.bus.credentials import LOGIN_COOKIE, SESSION_COOKIE
 from broker.bus.subjects import partition_of, random_id
 from ingress.headers import REQUEST_ID, Field, tokens, value
 
 _SESSION = re.compile(r"/v1/sessions/([A-Za-z0-9_-]{8,64})(?:/([^/]*)(/.*)?)?\Z")
 _SOCKET = re.compile(r"/v1/sessions/[^/]*/ws\Z")
+_COOKIES = (f"{LOGIN_COOKIE}=".encode(), f"{SESSION_COOKIE}=".encode())
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}\Z")
 OWN_PATHS = frozenset({"/livez", "/readyz", "/metrics", "/version"})
 
@@ -110,7 +112,7 @@ class Request:
                     brought = token
         if not brought:
             for cookie in value(self.headers, b"cookie").split(b";"):
-                if cookie.strip().startswith((b"okome_login=", b"okome_s=")):
+                if cookie.strip().startswith(_COOKIES):
                     brought = cookie.strip()
                     break
         return hashlib.sha256(brought).hexdigest()[:32] if brought else ""

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from broker.bus.credentials import internal_key, seal
+from broker.bus import credentials
 from broker.bus.records import now_ms
 from ingress.headers import RELAY, Field
 from ingress.request import Request
 
 INTERNAL_KEY = "internal"
-PURPOSE = "relay"
 
 
 class Trust:
@@ -25,7 +24,7 @@ class Trust:
     def learn(self, key: str, value: bytes | None) -> None:
         """A change in bucket `keys`; all but the internal key are ignored."""
         if key == INTERNAL_KEY and value is not None:
-            self._key = internal_key(value)
+            self._key = credentials.internal_key(value)
 
     def word(self, request: Request) -> list[Field]:
         """The relay header; made anew for every leg, since a node believes it for 30 s only."""
@@ -38,4 +37,4 @@ class Trust:
             "ip": request.ip,
             "t": now_ms(),
         }
-        return [(RELAY, seal(self._key, said, purpose=PURPOSE).encode())]
+        return [(RELAY, credentials.seal(self._key, said, purpose=credentials.RELAY).encode())]

@@ -35,6 +35,13 @@ REVOKED_FOR = 48 * 3600  # seconds a revocation is kept: longer than any token l
 MAX_TOKEN = 4096  # bytes: a longer one is refused before any of it is parsed
 API_KEY_PREFIX = "ok_"
 
+# Where they travel, which node and ingress must call by the same name. Who reads and writes HTTP is their affair.
+SESSION_COOKIE = "okome_s"
+LOGIN_COOKIE = "okome_login"
+RELAY_HEADER = "x-okome-relay"  # an ingress's word about a request
+ADMISSION_HEADER = "x-okome-admission"  # what a node found when it admitted a stream
+RELAY, ADMISSION = "relay", "admission"  # what each is sealed for
+
 
 class Claims(msgspec.Struct, frozen=True):
     """What a believed token says. `sid` is "" in a login token. Times are in seconds since the epoch."""

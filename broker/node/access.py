@@ -11,17 +11,27 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 from urllib.parse import SplitResult, parse_qsl, urlsplit
 
-from broker.bus.credentials import Claims, Revocations, Verifier, digest, internal_key, seal, unseal
+from broker.bus.credentials import (
+    ADMISSION,
+    ADMISSION_HEADER,
+    LOGIN_COOKIE,
+    RELAY,
+    RELAY_HEADER,
+    SESSION_COOKIE,
+    Claims,
+    Revocations,
+    Verifier,
+    digest,
+    internal_key,
+    seal,
+    unseal,
+)
 from broker.bus.errors import CredentialInvalid, Refusal
 from broker.bus.health import Scope
 from broker.bus.records import ApiKey
 from broker.bus.records import decode as decode_record
 from broker.bus.subjects import is_session_id
 
-SESSION_COOKIE = "okome_s"
-LOGIN_COOKIE = "okome_login"
-RELAY_HEADER = "x-okome-relay"
-ADMISSION_HEADER = "x-okome-admission"
 RELAY_MAX_AGE = 30.0
 LOOPBACK_HOSTS = frozenset({"127.0.0.1", "localhost", "::1"})
 FORWARDING = frozenset({RELAY_HEADER, "forwarded", "x-forwarded-for", "via"})  # whoever sets one is in between
@@ -172,7 +182,7 @@ class Access:
         if not text or not self._internal:
             return None
         try:
-            said = unseal(self._internal, text, RELAY_MAX_AGE, purpose="relay")
+            said = unseal(self._internal, text, RELAY_MAX_AGE, purpose=RELAY)
             return Relay(str(said["ingress"]), str(said["proto"]), bool(said["loopback"]))
         except (CredentialInvalid, KeyError):
             return None
@@ -180,14 +190,14 @@ class Access:
     def admission(self, principal: Principal, sid: str) -> str:
         """What an ingress may show on later legs of a stream that was admitted."""
         said: dict[str, Any] = principal._asdict() | {"sid": sid, "cookie": False}
-        return seal(self._internal, said, purpose="admission")
+        return seal(self._internal, said, purpose=ADMISSION)
 
     def _admitted(self, caller: Caller, sid: str) -> Principal | None:
         text = caller.headers.get(ADMISSION_HEADER, "")
         if not text or self.relay(caller) is None:
             return None
         try:
-            said = unseal(self._internal, text, None, purpose="admission")
+            said = unseal(self._internal, text, None, purpose=ADMISSION)
             said.pop("t", None)
             principal = Principal(**said)
         except (CredentialInvalid, TypeError):

@@ -15,10 +15,11 @@ from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 
 from broker.bus import operations as ops
+from broker.bus.credentials import LOGIN_COOKIE, SESSION_COOKIE
 from broker.bus.errors import BusError, CredentialInvalid, Refusal
 from broker.bus.records import Session
 from broker.bus.subjects import Cursor, partition_of, random_id
-from broker.node.access import LOGIN_COOKIE, SESSION_COOKIE, Access, Caller, Principal, check_session_id, read_caller
+from broker.node.access import Access, Caller, Principal, check_session_id, read_caller
 from broker.node.inputs import GenerationBody, LoginBody, SessionBody, SessionPatch, TicketBody, parse
 from broker.node.operations import Operations
 from broker.node.settings import NodeSettings

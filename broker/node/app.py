@@ -9,10 +9,11 @@ import structlog
 from fastapi import FastAPI, Response
 from starlette.requests import ClientDisconnect
 
+from broker.bus.credentials import ADMISSION_HEADER
 from broker.bus.errors import BusError, CredentialInvalid, Refusal
 from broker.bus.health import Health, Receive, Scope, Send, respond
 from broker.node import metrics, sse
-from broker.node.access import ADMISSION_HEADER, Access, Caller, Principal, check_opens, check_session_id, read_caller
+from broker.node.access import Access, Caller, Principal, check_opens, check_session_id, read_caller
 from broker.node.api import as_refusal, refuse, request_id, set_session_cookie
 from broker.node.cors import Cors
 from broker.node.events import closed

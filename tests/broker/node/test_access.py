@@ -8,11 +8,19 @@ from typing import Any
 
 import pytest
 
-from broker.bus.credentials import SigningKey, digest, new_api_key, new_internal_key, seal
+from broker.bus.credentials import (
+    ADMISSION_HEADER,
+    RELAY_HEADER,
+    SigningKey,
+    digest,
+    new_api_key,
+    new_internal_key,
+    seal,
+)
 from broker.bus.errors import CredentialInvalid, Refusal
 from broker.bus.frames import json_encode
 from broker.bus.records import ApiKey, Revocation, encode, now_ms
-from broker.node.access import ADMISSION_HEADER, RELAY_HEADER, Access, Caller, Principal
+from broker.node.access import Access, Caller, Principal
 from tests.broker.node.conftest import Plane
 from tests.fixtures.node import RunningNode
 
