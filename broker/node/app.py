@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import re
+from collections.abc import MutableMapping
+from typing import Any
 
 import structlog
 from fastapi import FastAPI, Response
@@ -80,8 +83,7 @@ class App:
         elif stream is not None and stream[2] == "events" and method == "GET":
             await self._events(stream[1], caller, scope, receive, send)
         else:
-            with metrics.requests.labels("all").time():
-                await self._call_api(caller, scope, receive, send)
+            await self._call_api(caller, scope, receive, send)
 
     async def _put_off(self, scope: Scope, receive: Receive, send: Send, caller: Caller, refusal: Refusal) -> None:
         if scope["type"] == "websocket":
@@ -94,16 +96,28 @@ class App:
             await refuse(refusal, request_id(caller))(scope, receive, send)
 
     async def _call_api(self, caller: Caller, scope: Scope, receive: Receive, send: Send) -> None:
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        status = 0  # nothing was answered: the client has gone
+
+        async def noting(message: MutableMapping[str, Any]) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
         try:
-            await self._api(scope, receive, send)
+            await self._api(scope, receive, noting)
         except ClientDisconnect:
             return  # in the middle of its request: there is nobody to answer
         except Exception as error:  # the safety net of a request: FastAPI logs nothing and has its own shape of 500
             log.error("node.request_failed", path=scope["path"], exc_info=error)
             with contextlib.suppress(RuntimeError):  # the answer had begun
                 await refuse(Refusal("internal", "the request could not be carried out"), request_id(caller))(
-                    scope, receive, send
+                    scope, receive, noting
                 )
+        finally:
+            metrics.requests.labels(str(status)).observe(loop.time() - began)
 
     # -- streams ---------------------------------------------------------------------------------------------------
 

@@ -174,6 +174,12 @@ async def test_a_wrong_session_names_its_field(node: RunningNode, body: dict[str
     assert (answer.status_code, error_of(answer)["param"]) == (400, param)
 
 
+async def test_requests_are_measured_by_the_status_they_got(node: RunningNode) -> None:
+    """The label says what it is called."""
+    assert (await node.http.get("/v1/models", headers={"authorization": "Bearer nobody"})).status_code == 401
+    assert 'okome_node_request_seconds_count{status="401"}' in (await node.http.get("/metrics")).text
+
+
 async def test_a_mistake_of_ours_has_the_shape_of_every_error_and_tells_nothing(
     node: RunningNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
