@@ -43,6 +43,7 @@ Answer = TypeVar("Answer")
 
 PING_INTERVAL = 0.5
 PING_TIMEOUT = 1.0
+NOT_NOW = frozenset({10006, 10008, 10009, 10118})  # API errors of a cluster that starts, has no leader, or is cut
 REPLY_TIMEOUT = 1.0  # of `call`: after this a publish is undecided
 
 log = structlog.get_logger("bus")
@@ -282,7 +283,8 @@ class Bus:
         msg = await self.request(f"$JS.API.{verb}", json.dumps(body).encode() if body else b"", timeout=timeout)
         answer: dict[str, Any] = json.loads(msg.data)
         if error := answer.get("error"):
-            raise StoreRejected(error.get("err_code", error.get("code", 0)), error.get("description", ""))
+            code = error.get("err_code", error.get("code", 0))
+            raise BusUnavailable(str(error)) if code in NOT_NOW else StoreRejected(code, error.get("description", ""))
         return answer
 
     async def ask(

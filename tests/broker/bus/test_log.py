@@ -187,3 +187,20 @@ async def test_what_is_acknowledged_survives_a_kill(fresh_bus: Bus, fresh_nats: 
     assert [each.seq for each in found] == sequences
     with pytest.raises(WrongLastSequence):
         await log.store(fresh_bus, f"{stream}.a", b"x", expect_last=sequences[-2])
+
+
+@pytest.mark.parametrize(
+    ("err_code", "meaning"), [(10008, BusUnavailable), (10009, BusUnavailable), (10059, StoreRejected)]
+)
+async def test_a_cluster_that_is_not_ready_has_refused_nothing(
+    local_bus: Bus, err_code: int, meaning: type[Exception]
+) -> None:
+    """10008 "temporarily unavailable" is met while a cluster elects: who makes streams then asks again."""
+
+    async def played(msg: Msg) -> None:
+        error = {"code": 503, "err_code": err_code, "description": "as a server says it"}
+        await local_bus.publish(msg.reply, json.dumps({"error": error}).encode())
+
+    await local_bus.subscribe(f"$JS.API.PLAYED.{err_code}", played)
+    with pytest.raises(meaning):
+        await local_bus.api(f"PLAYED.{err_code}")
