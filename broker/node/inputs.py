@@ -85,6 +85,8 @@ class GenerationBody(Body):
         """Raises Refusal 422 for what is not built."""
         if self.tools:
             raise Refusal("unsupported", "tools are not supported yet", param="tools")
+        if self.drafts:
+            raise Refusal("unsupported", "drafts are not supported yet", param="drafts")
         if self.messages is not None:
             messages = [turn.message() for turn in self.messages]
         else:

@@ -69,6 +69,7 @@ WRONG = [
     ({"prompt": "x", "drafts": "yes"}, 400, "malformed", "drafts"),
     ({"prompt": "x", "model": 7}, 400, "malformed", "model"),
     ({"prompt": "x", "tools": [{}]}, 422, "unsupported", "tools"),
+    ({"prompt": "x", "drafts": True}, 422, "unsupported", "drafts"),
     ({"prompt": "x", "model": "nobody"}, 422, "unknown_model", "model"),
     ({"prompt": "x", "model": "a.b *>\u00e9"}, 422, "unknown_model", "model"),
     ({"prompt": "x" * MIB}, 413, "too_large", None),
