@@ -13,7 +13,12 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
+from broker.bus.settings import RoleSettings
+from broker.node.settings import NodeSettings
 from compose import nats_server
+from control.settings import ControlSettings
+from gpu_worker.settings import WorkerSettings
+from ingress.settings import IngressSettings
 
 ROOT = Path(__file__).parent.parent
 COMPOSE = ROOT / "compose"
@@ -78,6 +83,21 @@ def test_every_role_is_built_and_started_by_its_target(services: dict[str, Any])
     for name, service in services.items():
         if "build" in service:
             assert service["build"]["target"] == re.sub(r"-\d+$", "", name)
+
+
+def test_every_variable_is_a_setting_of_its_role(services: dict[str, Any]) -> None:
+    """A role ignores variables that it does not know, so a misspelt one would be lost without a word."""
+    settings: dict[str, type[RoleSettings]] = {
+        "control": ControlSettings,
+        "node": NodeSettings,
+        "ingress": IngressSettings,
+        "worker": WorkerSettings,
+    }
+    for name, service in services.items():
+        if "build" in service:
+            role = service["build"]["target"]
+            known = {f"OKOME_{role}_{field}".upper() for field in settings[role].model_fields}
+            assert set(service["environment"]) - known == set(), name
 
 
 def test_what_the_image_copies_exists_and_is_let_through() -> None:
