@@ -63,7 +63,7 @@ class Bus:
         self._heard_at = 0.0  # loop time of the last pong
         self._writer: asyncio.StreamWriter | None = None  # of the connection that the last ping went to
         self._watch: asyncio.Task[None] | None = None
-        self._lame_duck: list[Callable[[], None]] = []
+        self.on_lame_duck: Callable[[], None] = lambda: None  # called when the server says that it leaves
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
 
@@ -146,9 +146,6 @@ class Bus:
     @property
     def max_payload(self) -> int:
         return self._client.max_payload
-
-    def on_lame_duck(self, callback: Callable[[], None]) -> None:
-        self._lame_duck.append(callback)
 
     async def kick(self) -> None:
         """Move to the next server known (or reconnect to the only one). Subscriptions are replayed.
@@ -414,8 +411,7 @@ class Bus:
 
     async def _on_lame_duck(self) -> None:
         log.info("bus.server_leaving", bus=self.id, server=self.server)
-        for callback in self._lame_duck:
-            callback()
+        self.on_lame_duck()
         if len(self._client.servers) > 1:  # those discovered are among them
             task = asyncio.create_task(self.kick(), name="bus-lame-duck")
             self._tasks.add(task)

@@ -349,7 +349,7 @@ async def test_a_server_that_leaves_is_left_at_once(clustered_nats: list[NatsSer
     async with connected(",".join(server.url for server in clustered_nats)) as bus:
         leaving, other = sorted(clustered_nats, key=lambda server: at(server) != bus.server)
         told = asyncio.Event()
-        bus.on_lame_duck(told.set)
+        bus.on_lame_duck = told.set
         got: list[bytes] = []
 
         async def take(msg: Msg) -> None:
