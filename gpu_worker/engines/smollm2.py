@@ -103,10 +103,10 @@ def request(prompt: Prompt, tokens: list[int], n_predict: int) -> dict[str, obje
 class SmolLM2Engine:
     """At most `slots` generations decode and `queue_limit` wait, the next is refused with `overloaded`.
 
-    A takeover continues from the prefix's text: prompt and prefix are tokenized apart, so the prompt's tokens, and what a
-    warm slot holds of them, stay what they were. At temperature 0 it says what the uninterrupted answer said unless the
-    prefix's text has other tokens than the model chose: in 2 of 301 cuts of six answers, one after each token, both where
-    two newlines had come as two tokens and were read as one. Above 0 every epoch draws anew.
+    A takeover continues from the prefix's text: prompt and prefix are tokenized apart, so the prompt's tokens, and
+    what a warm slot holds of them, stay what they were. At temperature 0 it says what the uninterrupted answer said
+    unless the prefix's text has other tokens than the model chose: in 2 of 301 cuts of six answers, one after each
+    token, both where two newlines had come as two tokens and were read as one. Above 0 every epoch draws anew.
     """
 
     def __init__(self, settings: EngineSettings) -> None:
