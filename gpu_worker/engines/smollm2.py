@@ -105,8 +105,8 @@ class SmolLM2Engine:
 
     A takeover continues from the prefix's text: prompt and prefix are tokenized apart, so the prompt's tokens, and
     what a warm slot holds of them, stay what they were. At temperature 0 it says what the uninterrupted answer said
-    unless the prefix's text has other tokens than the model chose: in 2 of 301 cuts of six answers, one after each
-    token, both where two newlines had come as two tokens and were read as one. Above 0 every epoch draws anew.
+    unless the prefix's text has other tokens than the model chose: two newlines that came as two tokens are read as
+    one. Above 0 every epoch draws anew.
     """
 
     def __init__(self, settings: EngineSettings) -> None:
