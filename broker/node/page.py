@@ -16,7 +16,7 @@ CONTENT_SECURITY_POLICY = (
 
 
 class Page:
-    """All files of the page in memory: about 60 KB."""
+    """All files of the page, in memory."""
 
     def __init__(self, folder: Path = STATIC) -> None:
         self._files: dict[str, tuple[str, bytes, str]] = {}
