@@ -14,7 +14,8 @@ from broker.bus.errors import ChainBroken
 from broker.bus.frames import ATTEMPT, START, Frame
 from broker.node.events import Event, of_frame
 
-OVERHEAD = 400  # bytes around one frame's data: an estimate, high for a frame nobody read, low once both encodings exist
+# Bytes around one frame's data: an estimate, high for a frame nobody has read, low once both encodings exist.
+OVERHEAD = 400
 
 
 class Added(Enum):
