@@ -1,8 +1,8 @@
 """What a fault run leaves behind: pure data, one JSON object a line in `run.jsonl`, and what the report is made of.
 
-A line is one of: the `Run` (first), an `Injection` for each fault, a `Round` when a scenario has been played once and its
-transcripts were checked, and `Ended` (last; its absence says that the run was cut off). Times are seconds since the
-run began, by one monotonic clock; gaps are seconds.
+A line is one of: the `Run` (first), an `Injection` for each fault, a `Round` when a scenario has been played once and
+its transcripts were checked, and `Ended` (last; its absence says that the run was cut off). Times are seconds since
+the run began, by one monotonic clock; gaps are seconds.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class Ended(msgspec.Struct, frozen=True, tag="ended", tag_field="kind"):
 Line = Run | Injection | Round | Ended
 
 _encode = msgspec.json.Encoder().encode
-_decode = msgspec.json.Decoder(Line).decode
+decode = msgspec.json.Decoder(Line).decode
 
 
 def write(out: IO[bytes], line: Line) -> None:
@@ -104,14 +104,14 @@ def write(out: IO[bytes], line: Line) -> None:
 
 
 def read(path: Path) -> list[Line]:
-    """A run file. A last line that was cut off is left out. Raises OSError, and ValueError naming a line that is no record."""
+    """A run file; a last line that was cut off is left out. Raises OSError, and ValueError naming a broken line."""
     lines: list[Line] = []
     parts = path.read_bytes().split(b"\n")
     for number, part in enumerate(parts, 1):
         if not part:
             continue
         try:
-            lines.append(_decode(part))
+            lines.append(decode(part))
         except (msgspec.ValidationError, msgspec.DecodeError) as error:
             if number == len(parts):  # no line end behind it: it was being written
                 break

@@ -63,6 +63,7 @@ class Keeper:
         on_change: Callable[[Keeper], None],
         start_timeout: float,
         restarting: bool = True,
+        settled: float = restart.SETTLED,
     ) -> None:
         self.part = part
         self.state = State.WAITING
@@ -76,6 +77,7 @@ class Keeper:
         self._on_change = on_change
         self._start_timeout = start_timeout
         self._restarting = restarting
+        self._settled = settled
         self._child: Child | None = None
         self._ready_at = 0.0
         self._stopping = asyncio.Event()
@@ -139,7 +141,7 @@ class Keeper:
                 return
             self.last_end = describe(status)
             self.engines = ()
-            deaths = restart.deaths_in_a_row(deaths, loop.time() - self._ready_at)
+            deaths = restart.deaths_in_a_row(deaths, loop.time() - self._ready_at, self._settled)
             self._move(State.DEAD)
             while self._restarting:
                 if await self._stopped_within(restart.delay(deaths)):

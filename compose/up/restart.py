@@ -21,6 +21,6 @@ def delay(deaths: int) -> float:
     return float(min(LONGEST_DELAY, FIRST_DELAY * 2.0 ** min(deaths - 2, 16)))
 
 
-def deaths_in_a_row(before: int, ready_for: float) -> int:
+def deaths_in_a_row(before: int, ready_for: float, settled: float = SETTLED) -> int:
     """How many deaths count, this one included, when the one that just ended had been ready for `ready_for` seconds."""
-    return 1 if ready_for >= SETTLED else before + 1
+    return 1 if ready_for >= settled else before + 1

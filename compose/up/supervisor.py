@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 
+from compose.up import restart
 from compose.up.keeper import Keeper, State
 from compose.up.part import STOP_ORDER, Part
 from compose.up.probe import Probe
@@ -28,6 +29,7 @@ class Supervisor:
         restarting: bool = True,
         start_timeout: float = 60.0,
         stop_timeout: float = 25.0,
+        settled: float = restart.SETTLED,
     ) -> None:
         self.hurry = asyncio.Event()
         """Set: whatever is being waited for while stopping is killed instead."""
@@ -41,6 +43,7 @@ class Supervisor:
                     on_change=on_change,
                     start_timeout=start_timeout,
                     restarting=restarting,
+                    settled=settled,
                 )
                 for part in stage
             ]

@@ -1,0 +1,198 @@
+"""The judge: what a viewer saw against what the model must have said and what the log holds. Pure.
+
+Every guarantee has a rule with a name; what breaks it is a `Broken`, never an exception, so that one fault run can tell
+everything that went wrong.
+
+| rule | broken when |
+|---|---|
+| gap, repeat, reorder | frames of the log are missing, come twice, or in another order |
+| bytes | an event's data is not, byte for byte, what is stored |
+| script | the text is not the scripted engine's, or offsets do not follow one another |
+| terminal | a generation has none, more than one, or anything after it |
+| epoch | epochs do not begin at 1, or do not go up by one |
+| chain | the log itself has a frame that may not follow |
+| reset | the viewer was told `reset`, and nothing had earned it |
+| stuck | the answer did not come to its end in time |
+| takeover | another worker took over from one that lived |
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from broker.bus.chain import Chain
+from broker.bus.errors import ChainBroken
+from broker.bus.frames import ATTEMPT, DONE, REASONING, START, TERMINAL, TOKEN, Frame
+from broker.bus.script import Script
+from compose.chaos.viewer import Seen
+
+
+class Broken(NamedTuple):
+    rule: str
+    detail: str
+
+
+@dataclass
+class Asked:
+    """One generation that was asked for, and how it may end. `gid` is known once it was accepted."""
+
+    gid: str
+    script: Script
+    ends: Collection[str] = field(default=(DONE,))
+
+
+def check_log(frames: Sequence[Frame], asked: Sequence[Asked], *, whole: bool = True) -> list[Broken]:
+    """The log itself, in order of sequence. `whole` False: its beginning was purged, so the first answer is cut."""
+    broken = []
+    chain = Chain(0 if whole or not frames else frames[0].prev)
+    for frame in frames:
+        try:
+            chain.advance(frame)
+        except ChainBroken as error:
+            broken.append(Broken("chain", str(error)))
+            break
+    for one in asked:
+        own = [frame for frame in frames if frame.gid == one.gid]
+        ends = [frame.type for frame in own if frame.terminal]
+        if len(ends) != 1:
+            broken.append(Broken("terminal", f"{one.gid} has {ends or 'no terminal'} in the log"))
+        elif ends[0] not in one.ends:
+            why = own[-1].data[:200].decode(errors="replace")
+            broken.append(Broken("terminal", f"{one.gid} ended with {ends[0]}, not {'/'.join(one.ends)}: {why}"))
+        if whole:
+            broken += _check_text(one, [(frame.type, frame.data) for frame in own], ended_as=ends[:1])
+    return broken
+
+
+def check_transcript(
+    seen: Sequence[Seen],
+    frames: Sequence[Frame],
+    asked: Sequence[Asked],
+    incarnation: str,
+    *,
+    resets: bool = False,
+    whole: bool = True,
+) -> list[Broken]:
+    """A transcript from `after=0` to the last terminal, against the log as it is now, read at its leader.
+
+    `resets`: the fault has earned one (a purge, another incarnation); what was seen before the last reset is then held
+    against the script alone, because the log that it came from is gone.
+    """
+    broken = []
+    segments = _segments(seen)
+    if len(segments) > 1 and not resets:
+        told = next(event.data for event in seen if event.name == "reset")
+        broken.append(Broken("reset", told[:200].decode(errors="replace")))
+    for segment in segments[:-1]:
+        broken += _check_order(segment)
+        broken += _check_foreign(segment, asked)
+    last = segments[-1]
+    broken += _check_order(last)
+    first = 0
+    if len(segments) > 1:  # it goes on from the earliest frame that there was then
+        first = next((index for index, frame in enumerate(frames) if last and frame.seq == last[0].seq), len(frames))
+    broken += _check_against(last, frames[first:], incarnation)
+    if whole and len(segments) == 1:
+        for one in asked:
+            own = [(event.name, event.data) for event in last if _gid(event.data) == one.gid]
+            broken += _check_text(one, own, ended_as=[name for name, _ in own if name in TERMINAL][:1])
+    return broken
+
+
+def _segments(seen: Sequence[Seen]) -> list[list[Seen]]:
+    """The stored events, cut where a `reset` came."""
+    segments: list[list[Seen]] = [[]]
+    for event in seen:
+        if event.name == "reset":
+            segments.append([])
+        elif event.stored:
+            segments[-1].append(event)
+    return segments
+
+
+def _check_order(events: Sequence[Seen]) -> list[Broken]:
+    broken = []
+    for before, event in itertools.pairwise(events):
+        if event.seq == before.seq:
+            broken.append(Broken("repeat", f"{event.name} {event.id} came twice"))
+        elif event.seq < before.seq:
+            broken.append(Broken("reorder", f"{event.name} {event.id} came after {before.id}"))
+    return broken
+
+
+def _check_foreign(events: Sequence[Seen], asked: Sequence[Asked]) -> list[Broken]:
+    known = {one.gid for one in asked}
+    strange = {gid for event in events if (gid := _gid(event.data)) not in known}
+    return [Broken("bytes", f"events of {gid!r}, which nobody asked for") for gid in strange]
+
+
+def _check_against(events: Sequence[Seen], frames: Sequence[Frame], incarnation: str) -> list[Broken]:
+    stored = {frame.seq: frame for frame in frames}
+    broken = []
+    shown = set()
+    for event in events:
+        shown.add(event.seq)
+        frame = stored.get(event.seq)
+        if frame is None:
+            broken.append(Broken("bytes", f"{event.name} {event.id} is not in the log"))
+        elif (event.name, event.data) != (frame.type, frame.data):
+            broken.append(Broken("bytes", f"{event.id}: seen {event.data[:80]!r}, stored {frame.data[:80]!r}"))
+        elif event.id != f"{incarnation}-{frame.seq}":
+            broken.append(Broken("bytes", f"{event.id} is not of incarnation {incarnation}"))
+    missing = sorted(set(stored) - shown)
+    if missing:
+        broken.append(Broken("gap", f"{len(missing)} frames were never shown: {missing[:5]} …"))
+    return broken
+
+
+def _check_text(one: Asked, events: Sequence[tuple[str, bytes]], *, ended_as: Sequence[str]) -> list[Broken]:
+    """One generation from its `start` to its terminal: epochs, offsets, and every token as the script has it."""
+    broken = []
+    names = [name for name, _ in events]
+    if not names or names[0] != START:
+        return [Broken("gap", f"{one.gid} does not begin with its start: {names[:3]}")]
+    if names.count(START) > 1:
+        broken.append(Broken("repeat", f"{one.gid} starts {names.count(START)} times"))
+    terminals = [name for name in names if name in TERMINAL]
+    if len(terminals) != 1:
+        broken.append(Broken("terminal", f"{one.gid} was shown {terminals or 'no terminal'}"))
+    elif names[-1] not in TERMINAL:
+        broken.append(Broken("terminal", f"{one.gid}: {names[-1]} after {terminals[0]}"))
+    offset, epoch, text = 0, 0, []
+    for name, raw in events:
+        data = json.loads(raw)
+        if name in (START, ATTEMPT):
+            if data["epoch"] != epoch + 1:
+                broken.append(Broken("epoch", f"{one.gid}: epoch {data['epoch']} after {epoch}"))
+            epoch = data["epoch"]
+        if data["offset"] != offset:
+            broken.append(Broken("script", f"{one.gid}: {name} at offset {data['offset']}, expected {offset}"))
+            offset = data["offset"]
+        if name in (TOKEN, REASONING):
+            text.append(data["text"])
+            offset += data["n"]
+    said = "".join(text)
+    wanted = one.script.text(0, offset)
+    if said != wanted:
+        at = next(
+            (i for i, (a, b) in enumerate(zip(said, wanted, strict=False)) if a != b), min(len(said), len(wanted))
+        )
+        broken.append(
+            Broken("script", f"{one.gid}: at character {at} {said[at : at + 20]!r}, not {wanted[at : at + 20]!r}")
+        )
+    if ended_as == [DONE] and offset != one.script.tokens:
+        broken.append(Broken("gap", f"{one.gid} is done after {offset} of {one.script.tokens} tokens"))
+    return broken
+
+
+def _gid(data: bytes) -> str:
+    return str(json.loads(data).get("generation_id", ""))
+
+
+def takeovers(frames: Sequence[Frame]) -> int:
+    """How often another worker took over in this log."""
+    return sum(frame.type == ATTEMPT for frame in frames)

@@ -1,0 +1,42 @@
+"""A fault: one deliberate harm to one victim, which proves that it happened.
+
+Every fault strikes an aim and looks at its victim. They are the same but in a control run, where the aim is a decoy:
+then the proof has to fail, or it proves nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+LOOK_INTERVAL = 0.01
+
+
+class DidNotHappen(Exception):
+    """The victim shows no sign of the fault; the message says what was looked for."""
+
+
+async def _nothing() -> None:
+    return
+
+
+@dataclass(frozen=True)
+class Fault:
+    """`happened` returns the proof, in words, or raises DidNotHappen; `undo` is called once, whatever happened."""
+
+    victim: str
+    strike: Callable[[], Awaitable[object]]
+    happened: Callable[[], Awaitable[str]]
+    undo: Callable[[], Awaitable[object]] = _nothing
+
+
+async def shows(sign: Callable[[], str | None], what: str, timeout: float) -> str:
+    """Look until `sign` gives a proof. Raises DidNotHappen, naming `what`, after `timeout` seconds."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + timeout
+    while (proof := sign()) is None:
+        if loop.time() > deadline:
+            raise DidNotHappen(f"{what} was not seen within {timeout:g} s")
+        await asyncio.sleep(LOOK_INTERVAL)
+    return proof

@@ -1,0 +1,66 @@
+"""Faults of processes: killed, asked to end, frozen. The proof is read from the kernel."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+from compose.chaos.fault import Fault, shows
+from compose.chaos.system import Process
+
+SIGN_TIMEOUT = 3.0
+DRAIN_TIMEOUT = 15.0
+
+
+def state(pid: int) -> str:
+    """A process's state as the kernel has it: R, S, D, T (stopped); Z when it has ended."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return "Z"
+
+
+def kill(victim: Process, aim: Process) -> Fault:
+    """SIGKILL."""
+
+    async def strike() -> None:
+        os.kill(aim.pid, signal.SIGKILL)
+
+    def gone() -> str | None:
+        return f"pid {victim.pid} is gone" if state(victim.pid) == "Z" else None
+
+    return Fault(_name(victim), strike, lambda: shows(gone, f"the end of pid {victim.pid}", SIGN_TIMEOUT))
+
+
+def terminate(victim: Process, aim: Process) -> Fault:
+    """SIGTERM: it drains and ends by itself."""
+
+    async def strike() -> None:
+        os.kill(aim.pid, signal.SIGTERM)
+
+    def ended() -> str | None:
+        return f"pid {victim.pid} has drained and ended" if state(victim.pid) == "Z" else None
+
+    timeout = DRAIN_TIMEOUT if aim is victim else SIGN_TIMEOUT
+    return Fault(_name(victim), strike, lambda: shows(ended, f"the end of pid {victim.pid}", timeout))
+
+
+def freeze(victim: Process, aim: Process) -> Fault:
+    """SIGSTOP; `undo` lets it go on."""
+
+    async def strike() -> None:
+        os.kill(aim.pid, signal.SIGSTOP)
+
+    async def undo() -> None:
+        if state(aim.pid) != "Z":
+            os.kill(aim.pid, signal.SIGCONT)
+
+    def stopped() -> str | None:
+        return f"pid {victim.pid} is stopped (T)" if state(victim.pid) == "T" else None
+
+    return Fault(_name(victim), strike, lambda: shows(stopped, f"pid {victim.pid} in state T", SIGN_TIMEOUT), undo)
+
+
+def _name(victim: Process) -> str:
+    return f"{victim.id} (pid {victim.pid})"

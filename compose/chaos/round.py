@@ -1,0 +1,289 @@
+"""One round: a scenario played once. A crowd is put to work, the fault strikes and proves itself, all is judged.
+
+Everything that is drawn by chance comes from the round's own generator, seeded by run, scenario and number, so that a
+round can be played again alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+
+from broker.bus.errors import BusError
+from broker.bus.frames import Frame, decode_frame
+from broker.bus.log import read_all, stream_info
+from broker.bus.script import Script
+from broker.bus.subjects import log_stream, log_subject, partition_of
+from compose.chaos.checker import Broken, check_log, check_transcript, takeovers
+from compose.chaos.crowd import Crowd, NotAdmitted, Watched
+from compose.chaos.fault import DidNotHappen, Fault
+from compose.chaos.record import Injection, Stall, Violation
+from compose.chaos.record import Round as Record
+from compose.chaos.scenario import Scenario
+from compose.chaos.system import NotBack, Process, System
+from compose.chaos.viewer import Viewer, ViewerRefused
+
+UNDERWAY_TIMEOUT = 20.0
+OVER_TIMEOUT = 45.0
+"""Seconds after the script's own length in which every answer must have ended."""
+LOG_TIMEOUT = 20.0
+
+
+class Spoiled(Exception):
+    """The round's fault did not happen: what would follow from it is not played."""
+
+
+@dataclass
+class _Struck:
+    fault: Fault
+    at: float
+    dependents: list[Viewer]
+    until: float = 0.0
+    verified: bool = False
+    proof: str = ""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a round leaves."""
+
+    injections: tuple[Injection, ...]
+    record: Record
+
+
+class Round:
+    """`play` runs the scenario; everything else is for the scenario to use."""
+
+    def __init__(
+        self,
+        system: System,
+        scenario: Scenario,
+        number: int,
+        *,
+        run: str,
+        seed: int,
+        sessions: int,
+        began: float,
+        replay: str,
+        control: bool = False,
+    ) -> None:
+        self.system = system
+        self.scenario = scenario
+        self.number = number
+        self.sessions = sessions
+        self.control = control
+        self.rng = random.Random(f"{seed}/{scenario.name}/{number}")
+        self.crowd = Crowd(lambda: self.door(), system.api_key, self.rng)
+        self.door: Callable[[], str] = lambda: system.url
+        """Where viewers connect; a scenario may put a link there."""
+        self.figures: dict[str, list[float]] = {}
+        self.purged: set[str] = set()
+        """Sessions whose log lost its beginning: judged from where it begins now."""
+        self.excused: set[Viewer] = set()
+        """Viewers that are not expected at the end, because the fault is theirs."""
+        self.stack = AsyncExitStack()
+        self._run = run
+        self._zero = began
+        self._replay = replay
+        self._struck: list[_Struck] = []
+        self._broken: list[tuple[str, Broken]] = []
+        self._loop = asyncio.get_running_loop()
+
+    # -- for scenarios -----------------------------------------------------------------------------------------------
+
+    def script(self, seconds: float, **fields: object) -> Script:
+        """An answer that takes so many seconds, at a rate and in bursts drawn by chance.
+
+        Its own silences are 20 to 50 ms, so that what a viewer sees beyond is the fault's doing.
+        """
+        rate, burst = self.rng.choice(((30, 1), (40, 1), (50, 1), (50, 2), (100, 4)))
+        drawn = {
+            "tokens": max(1, int(seconds * rate)),
+            "rate": rate,
+            "burst": burst,
+            "jitter": self.rng.choice((0, 0, 0.25)),
+            "seed": self.rng.randrange(1, 10**6),
+        }
+        return Script(**{**drawn, **fields})  # type: ignore[arg-type]
+
+    async def work(self, seconds: float, *, sessions: int = 0, viewers: int = 1, **script: object) -> list[Watched]:
+        """Put a crowd to work on answers of so many seconds, and wait until everybody is in the middle of one."""
+        scripts = [self.script(seconds, **script) for _ in range(sessions or self.sessions)]
+        watched = await self.crowd.gather(scripts, viewers=viewers)
+        async with asyncio.timeout(UNDERWAY_TIMEOUT):
+            await self.crowd.underway()
+        return watched
+
+    def aim(self, victim: Process) -> Process:
+        """The victim itself, or in a control run a decoy."""
+        return self.system.decoy if self.control else victim
+
+    def pick(self, role: str) -> Process:
+        """One process of a role, by chance."""
+        return self.rng.choice(self.system.processes(role))
+
+    def busiest(self, role: str) -> Process:
+        """The process of a role that most running viewers depend on."""
+        return max(self.system.processes(role), key=lambda one: len(self.crowd.on(one.id)))
+
+    async def hurt(self, fault: Fault, dependents: Sequence[Viewer] | None = None) -> None:
+        """Strike, and have it proven. `dependents`: who is looked at for stalls, everybody running if None.
+
+        Raises Spoiled where the fault did not happen.
+        """
+        depending = list(self.crowd.running() if dependents is None else dependents)
+        struck = _Struck(fault, self._loop.time(), depending)
+        self._struck.append(struck)
+        self.stack.push_async_callback(self._undo, struck)
+        await fault.strike()
+        try:
+            struck.proof = await fault.happened()
+        except DidNotHappen as why:
+            struck.proof = str(why)
+            raise Spoiled(str(why)) from why
+        struck.verified = True
+
+    async def heal(self, fault: Fault) -> None:
+        """Undo a fault now rather than at the end of the round."""
+        for struck in self._struck:
+            if struck.fault is fault:
+                await self._undo(struck)
+
+    def broken(self, rule: str, session: str, detail: str) -> None:
+        """A guarantee that only the scenario can judge was broken."""
+        self._broken.append((session, Broken(rule, detail)))
+
+    def figure(self, name: str, seconds: float) -> None:
+        self.figures.setdefault(name, []).append(seconds)
+
+    # -- playing -----------------------------------------------------------------------------------------------------
+
+    async def play(self) -> Verdict:
+        """Play and judge. Raises nothing that the system under test could cause."""
+        began = self._loop.time()
+        async with self.stack, self.crowd:
+            try:
+                await self.scenario.play(self)
+                await self.system.whole()
+            except Spoiled:
+                pass  # recorded as not verified
+            except TimeoutError as error:
+                self.broken("stuck", "", f"the scenario ran out of time: {error}")
+            except NotAdmitted as error:
+                self.broken("stuck", "", f"not admitted: {error}")
+            except NotBack as error:
+                self.broken("stuck", "", str(error))
+            for struck in self._struck:
+                await self._undo(struck)
+            longest = max(
+                (a.script.tokens / (a.script.rate or 1e9) for w in self.crowd.watched for a in w.asked), default=0
+            )
+            try:
+                for late in await self.crowd.over(OVER_TIMEOUT + longest):
+                    if late not in self.excused:
+                        self.broken("stuck", late.sid, f"{len(late.events)} events, then none: {late.events[-1:]}")
+            except ViewerRefused as error:
+                self.broken("stuck", "", str(error))
+            over = self._loop.time()
+            tokens, generations, taken, resets = await self._judge()
+        return self._verdict(began, over, tokens, generations, taken, resets)
+
+    async def _undo(self, struck: _Struck) -> None:
+        if not struck.until:
+            struck.until = self._loop.time()
+            await struck.fault.undo()
+
+    async def _judge(self) -> tuple[int, int, int, int]:
+        tokens = generations = taken = resets = 0
+        for one in self.crowd.watched:
+            if not one.asked:
+                continue
+            try:
+                async with asyncio.timeout(LOG_TIMEOUT):
+                    frames, incarnation = await self._log(one.sid)
+            except TimeoutError:
+                self.broken("stuck", one.sid, "the log could not be read")
+                continue
+            whole = one.sid not in self.purged
+            generations += len(one.asked)
+            tokens += sum(frame.n for frame in frames)
+            taken += takeovers(frames)
+            self._broken += [(one.sid, broken) for broken in check_log(frames, one.asked, whole=whole)]
+            for viewer in one.viewers:
+                if viewer in self.excused:
+                    continue
+                resets += sum(event.name == "reset" for event in viewer.events)
+                found = check_transcript(
+                    viewer.events, frames, one.asked, incarnation, resets=self.scenario.resets, whole=whole
+                )
+                self._broken += [(one.sid, broken) for broken in found]
+        if taken and not self.scenario.takeovers:
+            self.broken("takeover", "", f"{taken} takeovers, and every worker lived")
+        return tokens, generations, taken, resets
+
+    async def _log(self, sid: str) -> tuple[list[Frame], str]:
+        stream = log_stream(partition_of(sid))
+        while True:
+            try:
+                stored = await read_all(self.system.bus, stream, log_subject(sid))
+                info = await stream_info(self.system.bus, stream)
+                return [decode_frame(message.data, message.seq) for message in stored], info.incarnation
+            except BusError:
+                await asyncio.sleep(0.2)
+
+    def _verdict(self, began: float, over: float, tokens: int, generations: int, taken: int, resets: int) -> Verdict:
+        injections = []
+        for index, struck in enumerate(self._struck):
+            horizon = self._struck[index + 1].at if index + 1 < len(self._struck) else over
+            injections.append(
+                Injection(
+                    run=self._run,
+                    scenario=self.scenario.name,
+                    round=self.number,
+                    victim=struck.fault.victim,
+                    at=struck.at - self._zero,
+                    until=struck.until - self._zero,
+                    verified=struck.verified,
+                    proof=struck.proof,
+                    stalls=tuple(
+                        stall
+                        for viewer in struck.dependents
+                        if struck.verified and (stall := longest_silence(viewer, struck.at, horizon, self._zero))
+                    ),
+                )
+            )
+        record = Record(
+            run=self._run,
+            scenario=self.scenario.name,
+            round=self.number,
+            began=began - self._zero,
+            ended=self._loop.time() - self._zero,
+            sessions=len(self.crowd.watched),
+            generations=generations,
+            tokens=tokens,
+            connections=sum(viewer.connections for viewer in self.crowd.viewers),
+            takeovers=taken,
+            resets=resets,
+            violations=tuple(Violation(broken.rule, sid, broken.detail) for sid, broken in self._broken),
+            figures={name: tuple(seconds) for name, seconds in self.figures.items()},
+            replay=self._replay,
+        )
+        return Verdict(tuple(injections), record)
+
+
+def longest_silence(viewer: Viewer, at: float, horizon: float, zero: float) -> Stall | None:
+    """The longest time between two stored events of a viewer that ended after `at` and began before `horizon`."""
+    longest: Stall | None = None
+    before = None
+    for event in viewer.events:
+        if not event.stored:
+            continue
+        if before is not None and event.at > at and before < horizon:
+            seconds = event.at - before
+            if longest is None or seconds > longest.seconds:
+                longest = Stall(round(before - zero, 4), round(seconds, 4))
+        before = event.at
+    return longest

@@ -1,0 +1,60 @@
+"""A scenario: one way to hurt a system, what it may cost, and how it is played. Pure data; playing is `round.py`'s."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from compose.chaos.world import SINGLE, World
+
+if TYPE_CHECKING:
+    from compose.chaos.round import Round
+
+Play = Callable[["Round"], Awaitable[None]]
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """`bound`: p99 of the gap that a viewer sees, seconds; None where the failure table names none.
+
+    `resets`: viewers may be told `reset`. `takeovers`: another worker may take over; where not, one is a violation.
+    `weight`: how often it is drawn, beside the others of its world. `slow`: seconds that a round takes, about.
+    """
+
+    name: str
+    sentence: str
+    play: Play
+    world: World = SINGLE
+    bound: float | None = None
+    resets: bool = False
+    takeovers: bool = False
+    weight: int = 4
+
+
+class Catalogue(dict[str, Scenario]):
+    """All scenarios by name."""
+
+    def scenario(
+        self,
+        sentence: str,
+        *,
+        world: World = SINGLE,
+        bound: float | None = None,
+        resets: bool = False,
+        takeovers: bool = False,
+        weight: int = 4,
+    ) -> Callable[[Play], Play]:
+        """The decorated coroutine function plays the scenario of its name, with dashes."""
+
+        def add(play: Play) -> Play:
+            name = getattr(play, "__name__", "").replace("_", "-")
+            assert name not in self, name
+            self[name] = Scenario(name, sentence, play, world, bound, resets, takeovers, weight)
+            return play
+
+        return add
+
+
+CATALOGUE = Catalogue()
+scenario = CATALOGUE.scenario

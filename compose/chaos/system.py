@@ -1,0 +1,251 @@
+"""A system to be hurt: what `okome up` would start, supervised here, with fault links where its world wants them.
+
+Or one that runs already (`Running`): known by its ready file, with no links, and only as many parts as it has.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import os
+import subprocess
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+from broker.bus.nats import Bus
+from compose.chaos.http import call
+from compose.chaos.link import Link
+from compose.chaos.nats_wire import NatsWire
+from compose.chaos.world import World
+from compose.up import plan
+from compose.up.datadir import DataDir
+from compose.up.keeper import Keeper, State
+from compose.up.options import Options
+from compose.up.part import Part
+from compose.up.ports import Ports
+from compose.up.probe import Probe
+from compose.up.supervisor import Supervisor
+
+LOOPBACK = "127.0.0.1"
+BACK_TIMEOUT = 40.0
+LOOK_INTERVAL = 0.05
+SETTLED = 0.5
+"""Seconds after which a part has earned a restart without a pause: here parts die because they are killed."""
+
+
+class Process(NamedTuple):
+    """One process of a system, as it is now."""
+
+    id: str
+    role: str
+    pid: int
+    restarts: int
+    url: str
+
+
+class NotBack(Exception):
+    """A part did not come back in time."""
+
+
+class System:
+    """Starts with `async with`; leaving it ends everything that it started."""
+
+    def __init__(self, world: World, directory: Path) -> None:
+        self.world = world
+        self.api_key = ""
+        self.url = ""
+        self.nats_url = ""
+        self.links: dict[str, Link] = {}
+        """`<part>.http` before a node, `<part>.nats` between a role and NATS, `<from>><to>` between NATS servers."""
+        self.data: Path = directory
+        self._directory = directory
+        self._stack = AsyncExitStack()
+        self._keepers: dict[str, Keeper] = {}
+        self._moved = asyncio.Event()
+        self._supervisor: Supervisor | None = None
+        self._bus: Bus | None = None
+        self._decoy: subprocess.Popen[bytes] | None = None
+
+    async def __aenter__(self) -> System:
+        try:
+            await self._start()
+        except BaseException:
+            await self._stack.aclose()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        await self._stack.aclose()
+        if self._decoy is not None:
+            self._decoy.kill()
+            self._decoy.wait()
+
+    # -- what runs ---------------------------------------------------------------------------------------------------
+
+    def processes(self, role: str = "") -> list[Process]:
+        """What is meant to run, in order of its ids; engines among it."""
+        found = []
+        for keeper in self._keepers.values():
+            part = keeper.part
+            found.append(Process(part.id, part.role, keeper.pid, keeper.restarts, part.url or ""))
+            found += [Process(one.id, "engine", one.pid, one.restarts, "") for one in keeper.engines]
+        return [one for one in found if role in ("", one.role)]
+
+    def process(self, id: str) -> Process:
+        """Raises KeyError."""
+        for one in self.processes():
+            if one.id == id:
+                return one
+        raise KeyError(id)
+
+    def log(self, id: str) -> str:
+        """What a part has written."""
+        return self._keepers[id].log_file.read_text(errors="replace")
+
+    @property
+    def decoy(self) -> Process:
+        """A process that nobody depends on: what a control run strikes. Started anew when it was killed."""
+        if self._decoy is None or self._decoy.poll() is not None:
+            self._decoy = subprocess.Popen(["sleep", "3600"], start_new_session=True)
+        return Process("decoy", "decoy", self._decoy.pid, 0, "")
+
+    @property
+    def bus(self) -> Bus:
+        """A connection of our own, past every link."""
+        assert self._bus is not None
+        return self._bus
+
+    # -- waiting -----------------------------------------------------------------------------------------------------
+
+    async def back(self, before: Process, timeout: float = BACK_TIMEOUT) -> Process:
+        """Wait until a process that died was started again and is ready. Raises NotBack."""
+        keeper = self._keepers[before.id]
+        try:
+            async with asyncio.timeout(timeout):
+                while keeper.restarts <= before.restarts or keeper.state is not State.READY:
+                    self._moved.clear()
+                    await self._moved.wait()
+        except TimeoutError:
+            raise NotBack(f"{before.id} is not back after {timeout:.0f} s: {keeper.last_end}") from None
+        return self.process(before.id)
+
+    async def whole(self, timeout: float = BACK_TIMEOUT) -> None:
+        """Wait until every part is ready and every ingress has all nodes up. Raises NotBack."""
+        try:
+            async with asyncio.timeout(timeout):
+                while any(keeper.state is not State.READY for keeper in self._keepers.values()):
+                    self._moved.clear()
+                    await self._moved.wait()
+                await self.until(self._placed)
+                await self._answering()
+        except TimeoutError:
+            states = {id: keeper.state.value for id, keeper in self._keepers.items()}
+            raise NotBack(f"not whole after {timeout:.0f} s: {states}") from None
+
+    async def until(self, holds: Callable[[], object]) -> None:
+        """Wait until something holds that no event tells of; may be a coroutine function. The caller's deadline."""
+        while True:
+            answer = holds()
+            if asyncio.iscoroutine(answer):
+                answer = await answer
+            if answer:
+                return
+            await asyncio.sleep(LOOK_INTERVAL)
+
+    async def _placed(self) -> bool:
+        """Every ingress places streams on every node."""
+        nodes = len(self.processes("node"))
+        for ingress in self.processes("ingress"):
+            try:
+                answer = await call(ingress.url, "GET", "/metrics", self.api_key)
+            except (OSError, EOFError):
+                return False
+            if f'okome_ingress_nodes{{state="up"}} {float(nodes)}'.encode() not in answer.body:
+                return False
+        return True
+
+    async def _answering(self) -> None:
+        """OKOME admits, and a worker is there: what a client asks next is not put off."""
+
+        async def ready() -> bool:
+            for part in (*self.processes("control"), *self.processes("node"), *self.processes("worker")):
+                try:
+                    if (await call(part.url, "GET", "/readyz", self.api_key)).status != 200:
+                        return False
+                except (OSError, EOFError):
+                    return False
+            return True
+
+        await self.until(ready)
+
+    # -- starting ----------------------------------------------------------------------------------------------------
+
+    async def _start(self) -> None:
+        ports = self._stack.enter_context(Ports())
+        data = self._stack.enter_context(DataDir(self._directory / "data"))
+        self.data = data.path
+        self.api_key, _ = data.api_key()
+        options = Options(port=0, data=data.path, **self.world.options)
+        environment = {**os.environ, **self.world.environment}
+        planned = plan.make(options, data, ports, self.api_key, environment)
+        self.url, self.nats_url = planned.url, planned.nats_url
+        stages = [[await self._linked(part) for part in stage] for stage in planned.stages]
+        probe = Probe()
+        self._stack.push_async_callback(probe.close)
+        self._supervisor = Supervisor(
+            stages, logs=data.logs, probe=probe, on_change=self._changed, settled=SETTLED, stop_timeout=self.world.stop
+        )
+        self._keepers = {keeper.part.id: keeper for keeper in self._supervisor.keepers}
+        await self._stack.enter_async_context(self._supervisor)
+        await self._supervisor.start()
+        self._bus = await Bus.connect(self.nats_url, "okome-chaos")
+        self._stack.push_async_callback(self._bus.close)
+        await self.whole()
+
+    def _changed(self, keeper: Keeper) -> None:
+        self._moved.set()
+
+    async def _linked(self, part: Part) -> Part:
+        """The part with links where its world wants them."""
+        if part.role == "nats" and len(self.nats_url.split(",")) > 1 and self.world.linked_routes:
+            return dataclasses.replace(part, argv=await self._route_links(part.argv, part.id))
+        if part.id not in self.world.linked:
+            return part
+        env = dict(part.env)
+        prefix = f"OKOME_{part.role.upper()}_"
+        nats = await self._link(f"{part.id}.nats", self.nats_url, wire=True)
+        env[f"{prefix}NATS_URL"] = f"nats://{LOOPBACK}:{nats.port}"
+        if part.role == "node" and part.url:
+            http = await self._link(f"{part.id}.http", part.url)
+            env[f"{prefix}PUBLIC_URL"] = f"http://{LOOPBACK}:{http.port}"
+        return dataclasses.replace(part, env=env)
+
+    async def _link(self, name: str, upstream: str, *, wire: bool = False) -> Link:
+        where = urlsplit(upstream)
+        link = Link(name, wire=NatsWire if wire else None)
+        await link.open()
+        self._stack.push_async_callback(link.close)
+        link.aim(where.hostname or LOOPBACK, where.port or 0)
+        self.links[name] = link
+        return link
+
+    async def _route_links(self, argv: tuple[str, ...], id: str) -> tuple[str, ...]:
+        """A server's routes through links of its own, and no address by which others could come in past them."""
+        line = list(argv)
+        routes = line.index("--routes") + 1
+        own = line[line.index("--cluster") + 1]
+        through = []
+        for number, route in enumerate(line[routes].split(","), 1):
+            if route == own:
+                continue
+            link = await self._link(f"{id}>nats-{number}", route)
+            through.append(f"nats://{LOOPBACK}:{link.port}")
+        line[routes] = ",".join(through)
+        nowhere = self._stack.enter_context(Ports()).free()  # bound and not listened on: whoever dials it is refused
+        return (*line, "--cluster_advertise", f"{LOOPBACK}:{nowhere}")

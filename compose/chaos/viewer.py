@@ -1,0 +1,253 @@
+"""A viewer that remembers: one session over SSE or WebSocket, through whatever happens, with the moment of every event.
+
+It does what a good client does: it comes back with its cursor, at once the first time, then with a little jitter, and
+waits as long as it is told to. What it saw is judged by `checker.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import random
+import ssl
+from collections.abc import Callable
+from enum import StrEnum
+from typing import NamedTuple
+
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed, InvalidHandshake
+
+from broker.bus.frames import ATTEMPT, START, TERMINAL, TOKEN
+from compose.chaos.http import Connection
+
+UNSTORED = frozenset({"hello", "served_by", "queued", "caught_up", "reset", "reconnect", "closed"})
+HEARTBEATS_MISSED = 25.0
+"""Seconds of silence after which a connection is given up: the system sends something every 10 s."""
+CONNECT_TIMEOUT = 10.0
+LONGEST_PAUSE = 0.5
+
+
+class Transport(StrEnum):
+    SSE = "sse"
+    WS = "ws"
+
+    @property
+    def other(self) -> Transport:
+        return Transport.WS if self is Transport.SSE else Transport.SSE
+
+
+class Seen(NamedTuple):
+    """One event as it arrived. `at`: loop time. `data`: the bytes of its JSON."""
+
+    at: float
+    name: str
+    id: str
+    data: bytes
+
+    @property
+    def stored(self) -> bool:
+        return self.name not in UNSTORED
+
+    @property
+    def seq(self) -> int:
+        return int(self.id.rpartition("-")[2])
+
+
+class ViewerRefused(Exception):
+    """The system said no for good: a status that no reconnect mends."""
+
+
+class Viewer:
+    """Watches `sid` at `door()`, an ingress's URL asked for at every connect.
+
+    `patience`: seconds of silence that it bears before it comes back over another connection.
+    """
+
+    def __init__(
+        self,
+        door: Callable[[], str],
+        sid: str,
+        token: str,
+        *,
+        transport: Transport = Transport.SSE,
+        after: str = "0",
+        patience: float = HEARTBEATS_MISSED,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        self.sid = sid
+        self.transport = transport
+        self.patience = patience
+        self.cursor = ""
+        self.events: list[Seen] = []
+        self.connections = 0
+        self.node = ""
+        """Who serves it now, as the last `served_by` said."""
+        self.ingress = ""
+        self.worker = ""
+        """Who writes the running answer, as the last `start` or `attempt` said."""
+        self.ended = 0
+        self._door = door
+        self._token = token
+        self._after = after
+        self._tls = tls
+        self._changed = asyncio.Event()
+        self._reading = asyncio.Event()
+        self._reading.set()
+        self._connection: Connection | ClientConnection | None = None
+        self._told_to_wait: float | None = None
+
+    # -- watching ----------------------------------------------------------------------------------------------------
+
+    async def watch(self, terminals: int = 1) -> None:
+        """Until so many generations have ended. The caller has the deadline. Raises ViewerRefused."""
+        pause = 0.0
+        while self.ended < terminals:
+            before = len(self.events)
+            with contextlib.suppress(OSError, EOFError, ConnectionClosed, InvalidHandshake, TimeoutError):
+                await (self._sse(terminals) if self.transport is Transport.SSE else self._ws(terminals))
+            pause = 0.0 if len(self.events) > before else min(LONGEST_PAUSE, 2 * pause + 0.02)
+            wait = random.uniform(0, pause)  # a client's jitter
+            if self._told_to_wait is not None:
+                wait, self._told_to_wait = self._told_to_wait, None
+            if wait and self.ended < terminals:
+                await asyncio.sleep(wait)
+
+    async def seen(self, tokens: int) -> None:
+        """Wait until so many token events have come."""
+        while sum(event.name == TOKEN for event in self.events) < tokens:
+            self._changed.clear()
+            await self._changed.wait()
+
+    async def changed(self, holds: Callable[[Viewer], bool]) -> None:
+        """Wait until something holds of what it has seen."""
+        while not holds(self):
+            self._changed.clear()
+            await self._changed.wait()
+
+    # -- what can be done to it --------------------------------------------------------------------------------------
+
+    def kick(self) -> bool:
+        """Break its connection off by RST; says whether there was one."""
+        connection = self._connection
+        if isinstance(connection, Connection):
+            connection.reset()
+        elif connection is not None:
+            connection.transport.abort()
+        return connection is not None
+
+    def switch(self) -> bool:
+        """Break off and come back over the other transport."""
+        self.transport = self.transport.other
+        return self.kick()
+
+    def hold(self) -> None:
+        """Stop reading: the bytes stay in the sockets."""
+        self._reading.clear()
+
+    def go_on(self) -> None:
+        self._reading.set()
+
+    # -- what was seen -----------------------------------------------------------------------------------------------
+
+    def stored(self) -> list[Seen]:
+        return [event for event in self.events if event.stored]
+
+    def names(self) -> set[str]:
+        return {event.name for event in self.events}
+
+    # -- the two transports ------------------------------------------------------------------------------------------
+
+    def _query(self) -> str:
+        after = self.cursor or self._after
+        return f"?after={after}" if after else ""
+
+    async def _sse(self, terminals: int) -> None:
+        headers = {"authorization": f"Bearer {self._token}", "accept": "text/event-stream"}
+        if self.cursor:
+            headers["last-event-id"] = self.cursor
+        path = f"/v1/sessions/{self.sid}/events{'' if self.cursor else self._query()}"
+        async with asyncio.timeout(CONNECT_TIMEOUT):
+            connection = await Connection.open(self._door(), "GET", path, headers, tls=self._tls)
+        self._connection = connection
+        try:
+            if connection.status != 200:
+                raise ViewerRefused(f"{connection.status} {(await connection.body())[:200]!r}")
+            self.connections += 1
+            rest = b""
+            while self.ended < terminals and self._told_to_wait is None:
+                await self._reading.wait()
+                async with asyncio.timeout(self.patience):
+                    part = await connection.chunk()
+                if not part:
+                    return
+                *blocks, rest = (rest + part).split(b"\n\n")
+                now = asyncio.get_running_loop().time()
+                for block in blocks:
+                    self._take_block(now, block)
+        finally:
+            self._connection = None
+            connection.close()
+
+    async def _ws(self, terminals: int) -> None:
+        url = f"{self._door().replace('http', 'ws', 1)}/v1/sessions/{self.sid}/ws{self._query()}"
+        async with connect(
+            url,
+            additional_headers={"Authorization": f"Bearer {self._token}"},
+            subprotocols=["okome.v1"],  # type: ignore[list-item]
+            compression=None,
+            ping_interval=None,
+            open_timeout=CONNECT_TIMEOUT,
+            close_timeout=0.1,
+            max_queue=256,
+            proxy=None,
+            ssl=self._tls,
+        ) as connection:
+            self._connection = connection
+            self.connections += 1
+            try:
+                while self.ended < terminals and self._told_to_wait is None:
+                    await self._reading.wait()
+                    async with asyncio.timeout(self.patience):
+                        message = await connection.recv(decode=False)
+                    self._take_message(asyncio.get_running_loop().time(), message)
+            finally:
+                self._connection = None
+
+    def _take_block(self, now: float, block: bytes) -> None:
+        name = id = ""
+        data = b""
+        for line in block.split(b"\n"):
+            if line.startswith(b"id: "):
+                id = line[4:].decode()
+            elif line.startswith(b"event: "):
+                name = line[7:].decode()
+            elif line.startswith(b"data: "):
+                data = line[6:]
+        if name:
+            self._take(Seen(now, name, id, data))
+
+    def _take_message(self, now: float, message: bytes) -> None:
+        # Laid out by the node as {"event":…,"id":…,"data":…}: the data is cut out as it is, so that bytes are compared.
+        head, _, rest = message.partition(b'"data":')
+        name = head.partition(b'"event":"')[2].partition(b'"')[0].decode()
+        id = head.partition(b'"id":"')[2].partition(b'"')[0].decode()
+        if name != "hb":
+            self._take(Seen(now, name, id, rest[:-1]))
+
+    def _take(self, event: Seen) -> None:
+        self.events.append(event)
+        if event.id:
+            self.cursor = event.id
+        if event.name == "served_by":
+            told = json.loads(event.data)
+            self.node, self.ingress = str(told["node"]), str(told["ingress"])
+        elif event.name in (START, ATTEMPT):
+            self.worker = str(json.loads(event.data)["worker"])
+        elif event.name == "closed":
+            self._told_to_wait = json.loads(event.data).get("retry_after_ms", 1000) / 1000
+        elif event.name == "reconnect":
+            self._told_to_wait = json.loads(event.data).get("after_ms", 0) / 1000
+        elif event.name in TERMINAL:
+            self.ended += 1
+        self._changed.set()
