@@ -123,12 +123,15 @@ class Answer:
 
     # -- the three ways to write -------------------------------------------------------------------------------------
 
-    async def write(self, chain: Chain, messages: list[Message], *, text: str = "", barren: int = 0) -> Outcome:
+    async def write(
+        self, chain: Chain, messages: list[Message], *, said: tuple[str, ...] = (), barren: int = 0
+    ) -> Outcome:
         """Every attempt that this worker makes, from behind `chain` to the terminal.
 
-        `text` is what the log already holds of the answer, `barren` how many epochs in a row gave nothing so far.
+        `said` is what the log already holds of the answer, frame by frame, `barren` how many epochs in a row gave
+        nothing so far.
         """
-        self._parts = [text] if text else []
+        self._parts = list(said)
         self.tokens = chain.next_offset if chain.open else 0
         asked = [engines.Message(message.role, message.content) for message in messages]
         unwritten = True
@@ -195,7 +198,7 @@ class Answer:
         request = self._job.request
         bound = request.max_tokens or self._lane.card.default_max_tokens
         prompt = Prompt(tuple(asked), bound, request.temperature, tuple(request.stop), request.seed)
-        prefix = Prefix(self.text, publisher.outbox.chain.next_offset)
+        prefix = Prefix(tuple(self._parts), publisher.outbox.chain.next_offset)
         measured, parts, time = self._lane.measured, self._parts, self._loop.time
         began = None if prefix.tokens else self._first_at
         before = time()

@@ -178,7 +178,7 @@ class Held:
         else:
             self.lane.measured.takeovers.inc()
             self._log.info("worker.job_taken_over", epoch=decision.epoch, offset=decision.chain.next_offset)
-            outcome = await answer.write(decision.chain, messages, text=decision.text, barren=decision.barren)
+            outcome = await answer.write(decision.chain, messages, said=decision.said, barren=decision.barren)
         if outcome == DONE:
             self.conversation = [*messages, Message("assistant", answer.text)]
         return outcome

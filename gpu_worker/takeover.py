@@ -48,11 +48,11 @@ class Begin:
 
 @dataclass(frozen=True, slots=True)
 class TakeOver:
-    """Somebody began and is gone: write `attempt` at `epoch` behind `chain`, go on behind `text`."""
+    """Somebody began and is gone: write `attempt` at `epoch` behind `chain`, go on behind `said`."""
 
     chain: Chain
     epoch: int
-    text: str
+    said: tuple[str, ...]  # the answer so far, frame by frame
     barren: int  # epochs in a row without a new token, so far
     cancelled: bool
 
@@ -101,8 +101,8 @@ def decide(
     barren = barren_epochs(mine)
     if barren >= MAX_BARREN_EPOCHS and not record.cancel:
         return GiveUp(chain, chain.epoch + 1)
-    text = "".join(frame.fields()["text"] for frame in mine if frame.type == TOKEN)
-    return TakeOver(chain, chain.epoch + 1, text, barren, record.cancel)
+    said = tuple(frame.fields()["text"] for frame in mine if frame.type == TOKEN)
+    return TakeOver(chain, chain.epoch + 1, said, barren, record.cancel)
 
 
 def _read(job: Job, frames: Iterable[Frame], last: int) -> tuple[list[Frame], Chain]:

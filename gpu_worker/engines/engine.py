@@ -37,10 +37,18 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Prefix:
-    """What the log already holds of this answer when a worker takes over: its text and how many tokens that is."""
+    """What the log already holds of this answer when a worker takes over.
 
-    text: str = ""
+    pieces: its text as it was stored, frame by frame: where frames end, tokens ended, which the text alone does not
+    tell. tokens: how many that is, as the offsets count them.
+    """
+
+    pieces: tuple[str, ...] = ()
     tokens: int = 0
+
+    @property
+    def text(self) -> str:
+        return "".join(self.pieces)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +108,8 @@ class EngineSettings:
 
     threads: of the model's computation. On two cores one thread gives 82 tok/s with half the CPU where two give
     110–128 alone but fall to a third as soon as other processes share the cores. context_length: per slot. batch:
-    prompt tokens per step, see smollm2_child.
+    prompt tokens per step, see smollm2_child. cache_prompt: what a slot holds of a prompt is used again; without it
+    every answer is computed from its first token on, as by a worker that never saw the session.
     """
 
     threads: int = 1
@@ -108,6 +117,7 @@ class EngineSettings:
     context_length: int = 2048
     queue_limit: int = 16
     batch: int = 32
+    cache_prompt: bool = True
     start_timeout: float = 60.0
     stall_timeout: float = 120.0
     health_interval: float = 2.0

@@ -80,7 +80,7 @@ def spoken(messages: tuple[Message, ...]) -> list[dict[str, str]]:
     return [{"role": m.role, "content": _turn_marker.sub(r"<| \1 |>", m.content)} for m in messages]
 
 
-def request(prompt: Prompt, tokens: list[int], n_predict: int) -> dict[str, object]:
+def request(prompt: Prompt, tokens: list[int], n_predict: int, *, cache_prompt: bool = True) -> dict[str, object]:
     """The body of /completion. return_progress makes llama.cpp write, and so notice a closed connection, after each
     batch of a prefill; without it a prefill once begun runs to its end (measured: 8 s for 1 500 tokens, then 0.4
     s).
@@ -91,7 +91,7 @@ def request(prompt: Prompt, tokens: list[int], n_predict: int) -> dict[str, obje
         "temperature": TEMPERATURE if prompt.temperature is None else prompt.temperature,
         "top_p": TOP_P,
         "stop": list(prompt.stop),
-        "cache_prompt": True,
+        "cache_prompt": cache_prompt,
         "stream": True,
         "return_progress": True,
     }
@@ -103,10 +103,9 @@ def request(prompt: Prompt, tokens: list[int], n_predict: int) -> dict[str, obje
 class SmolLM2Engine:
     """At most `slots` generations decode and `queue_limit` wait, the next is refused with `overloaded`.
 
-    A takeover continues from the prefix's text: prompt and prefix are tokenized apart, so the prompt's tokens, and
-    what a warm slot holds of them, stay what they were. At temperature 0 it says what the uninterrupted answer said
-    unless the prefix's text has other tokens than the model chose: two newlines that came as two tokens are read as
-    one. Above 0 every epoch draws anew.
+    A takeover continues from the prefix: it is tokenized apart from the prompt and piece by piece, so prompt and answer
+    have the tokens they had. Joined, two newlines that came as two tokens would be read as one, and the model would
+    go on otherwise. What that leaves at temperature 0, and above, is measured in docs/takeover.md.
     """
 
     def __init__(self, settings: EngineSettings) -> None:
@@ -150,14 +149,16 @@ class SmolLM2Engine:
         self._admitted += 1
         try:
             # Before it waits for a slot, so that a prompt that cannot be answered is refused at once.
-            asked, said = await self._tokens(prompt.messages, prefix.text)
+            asked = await self._asked(prompt.messages)
+            said = await self.read(prefix)
             room = self._settings.context_length - len(asked) - len(said)
             left = room if prompt.max_tokens is None else min(room, prompt.max_tokens - prefix.tokens)
             if left <= 0:
                 yield Finish("length", len(asked), prefix.tokens)
                 return
             async with self._slots:
-                with await self._ask("/completion", request(prompt, asked + said, left)) as answer:
+                body = request(prompt, asked + said, left, cache_prompt=self._settings.cache_prompt)
+                with await self._ask("/completion", body) as answer:
                     told = 0
                     while True:
                         event = await self._event(answer)
@@ -173,21 +174,26 @@ class SmolLM2Engine:
         finally:
             self._admitted -= 1
 
-    async def _tokens(self, messages: tuple[Message, ...], said: str) -> tuple[list[int], list[int]]:
-        """The tokens of the prompt and of what was said already. Raises EngineFailed if the prompt leaves no room for
-        an answer.
+    async def read(self, prefix: Prefix) -> list[int]:
+        """The tokens that a takeover goes on from. Every single token of the vocabulary, read as a piece of its own,
+        is itself; a piece of several may have other tokens than the model chose. Raises EngineFailed.
         """
+        return await self._tokenized(prefix.pieces, special=False) if prefix.pieces else []
+
+    async def _asked(self, messages: tuple[Message, ...]) -> list[int]:
+        """The tokens of the prompt. Raises EngineFailed if they leave no room for an answer."""
         rendered = msgspec.json.decode(
             await self._call("/apply-template", {"messages": spoken(messages)}), type=_Rendered
         ).prompt
-        asked = await self._tokenized(rendered, special=True)
+        asked = await self._tokenized((rendered,), special=True)
         if len(asked) >= self._settings.context_length:
             message = f"the prompt has {len(asked)} tokens, the context holds {self._settings.context_length}"
             raise EngineFailed("context_length_exceeded", message, retryable=False)
-        return asked, await self._tokenized(said, special=False) if said else []
+        return asked
 
-    async def _tokenized(self, text: str, *, special: bool) -> list[int]:
-        body = {"content": text, "add_special": False, "parse_special": special}
+    async def _tokenized(self, pieces: tuple[str, ...], *, special: bool) -> list[int]:
+        """llama.cpp reads each string of a list by itself."""
+        body = {"content": pieces, "add_special": False, "parse_special": special}
         return msgspec.json.decode(await self._call("/tokenize", body), type=_Tokens).tokens
 
     async def _call(self, path: str, body: object) -> bytes:

@@ -50,8 +50,8 @@ async def test_every_byte_is_the_scripts() -> None:
 async def test_a_takeover_goes_on_where_the_log_ends() -> None:
     """At offset k the next token is k, and the usage counts all epochs."""
     async with asyncio.timeout(10):
-        pieces, finish = await play(prompt(tokens=10, rate=0, seed=3), Prefix("3.0 3.1 3.2 ", 3))
-        nothing, done = await play(prompt(tokens=3, rate=0, seed=3), Prefix("3.0 3.1 3.2 ", 3))
+        pieces, finish = await play(prompt(tokens=10, rate=0, seed=3), Prefix(("3.0 3.1 3.2 ",), 3))
+        nothing, done = await play(prompt(tokens=3, rate=0, seed=3), Prefix(("3.0 3.1 3.2 ",), 3))
     assert text(pieces) == "".join(f"3.{i} " for i in range(3, 10))
     assert finish.completion_tokens == 10
     assert not nothing
@@ -72,7 +72,7 @@ async def test_max_tokens_cuts_and_says_so() -> None:
 async def test_it_fails_where_the_script_says() -> None:
     """fail_at raises after exactly the tokens before it, here and in every later epoch; not retryable."""
     engine = create("scripted")
-    for prefix in (Prefix(), Prefix("7.0 7.1 7.2 ", 3)):
+    for prefix in (Prefix(), Prefix(("7.0 ", "7.1 7.2 "), 3)):
         answer = engine.generate("scripted", prompt(tokens=9, rate=0, fail_at=3), prefix)
         got = ""
         async with asyncio.timeout(10):

@@ -106,14 +106,30 @@ async def test_a_takeover_continues_the_text_it_finds() -> None:
     async with engine() as made:
         whole, end = await play(made, question)
         for cut in range(1, len(whole) + 1):
-            prefix = Prefix(text(whole[:cut]), sum(piece.n for piece in whole[:cut]))
+            prefix = Prefix(tuple(piece.text for piece in whole[:cut]), sum(piece.n for piece in whole[:cut]))
             rest, finish = await play(made, question, prefix)
             assert prefix.text + text(rest) == text(whole)
             assert finish == end
         full, _ = await play(made, ask(ENDLESS, 4))
-        rest, finish = await play(made, ask(ENDLESS, 4), Prefix(text(full), 4))
+        rest, finish = await play(made, ask(ENDLESS, 4), Prefix((text(full),), 4))
     assert not rest
     assert (finish.finish_reason, finish.completion_tokens) == ("length", 4)
+
+
+async def test_a_takeover_reads_the_tokens_that_were_said() -> None:
+    """Frame by frame, not joined: two newlines that came as two tokens are one token to whoever reads the text."""
+    question = ask("Write a JSON object that describes a book.", 16)
+    async with engine() as made:
+        whole, _ = await play(made, question)
+        said = tuple(piece.text for piece in whole)
+        cut = next(i for i in range(1, len(said)) if said[i - 1] == said[i] == "\n") + 1
+        kept, joined = Prefix(said[:cut], cut), Prefix(("".join(said[:cut]),), cut)
+        assert len(await made.read(kept)) == cut
+        assert len(await made.read(joined)) == cut - 1
+        rest, _ = await play(made, question, kept)
+        other, _ = await play(made, question, joined)
+    assert text(rest) == text(whole[cut:])
+    assert text(other) != text(rest), "the cut is one where it matters"
 
 
 async def test_pieces_never_hold_half_a_character() -> None:
@@ -183,7 +199,7 @@ async def test_a_prompt_beyond_the_context_is_refused() -> None:
         with pytest.raises(EngineFailed) as caught:
             await play(made, ask("word " * 2000))
         assert (caught.value.code, caught.value.retryable) == ("context_length_exceeded", False)
-        nothing, finish = await play(made, ask("Hello!", None), Prefix("word " * 1100, 1100))
+        nothing, finish = await play(made, ask("Hello!", None), Prefix(("word " * 1100,), 1100))
     assert not nothing
     assert (finish.finish_reason, finish.completion_tokens) == ("length", 1100)
 
