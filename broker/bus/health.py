@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from typing import Any
 
 import uvicorn
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, Gauge, generate_latest
 
 from broker.bus.version import VERSION
 
@@ -21,6 +21,8 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
 SEND_BUFFER = 64 * 1024  # bytes, which the kernel doubles
+
+_TASKS = Gauge("okome_tasks", "asyncio tasks that have not ended, that of the question included")
 
 
 class Health:
@@ -44,7 +46,7 @@ class Health:
             self.reasons[what] = why
 
     def answer(self, path: str) -> tuple[int, str, bytes] | None:
-        """Status, content type and body of one of the four paths; None for any other."""
+        """Status, content type and body of one of the four paths; None for any other. Call it on the loop."""
         match path:
             case "/livez":
                 return 200, "text/plain", b"ok\n"
@@ -52,6 +54,7 @@ class Health:
                 body = "ok\n" if self.ready else "".join(f"{what}: {why}\n" for what, why in self.reasons.items())
                 return (200 if self.ready else 503), "text/plain", body.encode()
             case "/metrics":
+                _TASKS.set(len(asyncio.all_tasks()))
                 return 200, CONTENT_TYPE_LATEST, generate_latest()
             case "/version":
                 body = json.dumps({"role": self.role, "id": self.id, "version": VERSION, **self.extra()})

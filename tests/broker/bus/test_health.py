@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -61,6 +62,22 @@ async def test_metrics_version_and_nothing_else() -> None:
         assert headers["content-type"] == "application/json"
         assert "server" not in headers
         assert (await fetch(port, "/livez/../x"))[0] == 404
+
+
+async def test_a_task_that_was_left_behind_is_seen_in_the_metrics() -> None:
+    async def tasks(port: int) -> float:
+        found = re.search(rb"^okome_tasks (\S+)$", (await fetch(port, "/metrics"))[2], re.MULTILINE)
+        assert found is not None
+        return float(found[1])
+
+    stay = asyncio.Event()
+    async with serving(Health("node", "n1")) as port:
+        before = await tasks(port)
+        left_behind = asyncio.create_task(stay.wait())
+        assert await tasks(port) == before + 1
+        stay.set()
+        await left_behind
+        assert await tasks(port) == before
 
 
 async def test_a_busy_port_is_an_error_at_once() -> None:
