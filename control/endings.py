@@ -9,13 +9,14 @@ from __future__ import annotations
 import msgspec
 import structlog
 
+from broker.bus.clock import now_ms
 from broker.bus.conversation import new_input
 from broker.bus.errors import WrongLastSequence
 from broker.bus.frames import START, Frame, decode_frame, encode_frame
 from broker.bus.kv import Bucket
 from broker.bus.log import last, read_all, store
 from broker.bus.nats import Bus
-from broker.bus.records import Generation, Session, decode, encode, now_ms
+from broker.bus.records import Generation, Session, decode, encode
 from broker.bus.subjects import log_stream, log_subject, partition_of, random_id
 from control.transcript import Place, closed, end_of, terminal_data
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import msgspec
 import structlog
 
+from broker.bus.clock import now_ms
 from broker.bus.conversation import context, new_input, of_record
 from broker.bus.errors import BucketConflict, BusUnavailable, Refusal, StoreRejected
 from broker.bus.frames import Frame
@@ -18,7 +19,7 @@ from broker.bus.kv import Bucket, Entry
 from broker.bus.log import store
 from broker.bus.nats import Bus
 from broker.bus.operations import CreateGeneration, Explain, GenerationCreated, Route
-from broker.bus.records import Generation, Job, Message, Model, Request, Session, decode, encode, now_ms
+from broker.bus.records import Generation, Job, Message, Model, Request, Session, decode, encode
 from broker.bus.script import ScriptInvalid, parse_script
 from broker.bus.subjects import (
     Cursor,

@@ -10,12 +10,13 @@ from typing import Any
 
 import structlog
 
+from broker.bus.clock import now_ms
 from broker.bus.credentials import SigningKey, digest, new_api_key, new_internal_key
 from broker.bus.errors import BucketConflict, Refusal
 from broker.bus.kv import Bucket
 from broker.bus.nats import Bus
 from broker.bus.operations import CreateKey
-from broker.bus.records import ApiKey, Revocation, decode, encode, now_ms
+from broker.bus.records import ApiKey, Revocation, decode, encode
 
 INTERNAL = "internal"
 SIGNING = "signing."

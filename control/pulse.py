@@ -10,12 +10,13 @@ import asyncio
 import msgspec
 import structlog
 
+from broker.bus.clock import now_ms
 from broker.bus.echo import Echo
 from broker.bus.errors import BusError
 from broker.bus.nats import Bus, Msg, Subscription
 from broker.bus.observer import SILENCE, Nak, Observer
 from broker.bus.queue import nak
-from broker.bus.records import Beat, decode, encode, now_ms
+from broker.bus.records import Beat, decode, encode
 from broker.bus.subjects import beat_subject, random_id
 from control import metrics
 

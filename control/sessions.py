@@ -5,11 +5,12 @@ from __future__ import annotations
 import msgspec
 import structlog
 
+from broker.bus.clock import now_ms
 from broker.bus.errors import BucketConflict, BusUnavailable, Refusal
 from broker.bus.kv import Bucket
 from broker.bus.nats import Bus
 from broker.bus.operations import CreateSession, OfSession, PatchSession, SessionToken
-from broker.bus.records import Generation, Revocation, Session, decode, encode, now_ms
+from broker.bus.records import Generation, Revocation, Session, decode, encode
 from broker.bus.subjects import is_session_id, log_stream, log_subject, new_session_id, node_subject, worker_subject
 from control.idempotency import Once
 from control.keyring import Keyring, is_tenant

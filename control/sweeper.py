@@ -11,12 +11,13 @@ from typing import Any
 import structlog
 
 from broker.bus.attempts import barren_epochs
+from broker.bus.clock import now_ms
 from broker.bus.errors import BusError, OkomeError
 from broker.bus.frames import EXPIRED, FAILED
 from broker.bus.kv import Bucket
 from broker.bus.nats import Bus
 from broker.bus.observer import SILENCE
-from broker.bus.records import Generation, Session, Status, decode, now_ms
+from broker.bus.records import Generation, Session, Status, decode
 from control import metrics
 from control.abreast import abreast
 from control.endings import Endings

@@ -18,11 +18,12 @@ import structlog
 
 from broker.bus.attempts import MAX_BARREN_EPOCHS
 from broker.bus.chain import Chain
+from broker.bus.clock import now_ms
 from broker.bus.conversation import new_input
 from broker.bus.frames import ATTEMPT, CANCELLED, DONE, FAILED, START, TOKEN, USAGE
 from broker.bus.kv import Bucket
 from broker.bus.nats import Bus
-from broker.bus.records import Job, Message, now_ms
+from broker.bus.records import Job, Message
 from broker.bus.subjects import random_id
 from gpu_worker import engines
 from gpu_worker.arbiter import Arbiter

@@ -14,11 +14,11 @@ from typing import Any
 import structlog
 
 from broker.bus import log as bus_log
+from broker.bus.clock import now_ms
 from broker.bus.errors import BusError, BusUnavailable, ChainBroken, FrameMalformed, StoreRejected, WrongLastSequence
 from broker.bus.frames import Frame, decode_frame
 from broker.bus.log import STREAM_FULL, STREAM_NOT_FOUND
 from broker.bus.nats import Bus
-from broker.bus.records import now_ms
 from broker.bus.subjects import log_stream, log_subject, partition_of
 from gpu_worker.metrics import Measured
 from gpu_worker.outbox import FULL_HIGH, FULL_LOW, Outbox, State, Stop

@@ -11,13 +11,14 @@ from typing import Any
 import msgspec
 import structlog
 
+from broker.bus.clock import now_ms
 from broker.bus.errors import BusError, BusUnavailable, StoreRejected
 from broker.bus.health import Health
 from broker.bus.jobs import ACK_WAIT
 from broker.bus.kv import Bucket
 from broker.bus.nats import Bus, Msg
 from broker.bus.queue import Delivery
-from broker.bus.records import Beat, Job, Load, Model, decode, encode, now_ms
+from broker.bus.records import Beat, Job, Load, Model, decode, encode
 from broker.bus.subjects import encode as encode_name
 from broker.bus.subjects import log_stream, partition_of, random_id, worker_subject
 from broker.bus.warmth import prefix_hash

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from broker.bus import credentials
-from broker.bus.records import now_ms
+from broker.bus.clock import now_ms
 from ingress.headers import RELAY, Field
 from ingress.request import Request
 

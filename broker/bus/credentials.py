@@ -21,8 +21,9 @@ import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from jwt.algorithms import OKPAlgorithm
 
+from broker.bus.clock import now_ms
 from broker.bus.errors import CredentialInvalid
-from broker.bus.records import Revocation, now_ms
+from broker.bus.records import Revocation
 from broker.bus.subjects import random_id
 
 ISSUER = "okome"

@@ -16,6 +16,7 @@ from typing import TypeVar
 
 import structlog
 
+from broker.bus import clock
 from broker.bus.errors import BusError, SettingsInvalid
 from broker.bus.settings import RoleSettings, load
 
@@ -38,6 +39,7 @@ def launch(role: str, kind: type[Settings], main: Main[Settings]) -> int:
         for name, why in error.problems.items():
             sys.stderr.write(f"{role}: {name}: {why}\n")
         return 2
+    clock.set_offset(settings.clock_offset)
     configure_logging(settings.log_level)
     raise_file_limit()
     try:

@@ -1,23 +1,18 @@
 """What is kept in the KV buckets, queued as jobs and said in beats. Pure types; the written schema is docs/bus.md.
 
-All times are milliseconds since the epoch of whoever wrote them (`*_at`, `t`); hosts' clocks are never compared beyond
-30 s of leeway. Unknown fields are ignored on reading, so that `/v1` can grow while versions mix.
+All times are milliseconds since the epoch by the clock of whoever wrote them (`*_at`, `t`); what is decided by them
+holds with clocks that are minutes apart (docs/decisions/clocks.md). Unknown fields are ignored on reading, so that
+`/v1` can grow while versions mix.
 """
 
 from __future__ import annotations
 
-import time
 from enum import StrEnum
 from typing import Any, TypeVar
 
 import msgspec
 
 Record = TypeVar("Record", bound=msgspec.Struct)
-
-
-def now_ms() -> int:
-    """Wall clock, milliseconds: for what people and records see, never for waiting."""
-    return time.time_ns() // 1_000_000
 
 
 class Status(StrEnum):
@@ -121,7 +116,7 @@ class Node(msgspec.Struct, frozen=True):
 
 
 class Revocation(msgspec.Struct, frozen=True):
-    """KV `revoked`, key `sid.<sid>`, `jti.<jti>` or `key.<key id>`: tokens issued until `t` are void."""
+    """KV `revoked`, key `sid.<sid>`, `jti.<jti>` or `key.<key id>`: what bears that name is void, however new."""
 
     t: int
     reason: str

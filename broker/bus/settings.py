@@ -27,6 +27,9 @@ class RoleSettings(BaseSettings):
     redis_url: str = Field("", description="Redis or Valkey; empty: no cache, limits per process")
     log_level: str = Field("info", pattern=r"^(debug|info|warning|error)$")
     drain_timeout: float = Field(10.0, gt=0, le=900)
+    clock_offset: float = Field(
+        0.0, ge=-86400, le=86400, description="added to this role's wall clock: for fault tests"
+    )
     parent_pid: int = Field(0, ge=0, description="drain and end when this process is gone; 0: never")
 
     @field_validator("id")

@@ -6,10 +6,11 @@ import asyncio
 
 import structlog
 
+from broker.bus.clock import now_ms
 from broker.bus.errors import BusError
 from broker.bus.kv import Bucket
 from broker.bus.nats import Bus
-from broker.bus.records import Node, encode, now_ms
+from broker.bus.records import Node, encode
 
 log = structlog.get_logger("node")
 

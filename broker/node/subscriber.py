@@ -13,9 +13,9 @@ from contextlib import aclosing
 from typing import NamedTuple
 
 from broker.bus.chain import Chain
+from broker.bus.clock import now_ms
 from broker.bus.errors import ChainBroken
 from broker.bus.frames import TERMINAL
-from broker.bus.records import now_ms
 from broker.bus.subjects import Cursor
 from broker.node import metrics
 from broker.node.events import Event, closed, make, of_frame

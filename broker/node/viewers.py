@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 import structlog
 
+from broker.bus.clock import now_ms
 from broker.bus.errors import BusError, BusUnavailable, CursorInvalid, Refusal
 from broker.bus.nats import Bus
-from broker.bus.records import now_ms
 from broker.bus.subjects import parse_cursor, partition_of, worker_subject
 from broker.node import metrics
 from broker.node.access import Access, Principal

@@ -11,12 +11,13 @@ from typing import Any
 import msgspec
 
 from broker.bus import operations as ops
+from broker.bus.clock import now_ms
 from broker.bus.errors import BusUnavailable, Refusal
 from broker.bus.frames import ATTEMPT, DONE, START, TOKEN, Frame, decode_frame, encode_frame
 from broker.bus.kv import Bucket
 from broker.bus.log import read_all, store
 from broker.bus.nats import Bus
-from broker.bus.records import Beat, Generation, Load, Message, Model, Request, Session, decode, encode, now_ms
+from broker.bus.records import Beat, Generation, Load, Message, Model, Request, Session, decode, encode
 from broker.bus.subjects import beat_subject, log_stream, log_subject, partition_of
 from broker.bus.subjects import encode as encode_name
 from control.app import Okome

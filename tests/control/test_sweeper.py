@@ -11,13 +11,14 @@ import pytest
 
 from broker.bus.attempts import barren_epochs
 from broker.bus.chain import Chain
+from broker.bus.clock import now_ms
 from broker.bus.errors import WrongLastSequence
 from broker.bus.frames import Frame
 from broker.bus.jobs import ensure_consumer
 from broker.bus.kv import Bucket
 from broker.bus.log import store
 from broker.bus.nats import Bus
-from broker.bus.records import Generation, Message, Request, decode, encode, now_ms
+from broker.bus.records import Generation, Message, Request, decode, encode
 from control.app import Okome
 from control.transcript import closed
 from tests.control.okome import (

@@ -8,10 +8,11 @@ from collections.abc import AsyncGenerator, Callable
 import pytest
 
 from broker.bus.chain import Chain
+from broker.bus.clock import now_ms
 from broker.bus.frames import ATTEMPT, DONE, START, TOKEN, encode_frame
 from broker.bus.log import store
 from broker.bus.nats import Bus, Msg
-from broker.bus.records import Beat, Load, encode, now_ms
+from broker.bus.records import Beat, Load, encode
 from broker.bus.subjects import beat_subject
 from gpu_worker.engines import Finish, ModelCard, Piece, Prefix, Prompt
 from gpu_worker.metrics import Measured

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from jwt.algorithms import OKPAlgorithm
 
 from broker.bus import credentials
+from broker.bus.clock import now_ms
 from broker.bus.credentials import (
     LEEWAY,
     Claims,
@@ -29,7 +30,7 @@ from broker.bus.credentials import (
     unseal,
 )
 from broker.bus.errors import CredentialInvalid
-from broker.bus.records import Revocation, encode, now_ms
+from broker.bus.records import Revocation, encode
 
 KEY = SigningKey.generate()
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from broker.bus.clock import now_ms
 from broker.bus.credentials import (
     ADMISSION_HEADER,
     RELAY_HEADER,
@@ -19,7 +20,7 @@ from broker.bus.credentials import (
 )
 from broker.bus.errors import CredentialInvalid, Refusal
 from broker.bus.frames import json_encode
-from broker.bus.records import ApiKey, Revocation, encode, now_ms
+from broker.bus.records import ApiKey, Revocation, encode
 from broker.node.access import Access, Caller, Principal
 from tests.broker.node.conftest import Plane
 from tests.fixtures.node import RunningNode

@@ -11,10 +11,11 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
+from broker.bus.clock import now_ms
 from broker.bus.credentials import digest, new_api_key
 from broker.bus.kv import Bucket
 from broker.bus.nats import Bus
-from broker.bus.records import ApiKey, encode, now_ms
+from broker.bus.records import ApiKey, encode
 from broker.node.operations import Operations
 from tests.broker.node.conftest import Plane
 from tests.control.okome import generation_record, until

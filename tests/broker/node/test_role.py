@@ -9,13 +9,14 @@ from collections.abc import AsyncIterator
 import httpx
 import pytest
 
+from broker.bus.clock import now_ms
 from broker.bus.errors import BusUnavailable
 from broker.bus.follow import Follow
 from broker.bus.health import serve
 from broker.bus.kv import Bucket, Watch
 from broker.bus.log import stream_info
 from broker.bus.nats import Bus, Msg
-from broker.bus.records import Node, Revocation, decode, encode, now_ms
+from broker.bus.records import Node, Revocation, decode, encode
 from broker.bus.settings import load
 from broker.bus.subjects import worker_subject
 from broker.node import role, viewers

@@ -9,10 +9,11 @@ import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
+from broker.bus.clock import now_ms
 from broker.bus.credentials import SigningKey, digest, internal_key, new_api_key, new_internal_key, seal
 from broker.bus.frames import json_encode
 from broker.bus.kv import Bucket
-from broker.bus.records import ApiKey, Revocation, encode, now_ms
+from broker.bus.records import ApiKey, Revocation, encode
 from tests.fixtures.node import Author, RunningNode
 
 DEADLINE = 10.0

@@ -14,9 +14,10 @@ from typing import Any, TypeVar
 import httpx
 import pytest
 
+from broker.bus.clock import now_ms
 from broker.bus.kv import Bucket
 from broker.bus.nats import Bus, Msg
-from broker.bus.records import Revocation, encode, now_ms
+from broker.bus.records import Revocation, encode
 from broker.bus.subjects import random_id
 from broker.node import role, tail, viewers
 from broker.node.cache import HotCache, Kind

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 
+from broker.bus.clock import now_ms
 from broker.bus.kv import Bucket
-from broker.bus.records import Generation, Message, Request, Status, encode, now_ms
+from broker.bus.records import Generation, Message, Request, Status, encode
 from broker.bus.subjects import log_subject
 from tests.fixtures.node import Author, RunningNode
 

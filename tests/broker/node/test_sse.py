@@ -13,8 +13,9 @@ import psutil
 import pytest
 
 from broker.bus import records
+from broker.bus.clock import now_ms
 from broker.bus.kv import Bucket
-from broker.bus.records import Generation, Message, Request, Session, now_ms
+from broker.bus.records import Generation, Message, Request, Session
 from tests.broker.node.conftest import Plane
 from tests.control.okome import until
 from tests.fixtures.nats_server import NatsServer

@@ -15,9 +15,10 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.typing import Origin, Subprotocol
 
+from broker.bus.clock import now_ms
 from broker.bus.credentials import digest, new_api_key
 from broker.bus.kv import Bucket
-from broker.bus.records import ApiKey, Revocation, encode, now_ms
+from broker.bus.records import ApiKey, Revocation, encode
 from broker.node import ws as ws_module
 from broker.node.operations import Operations
 from tests.broker.node.conftest import Plane
