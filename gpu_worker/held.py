@@ -31,6 +31,7 @@ from gpu_worker.takeover import Ack, Adopt, Begin, Decision, GiveUp, NakLater, T
 
 RETRY_PAUSE = 0.25  # seconds between questions that were not answered
 ACK_TRIES = 5
+PURGED_DELAY = 0.25  # seconds until a job is offered again whose log was taken away
 BROKEN_DELAY = 5.0  # seconds until a job is offered again that could not be carried out here
 
 log = structlog.get_logger("worker")
@@ -195,7 +196,9 @@ class Held:
                 await self._give_back()
             case Stop.REFUSED:
                 await self._give_back(BROKEN_DELAY)
-            case Stop.PURGED | Stop.LOST:
+            case Stop.PURGED:
+                await self._give_back(PURGED_DELAY)  # nobody fenced us: what is left to be done is for whoever reads
+            case Stop.LOST:
                 self._log.warning("worker.job_dropped", why=outcome.value)  # its next delivery finds out what is left
             case _:
                 self._nudge_control()

@@ -95,10 +95,12 @@ def check_transcript(
     first = 0
     if len(segments) > 1:  # it goes on from the earliest frame that there was then
         first = next((index for index, frame in enumerate(frames) if last and frame.seq == last[0].seq), len(frames))
+    if not whole and frames:  # seen before it was taken away: the script is what is left to hold it against
+        last = [event for event in last if event.seq >= frames[0].seq]
     broken += _check_against(last, frames[first:], incarnation)
-    if whole and len(segments) == 1:
+    if len(segments) == 1:
         for one in asked:
-            own = [(event.name, event.data) for event in last if _gid(event.data) == one.gid]
+            own = [(event.name, event.data) for event in segments[0] if _gid(event.data) == one.gid]
             broken += _check_text(one, own, ended_as=[name for name, _ in own if name in TERMINAL][:1])
     return broken
 

@@ -19,6 +19,7 @@ from compose.chaos.viewer import Transport, Viewer
 
 START_TIMEOUT = 30.0
 RETRY_PAUSE = 0.05
+OTHERS_TIMEOUT = 60.0
 
 
 class NotAdmitted(Exception):
@@ -86,9 +87,24 @@ class Crowd:
         self.watched.append(session)
         return session
 
-    def watch(self, session: Watched, transport: Transport = Transport.SSE, *, patience: float = 25.0) -> Viewer:
-        """One more viewer of a session, from its first frame to the first terminal."""
-        viewer = Viewer(self._door, session.sid, session.token, transport=transport, patience=patience)
+    def watch(
+        self,
+        session: Watched,
+        transport: Transport = Transport.SSE,
+        *,
+        patience: float = 25.0,
+        door: Callable[[], str] | None = None,
+        receive_buffer: int = 0,
+    ) -> Viewer:
+        """One more viewer of a session, from its first frame to the first terminal; `door`: not everybody's."""
+        viewer = Viewer(
+            door or self._door,
+            session.sid,
+            session.token,
+            transport=transport,
+            patience=patience,
+            receive_buffer=receive_buffer,
+        )
         session.viewers.append(viewer)
         session.tasks.append(asyncio.create_task(viewer.watch(), name=f"viewer-{session.sid}"))
         return viewer
@@ -144,6 +160,16 @@ class Crowd:
     async def underway(self, tokens: int = 3) -> None:
         """Wait until every viewer has seen so many token events. The caller's deadline."""
         await asyncio.gather(*(viewer.seen(tokens) for viewer in self.viewers))
+
+    async def over_but(self, one: Viewer) -> None:
+        """Wait until everybody's answer has ended but this one's. The caller's deadline, or the round's."""
+        tasks = [
+            task
+            for watched in self.watched
+            for viewer, task in zip(watched.viewers, watched.tasks, strict=True)
+            if viewer is not one
+        ]
+        await asyncio.wait(tasks, timeout=OTHERS_TIMEOUT)
 
     async def over(self, timeout: float) -> list[Viewer]:
         """Wait until everybody's answer has ended; who is left when the time is over. Raises what a viewer raised."""

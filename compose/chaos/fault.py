@@ -40,3 +40,14 @@ async def shows(sign: Callable[[], str | None], what: str, timeout: float) -> st
             raise DidNotHappen(f"{what} was not seen within {timeout:g} s")
         await asyncio.sleep(LOOK_INTERVAL)
     return proof
+
+
+async def comes_true(sign: Callable[[], Awaitable[str | None]], what: str, timeout: float) -> str:
+    """The same for a sign that has to be asked for; a question that is not answered in time is no sign."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + timeout
+    while (proof := await sign()) is None:
+        if loop.time() > deadline:
+            raise DidNotHappen(f"{what} was not seen within {timeout:g} s")
+        await asyncio.sleep(LOOK_INTERVAL)
+    return proof

@@ -46,10 +46,22 @@ class Connection:
         headers: dict[str, str],
         body: bytes = b"",
         tls: ssl.SSLContext | None = None,
+        receive_buffer: int = 0,
     ) -> Connection:
-        """Raises OSError where nobody answers. The caller has the deadline."""
+        """Raises OSError where nobody answers. The caller has the deadline.
+
+        `receive_buffer`: bytes that the kernel keeps for a reader that does not read; 0 leaves it to the kernel.
+        """
         parts = urlsplit(url)
-        reader, writer = await asyncio.open_connection(parts.hostname, parts.port, ssl=tls, limit=BODY_BUFFER)
+        limit = receive_buffer or BODY_BUFFER
+        if receive_buffer:
+            raw = socket.socket(socket.AF_INET)
+            raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+            raw.setblocking(False)
+            await asyncio.get_running_loop().sock_connect(raw, (parts.hostname, parts.port))
+            reader, writer = await asyncio.open_connection(sock=raw, limit=limit)
+        else:
+            reader, writer = await asyncio.open_connection(parts.hostname, parts.port, ssl=tls, limit=limit)
         connection = cls(reader, writer)
         sized = {"content-length": str(len(body))} if body or method == "POST" else {}
         fields = {"host": parts.netloc, **headers, **sized}

@@ -74,6 +74,7 @@ class Viewer:
         after: str = "0",
         patience: float = HEARTBEATS_MISSED,
         tls: ssl.SSLContext | None = None,
+        receive_buffer: int = 0,
     ) -> None:
         self.sid = sid
         self.transport = transport
@@ -91,6 +92,7 @@ class Viewer:
         self._token = token
         self._after = after
         self._tls = tls
+        self._receive_buffer = receive_buffer
         self._changed = asyncio.Event()
         self._reading = asyncio.Event()
         self._reading.set()
@@ -103,6 +105,7 @@ class Viewer:
         """Until so many generations have ended. The caller has the deadline. Raises ViewerRefused."""
         pause = 0.0
         while self.ended < terminals:
+            await self._reading.wait()
             before = len(self.events)
             with contextlib.suppress(OSError, EOFError, ConnectionClosed, InvalidHandshake, TimeoutError):
                 await (self._sse(terminals) if self.transport is Transport.SSE else self._ws(terminals))
@@ -142,7 +145,7 @@ class Viewer:
         return self.kick()
 
     def hold(self) -> None:
-        """Stop reading: the bytes stay in the sockets."""
+        """Stop reading: the bytes stay in the sockets. Without a connection, it stays away."""
         self._reading.clear()
 
     def go_on(self) -> None:
@@ -168,7 +171,9 @@ class Viewer:
             headers["last-event-id"] = self.cursor
         path = f"/v1/sessions/{self.sid}/events{'' if self.cursor else self._query()}"
         async with asyncio.timeout(CONNECT_TIMEOUT):
-            connection = await Connection.open(self._door(), "GET", path, headers, tls=self._tls)
+            connection = await Connection.open(
+                self._door(), "GET", path, headers, tls=self._tls, receive_buffer=self._receive_buffer
+            )
         self._connection = connection
         try:
             if connection.status != 200:

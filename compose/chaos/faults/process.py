@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 
 from compose.chaos.fault import Fault, shows
-from compose.chaos.system import Process
+from compose.chaos.whole import Process
 
 SIGN_TIMEOUT = 3.0
 DRAIN_TIMEOUT = 15.0
@@ -31,6 +33,21 @@ def kill(victim: Process, aim: Process) -> Fault:
         return f"pid {victim.pid} is gone" if state(victim.pid) == "Z" else None
 
     return Fault(_name(victim), strike, lambda: shows(gone, f"the end of pid {victim.pid}", SIGN_TIMEOUT))
+
+
+def kill_all(victims: Sequence[Process], aims: Sequence[Process]) -> Fault:
+    """SIGKILL to all of them at once, the first one first: whoever would start the others anew."""
+
+    async def strike() -> None:
+        for aim in aims:
+            with contextlib.suppress(ProcessLookupError):  # it ended with one before it
+                os.kill(aim.pid, signal.SIGKILL)
+
+    def gone() -> str | None:
+        left = [one.pid for one in victims if state(one.pid) != "Z"]
+        return None if left else f"{len(victims)} processes are gone: {', '.join(one.id for one in victims)}"
+
+    return Fault("everything", strike, lambda: shows(gone, f"the end of {len(victims)} processes", SIGN_TIMEOUT))
 
 
 def terminate(victim: Process, aim: Process) -> Fault:

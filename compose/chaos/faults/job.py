@@ -1,0 +1,101 @@
+"""Faults of the job queue: a job delivered twice, a nak and an ack that come too late. Proven by asking JetStream."""
+
+from __future__ import annotations
+
+import asyncio
+
+from broker.bus.jobs import consumer_name
+from broker.bus.log import Stored, page, store
+from broker.bus.nats import Bus, Msg
+from broker.bus.queue import nak
+from broker.bus.records import Beat, Job, decode
+from broker.bus.subjects import JOBS_STREAM, beat_subject
+from compose.chaos.fault import DidNotHappen, Fault, comes_true
+
+SIGN_TIMEOUT = 3.0
+BEATS = 0.6
+"""Seconds in which every worker has said twice what it holds."""
+
+
+async def deliveries(bus: Bus) -> dict[str, str]:
+    """gid → reply subject of the newest delivery of its job, as the workers' beats have it."""
+    held: dict[str, str] = {}
+
+    async def hear(msg: Msg) -> None:
+        held.update(decode(msg.data, Beat).held)
+
+    subscription = await bus.subscribe(beat_subject("*"), hear)
+    await asyncio.sleep(BEATS)  # beats come by the clock
+    await bus.unsubscribe(subscription)
+    return held
+
+
+async def find_job(bus: Bus, gid: str) -> Stored:
+    """The job's message. Raises KeyError where it is no longer queued or held."""
+    after = 0
+    while messages := await page(bus, JOBS_STREAM, "job.*.*", after):
+        for message in messages:
+            if decode(message.data, Job).gid == gid:
+                return message
+        after = messages[-1].seq
+    raise KeyError(gid)
+
+
+async def _delivered(bus: Bus) -> int:
+    answer = await bus.api(f"CONSUMER.INFO.{JOBS_STREAM}.{consumer_name('scripted')}")
+    count: int = answer["delivered"]["consumer_seq"]
+    return count
+
+
+def duplicate(bus: Bus, gid: str, *, wrong: bool) -> Fault:
+    """The same job once more in the queue, under another message id; `wrong`: under the id it has."""
+    stored = before = 0
+
+    async def strike() -> None:
+        nonlocal stored, before
+        job = await find_job(bus, gid)
+        before = await _delivered(bus)
+        id = (job.headers or {}).get("Nats-Msg-Id", gid) if wrong else f"{gid}@again{job.seq}"
+        common = ".".join((*job.subject.split(".")[:2], "any"))
+        try:
+            stored = await store(bus, common, job.data, msg_id=id)
+        except Exception as error:
+            raise DidNotHappen(f"the copy was not stored: {error}") from error
+
+    async def twice() -> str | None:
+        now = await _delivered(bus)
+        return f"job {gid} was stored again as {stored} and delivered" if now > before else None
+
+    return Fault(f"job of {gid}", strike, lambda: comes_true(twice, f"another delivery of {gid}", SIGN_TIMEOUT))
+
+
+def redeliver(bus: Bus, gid: str, reply: str) -> Fault:
+    """A nak of a delivery although its worker lives: whether it is the newest one, or stale, `reply` says."""
+    before = 0
+
+    async def strike() -> None:
+        nonlocal before
+        before = await _delivered(bus)
+        await nak(bus, reply)
+
+    async def again() -> str | None:
+        now = await _delivered(bus)
+        return f"{gid} was delivered again ({before} → {now})" if now > before else None
+
+    return Fault(f"delivery of {gid}", strike, lambda: comes_true(again, f"a redelivery of {gid}", SIGN_TIMEOUT))
+
+
+def settle(bus: Bus, gid: str, reply: str) -> Fault:
+    """An ack of a delivery whose job is not done: the job leaves the queue."""
+
+    async def strike() -> None:
+        await bus.publish(reply, b"+ACK")
+
+    async def gone() -> str | None:
+        try:
+            await find_job(bus, gid)
+        except KeyError:
+            return f"job {gid} is in the queue no more"
+        return None
+
+    return Fault(f"job of {gid}", strike, lambda: comes_true(gone, f"the loss of job {gid}", SIGN_TIMEOUT))

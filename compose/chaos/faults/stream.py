@@ -1,0 +1,134 @@
+"""Faults of streams and consumers: deleted, purged, made anew, filled, led by another. Proven by asking JetStream."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from broker.bus.errors import BusError, StoreRejected
+from broker.bus.log import STREAM_FULL, STREAM_NOT_FOUND, last, store, stream_info
+from broker.bus.nats import Bus
+from broker.bus.queue import CONSUMER_NOT_FOUND
+from broker.bus.subjects import log_stream, log_subject, new_session_id
+from compose.chaos.fault import DidNotHappen, Fault, comes_true
+
+SIGN_TIMEOUT = 3.0
+ELECTION_TIMEOUT = 15.0
+
+
+async def consumers(bus: Bus, stream: str) -> list[str]:
+    """Names of a stream's consumers. Raises BusError."""
+    answer = await bus.api(f"CONSUMER.NAMES.{stream}")
+    return list(answer.get("consumers") or [])
+
+
+def delete_consumer(bus: Bus, stream: str, name: str, aim: str) -> Fault:
+    """`aim` is the name that is deleted."""
+
+    async def strike() -> None:
+        try:
+            await bus.api(f"CONSUMER.DELETE.{stream}.{aim}")
+        except StoreRejected as error:
+            if error.err_code != CONSUMER_NOT_FOUND:
+                raise
+
+    async def gone() -> str | None:
+        try:
+            await bus.api(f"CONSUMER.INFO.{stream}.{name}")
+        except StoreRejected as error:
+            return f"{stream} knows no consumer {name} any more" if error.err_code == CONSUMER_NOT_FOUND else None
+        return None
+
+    return Fault(
+        f"consumer {name} of {stream}", strike, lambda: comes_true(gone, f"the end of consumer {name}", SIGN_TIMEOUT)
+    )
+
+
+def purge(bus: Bus, sid: str, aim: str, *, before: int = 0) -> Fault:
+    """Take away a session's frames below sequence `before`, or all of them. `aim` is the session that is purged."""
+    stream = log_stream(sid[:2])
+    removed = 0
+
+    async def strike() -> None:
+        nonlocal removed
+        question: dict[str, Any] = {"filter": log_subject(aim), **({"seq": before} if before else {})}
+        answer = await bus.api(f"STREAM.PURGE.{log_stream(aim[:2])}", question)
+        removed = answer["purged"]
+
+    async def purged() -> str | None:
+        first = await bus.api(f"STREAM.INFO.{stream}", {"subjects_filter": log_subject(sid)})
+        left = (first["state"].get("subjects") or {}).get(log_subject(sid), 0)
+        if not removed or (aim != sid):
+            return None
+        return f"{removed} frames of {sid} were taken away, {left} are left"
+
+    return Fault(f"the log of {sid}", strike, lambda: comes_true(purged, f"a purge of {sid}", SIGN_TIMEOUT))
+
+
+def recreate(bus: Bus, partition: str, incarnation: str, aim: str) -> Fault:
+    """Delete a partition's stream; OKOME makes it anew. `aim` is the stream that is deleted."""
+    stream = log_stream(partition)
+
+    async def strike() -> None:
+        try:
+            await bus.api(f"STREAM.DELETE.{aim}")
+        except StoreRejected as error:
+            if error.err_code != STREAM_NOT_FOUND:
+                raise
+
+    async def anew() -> str | None:
+        try:
+            now = (await stream_info(bus, stream)).incarnation
+        except BusError:
+            return None
+        return f"{stream} is of incarnation {now}, not {incarnation}" if now and now != incarnation else None
+
+    timeout = ELECTION_TIMEOUT if aim == stream else SIGN_TIMEOUT
+    return Fault(stream, strike, lambda: comes_true(anew, f"another incarnation of {stream}", timeout))
+
+
+def fill(bus: Bus, partition: str, aim: str) -> Fault:
+    """Leave a partition no room: the limit of `aim` is set to what it holds now; `undo` gives it back."""
+    stream = log_stream(partition)
+    before: dict[str, Any] = {}
+
+    async def strike() -> None:
+        config = (await bus.api(f"STREAM.INFO.{aim}"))["config"]
+        before.update(config)
+        size = (await stream_info(bus, aim)).bytes
+        await bus.api(f"STREAM.UPDATE.{aim}", {**config, "max_bytes": max(size, 1) + 2048})
+
+    async def full() -> str | None:
+        try:
+            await store(bus, log_subject(new_session_id(partition)), b"x" * 65536)
+        except StoreRejected as error:
+            return f"{stream} refuses another frame ({error.err_code})" if error.err_code == STREAM_FULL else None
+        raise DidNotHappen(f"{stream} had room for another 64 KiB")
+
+    async def undo() -> None:
+        await bus.api(f"STREAM.UPDATE.{aim}", before)
+
+    return Fault(f"{stream}, full", strike, lambda: comes_true(full, f"a refusal of {stream}", SIGN_TIMEOUT), undo)
+
+
+def step_down(bus: Bus, stream: str, leader: str, aim: str) -> Fault:
+    """The leader of a stream is asked to let another one lead. `aim`: whose leader is asked."""
+
+    async def strike() -> None:
+        await bus.api(f"STREAM.LEADER.STEPDOWN.{aim}")
+
+    async def moved() -> str | None:
+        try:
+            now = (await stream_info(bus, stream)).leader
+        except BusError:
+            return None
+        return f"{stream} is led by {now}, not {leader}" if now and now != leader else None
+
+    return Fault(
+        f"leader {leader} of {stream}", strike, lambda: comes_true(moved, f"another leader of {stream}", SIGN_TIMEOUT)
+    )
+
+
+async def last_sequence(bus: Bus, sid: str) -> int:
+    """Of a session's log, at its leader; 0 where there is none."""
+    found = await last(bus, log_stream(sid[:2]), log_subject(sid))
+    return found.seq if found is not None else 0

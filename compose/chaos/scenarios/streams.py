@@ -1,0 +1,110 @@
+"""Streams and consumers of one NATS server: what an operator, a bug or retention may do to them under live viewers."""
+
+from __future__ import annotations
+
+import asyncio
+
+from broker.bus.log import stream_info
+from broker.bus.subjects import log_stream, partition_of
+from compose.chaos.crowd import Watched
+from compose.chaos.faults.stream import consumers, delete_consumer, fill, last_sequence, purge, recreate
+from compose.chaos.round import Round
+from compose.chaos.scenario import scenario
+from compose.chaos.world import TIGHT
+
+NOBODY = "00" + "0" * 20  # a session that does not exist: what a control run strikes
+
+
+@scenario("the consumer of a node's tail is deleted under it", bound=1.5, weight=6)
+async def consumer_delete(round: Round) -> None:
+    watched = await round.work(3)
+    session = round.rng.choice(watched)
+    stream = log_stream(partition_of(session.sid))
+    names = await consumers(round.system.bus, stream)
+    name = round.rng.choice(sorted(names))
+    fault = delete_consumer(round.system.bus, stream, name, "nobody" if round.control else name)
+    same = [v for one in watched if partition_of(one.sid) == partition_of(session.sid) for v in one.viewers]
+    await round.hurt(fault, same)
+
+
+@scenario(
+    "the beginning of a log is taken away under live viewers, and under one who is behind",
+    world=TIGHT,
+    resets=True,
+    weight=3,
+)
+async def frames_purged(round: Round) -> None:
+    watched = await round.work(4, rate=50, burst=1, tokens=200)
+    session = round.rng.choice(watched)
+    live = session.viewers[0]
+    late = round.crowd.watch(session)
+    await late.seen(2)
+    late.hold()
+    late.kick()
+    behind = late.stored()[-1].seq
+    await live.changed(lambda viewer: viewer.stored()[-1].seq > behind and len(viewer.stored()) > 80)
+    last = await last_sequence(round.system.bus, session.sid)
+    _forget(round, session)
+    aim = NOBODY if round.control else session.sid
+    await round.hurt(purge(round.system.bus, session.sid, aim, before=last - 3), [live])
+    late.go_on()
+    async with asyncio.timeout(20):
+        await late.changed(lambda viewer: viewer.ended > 0)
+    if "reset" not in late.names():
+        round.broken("reset", session.sid, "what the viewer had not seen was taken away, and it was not told")
+
+
+@scenario("a whole log is purged under its writer and its viewers", world=TIGHT, resets=True, takeovers=True, weight=1)
+async def log_purged(round: Round) -> None:
+    watched = await round.work(3)
+    session = round.rng.choice(watched)
+    _forget(round, session)
+    aim = NOBODY if round.control else session.sid
+    await round.hurt(purge(round.system.bus, session.sid, aim), session.viewers)
+
+
+@scenario(
+    "a partition's stream is deleted and made anew, with another incarnation",
+    world=TIGHT,
+    resets=True,
+    takeovers=True,
+    weight=1,
+)
+async def stream_recreated(round: Round) -> None:
+    watched = await round.work(3)
+    session = round.rng.choice(watched)
+    partition = partition_of(session.sid)
+    info = await stream_info(round.system.bus, log_stream(partition))
+    same = [one for one in watched if partition_of(one.sid) == partition]
+    for one in same:
+        _forget(round, one)
+    aim = "TOK_none" if round.control else log_stream(partition)
+    await round.hurt(
+        recreate(round.system.bus, partition, info.incarnation, aim), [v for one in same for v in one.viewers]
+    )
+
+
+@scenario("a partition is full: its running answer ends in words, and the others go on", weight=3)
+async def stream_full(round: Round) -> None:
+    watched = await round.work(4, rate=100, burst=4, tokens=400)
+    session = round.rng.choice(watched)
+    partition = partition_of(session.sid)
+    for one in watched:
+        if partition_of(one.sid) == partition:
+            one.asked[0].ends = ("failed", "done")
+    other = next(name for name in ("00", "01") if name != partition)
+    aim = log_stream(other if round.control else partition)
+    fault = fill(round.system.bus, partition, aim)
+    await round.hurt(fault, [])
+    viewer = session.viewers[0]
+    async with asyncio.timeout(20):
+        await viewer.changed(lambda one: one.ended > 0)
+    ended = viewer.stored()[-1]
+    if b'"log_full"' not in ended.data:
+        round.broken("terminal", session.sid, f"the log was full, and the answer ended with {ended.data!r}")
+    await round.heal(fault)
+
+
+def _forget(round: Round, session: Watched) -> None:
+    if not round.control:
+        round.purged.add(session.sid)
