@@ -17,7 +17,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from broker.bus.errors import BusError
 from broker.bus.subjects import JOBS_STREAM
 from compose.chaos.http import call
-from compose.chaos.system import Process, System
+from compose.chaos.system import System
+from compose.chaos.whole import Process
 
 RSS = "rss_bytes"
 FDS = "fds"

@@ -23,10 +23,13 @@ from compose.chaos.fault import DidNotHappen, Fault
 from compose.chaos.record import Injection, Stall, Violation
 from compose.chaos.record import Round as Record
 from compose.chaos.scenario import Scenario
-from compose.chaos.system import NotBack, Process, System
+from compose.chaos.subject import Running
+from compose.chaos.system import System
 from compose.chaos.viewer import Viewer, ViewerRefused
+from compose.chaos.whole import NotBack, Process
 
 UNDERWAY_TIMEOUT = 20.0
+PLAY_TIMEOUT = 90.0
 OVER_TIMEOUT = 45.0
 """Seconds after the script's own length in which every answer must have ended."""
 LOG_TIMEOUT = 20.0
@@ -59,7 +62,7 @@ class Round:
 
     def __init__(
         self,
-        system: System,
+        system: System | Running,
         scenario: Scenario,
         number: int,
         *,
@@ -166,7 +169,8 @@ class Round:
         began = self._loop.time()
         async with self.stack, self.crowd:
             try:
-                await self.scenario.play(self)
+                async with asyncio.timeout(PLAY_TIMEOUT):
+                    await self.scenario.play(self)
                 await self.system.whole()
             except Spoiled:
                 pass  # recorded as not verified

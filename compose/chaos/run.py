@@ -27,7 +27,10 @@ from compose.chaos.round import Round
 from compose.chaos.scenario import Scenario
 from compose.chaos.scenarios import CATALOGUE
 from compose.chaos.schedule import Turn, turns
-from compose.chaos.system import NotBack, System
+from compose.chaos.household import Household
+from compose.chaos.system import System
+from compose.chaos.whole import NotBack
+from compose.chaos.world import World
 
 
 class Order(msgspec.Struct, frozen=True):
@@ -79,7 +82,7 @@ async def run(order: Order, out: IO[bytes], enough: asyncio.Event) -> None:
     count = Count()
     left_out: dict[str, str] = {}
     with tempfile.TemporaryDirectory(prefix="okome-chaos-", ignore_cleanup_errors=True) as directory:
-        async with System(world, Path(directory)) as system:
+        async with target(world, Path(directory)) as system:
             began = loop.time()
             for turn in _turns(order, scenarios):
                 if enough.is_set() or (order.duration and loop.time() - began > order.duration):
@@ -120,6 +123,11 @@ async def run(order: Order, out: IO[bytes], enough: asyncio.Event) -> None:
             violations=count.violations,
         )
     )
+
+
+def target(world: World, directory: Path) -> System | Household:
+    """The system that a world's scenarios are played on, not yet started."""
+    return Household(world, directory) if world.apart else System(world, directory)
 
 
 def _turns(order: Order, scenarios: list[Scenario]) -> Iterable[Turn]:

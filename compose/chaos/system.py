@@ -8,18 +8,17 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import os
-import subprocess
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from broker.bus.nats import Bus
-from compose.chaos.http import call
+from compose.chaos.decoy import Decoy
 from compose.chaos.link import Link
 from compose.chaos.nats_wire import NatsWire
+from compose.chaos.whole import NotBack, Process, answering, placed, until
 from compose.chaos.world import World
 from compose.up import plan
 from compose.up.datadir import DataDir
@@ -32,23 +31,8 @@ from compose.up.supervisor import Supervisor
 
 LOOPBACK = "127.0.0.1"
 BACK_TIMEOUT = 40.0
-LOOK_INTERVAL = 0.05
 SETTLED = 0.5
 """Seconds after which a part has earned a restart without a pause: here parts die because they are killed."""
-
-
-class Process(NamedTuple):
-    """One process of a system, as it is now."""
-
-    id: str
-    role: str
-    pid: int
-    restarts: int
-    url: str
-
-
-class NotBack(Exception):
-    """A part did not come back in time."""
 
 
 class System:
@@ -68,7 +52,7 @@ class System:
         self._moved = asyncio.Event()
         self._supervisor: Supervisor | None = None
         self._bus: Bus | None = None
-        self._decoy: subprocess.Popen[bytes] | None = None
+        self._decoy = Decoy()
 
     async def __aenter__(self) -> System:
         try:
@@ -82,9 +66,7 @@ class System:
         self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
     ) -> None:
         await self._stack.aclose()
-        if self._decoy is not None:
-            self._decoy.kill()
-            self._decoy.wait()
+        self._decoy.close()
 
     # -- what runs ---------------------------------------------------------------------------------------------------
 
@@ -110,10 +92,7 @@ class System:
 
     @property
     def decoy(self) -> Process:
-        """A process that nobody depends on: what a control run strikes. Started anew when it was killed."""
-        if self._decoy is None or self._decoy.poll() is not None:
-            self._decoy = subprocess.Popen(["sleep", "3600"], start_new_session=True)
-        return Process("decoy", "decoy", self._decoy.pid, 0, "")
+        return self._decoy.process()
 
     @property
     def bus(self) -> Bus:
@@ -142,47 +121,18 @@ class System:
                 while any(keeper.state is not State.READY for keeper in self._keepers.values()):
                     self._moved.clear()
                     await self._moved.wait()
-                await self.until(self._placed)
-                await self._answering()
+                await until(self._serving)
         except TimeoutError:
             states = {id: keeper.state.value for id, keeper in self._keepers.items()}
             raise NotBack(f"not whole after {timeout:.0f} s: {states}") from None
 
     async def until(self, holds: Callable[[], object]) -> None:
         """Wait until something holds that no event tells of; may be a coroutine function. The caller's deadline."""
-        while True:
-            answer = holds()
-            if asyncio.iscoroutine(answer):
-                answer = await answer
-            if answer:
-                return
-            await asyncio.sleep(LOOK_INTERVAL)
+        await until(holds)
 
-    async def _placed(self) -> bool:
-        """Every ingress places streams on every node."""
-        nodes = len(self.processes("node"))
-        for ingress in self.processes("ingress"):
-            try:
-                answer = await call(ingress.url, "GET", "/metrics", self.api_key)
-            except (OSError, EOFError):
-                return False
-            if f'okome_ingress_nodes{{state="up"}} {float(nodes)}'.encode() not in answer.body:
-                return False
-        return True
-
-    async def _answering(self) -> None:
-        """OKOME admits, and a worker is there: what a client asks next is not put off."""
-
-        async def ready() -> bool:
-            for part in (*self.processes("control"), *self.processes("node"), *self.processes("worker")):
-                try:
-                    if (await call(part.url, "GET", "/readyz", self.api_key)).status != 200:
-                        return False
-                except (OSError, EOFError):
-                    return False
-            return True
-
-        await self.until(ready)
+    async def _serving(self) -> bool:
+        parts = self.processes()
+        return await placed(parts, self.api_key) and await answering(parts, self.api_key)
 
     # -- starting ----------------------------------------------------------------------------------------------------
 

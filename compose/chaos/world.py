@@ -9,7 +9,8 @@ from typing import Any
 
 @dataclass(frozen=True)
 class World:
-    """`options`: flags of `okome up`. `environment`: settings of its roles. `linked`: parts that stand behind links."""
+    """`options`: flags of `okome up`. `environment`: settings of its roles. `linked`: parts that stand behind links.
+    `apart`: supervised by a process of its own, not by the one that hurts it."""
 
     name: str
     sentence: str
@@ -17,6 +18,7 @@ class World:
     environment: Mapping[str, str] = field(default_factory=dict)
     linked: frozenset[str] = frozenset()
     linked_routes: bool = False
+    apart: bool = False
     stop: float = 25.0
 
 
@@ -30,6 +32,18 @@ SINGLE = World(
     linked=frozenset({"node-2", "worker-2"}),
 )
 
+TIGHT = World(
+    "tight",
+    "one NATS server, rings of a few frames, and an OKOME that looks after its streams twice a second",
+    {"engine": "scripted", "nodes": 2, "workers": 2, "ingresses": 1},
+    {
+        **NO_LIMITS,
+        "OKOME_CONTROL_RECONCILE_INTERVAL": "0.5",
+        "OKOME_NODE_RING_FRAMES": "16",
+        "OKOME_NODE_WARM_FRAMES": "16",
+    },
+)
+
 CLUSTER = World(
     "cluster",
     "three NATS servers with three copies of everything, their routes through links",
@@ -38,4 +52,24 @@ CLUSTER = World(
     linked_routes=True,
 )
 
-WORLDS = {world.name: world for world in (SINGLE, CLUSTER)}
+RECOVERY = World(
+    "recovery",
+    "`okome up --data DIR` in a process of its own, which can be killed with everything and started again",
+    {"engine": "scripted", "nodes": 2, "workers": 2, "ingresses": 1},
+    {**NO_LIMITS, "OKOME_CONTROL_RECONCILE_INTERVAL": "0.5"},
+    apart=True,
+)
+
+IMPATIENT = World(
+    "impatient",
+    "workers with few slots that wait 4 s for viewers to come back, and nodes that soon let go what nobody reads",
+    {"engine": "scripted", "nodes": 2, "workers": 2, "ingresses": 2},
+    {
+        **NO_LIMITS,
+        "OKOME_WORKER_GRACE": "4",
+        "OKOME_WORKER_SCRIPTED_SLOTS": "12",
+        "OKOME_NODE_TAIL_IDLE_TIMEOUT": "1",
+    },
+)
+
+WORLDS = {world.name: world for world in (SINGLE, TIGHT, CLUSTER, RECOVERY, IMPATIENT)}
