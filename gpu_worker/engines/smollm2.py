@@ -180,6 +180,18 @@ class SmolLM2Engine:
         """
         return await self._tokenized(prefix.pieces, special=False) if prefix.pieces else []
 
+    async def chosen(self, prompt: Prompt) -> list[int]:
+        """The tokens of the whole answer as the model chose them, shown or not: to measure what `read` gives against.
+        Raises EngineFailed.
+        """
+        asked = await self._asked(prompt.messages)
+        room = self._settings.context_length - len(asked)
+        n_predict = room if prompt.max_tokens is None else min(room, prompt.max_tokens)
+        body = request(prompt, asked, n_predict, cache_prompt=self._settings.cache_prompt)
+        body |= {"stream": False, "return_progress": False, "return_tokens": True}
+        async with self._slots:
+            return msgspec.json.decode(await self._call("/completion", body), type=_Tokens).tokens
+
     async def _asked(self, messages: tuple[Message, ...]) -> list[int]:
         """The tokens of the prompt. Raises EngineFailed if they leave no room for an answer."""
         rendered = msgspec.json.decode(

@@ -117,7 +117,7 @@ async def test_a_takeover_continues_the_text_it_finds() -> None:
 
 
 async def test_a_takeover_reads_the_tokens_that_were_said() -> None:
-    """Frame by frame, not joined: two newlines that came as two tokens are one token to whoever reads the text."""
+    """Piece by piece, not joined: two newlines that came as two tokens are one token to whoever reads the text."""
     question = ask("Write a JSON object that describes a book.", 16)
     async with engine() as made:
         whole, _ = await play(made, question)
@@ -130,6 +130,30 @@ async def test_a_takeover_reads_the_tokens_that_were_said() -> None:
         other, _ = await play(made, question, joined)
     assert text(rest) == text(whole[cut:])
     assert text(other) != text(rest), "the cut is one where it matters"
+
+
+async def test_every_token_that_is_shown_alone_is_read_as_itself() -> None:
+    """So a prefix in frames of one token has the tokens that the model chose. Not shown alone are control tokens, the
+    first 17, and parts of characters, which llama.cpp gives as bytes.
+    """
+    vocabulary, control = 49_152, 17
+    async with engine() as made:
+        body = {"content": list(range(control, vocabulary)), "with_pieces": True}
+        tokens = msgspec.json.decode(await made._call("/tokenize", body))["tokens"]
+        shown = {one["id"]: one["piece"] for one in tokens if isinstance(one["piece"], str)}
+        read = await made.read(Prefix(tuple(shown.values())))
+    assert len(shown) > 0.99 * vocabulary
+    assert read == list(shown)
+
+
+async def test_a_seed_begins_anew_at_a_takeover() -> None:
+    """The sampler's state is nowhere but in the dead worker: the same cut gives the same rest, not the one without."""
+    question = ask("Tell me a story.", 16, temperature=1.5, seed=5)
+    async with engine() as made:
+        whole, _ = await play(made, question)
+        prefix = Prefix(tuple(piece.text for piece in whole[:8]), sum(piece.n for piece in whole[:8]))
+        once, again = [text((await play(made, question, prefix))[0]) for _ in range(2)]
+    assert once == again != text(whole[8:])
 
 
 async def test_pieces_never_hold_half_a_character() -> None:
