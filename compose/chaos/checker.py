@@ -38,10 +38,10 @@ class Broken(NamedTuple):
 
 @dataclass
 class Asked:
-    """One generation that was asked for, and how it may end. `gid` is known once it was accepted."""
+    """One generation and how it may end; `script` None: a real model's, whose words nobody knows."""
 
     gid: str
-    script: Script
+    script: Script | None
     ends: Collection[str] = field(default=(DONE,))
 
 
@@ -177,6 +177,8 @@ def _check_text(one: Asked, events: Sequence[tuple[str, bytes]], *, ended_as: Se
         if name in (TOKEN, REASONING):
             text.append(data["text"])
             offset += data["n"]
+    if one.script is None:
+        return broken
     said = "".join(text)
     wanted = one.script.text(0, offset)
     if said != wanted:

@@ -109,9 +109,10 @@ class Crowd:
         session.tasks.append(asyncio.create_task(viewer.watch(), name=f"viewer-{session.sid}"))
         return viewer
 
-    async def ask(self, session: Watched, script: Script, **fields: Any) -> Asked:
-        """A scripted answer in the session. Raises NotAdmitted."""
-        body = {"prompt": msgspec.json.encode(script).decode(), "model": "scripted", **fields}
+    async def ask(self, session: Watched, script: Script | None, **fields: Any) -> Asked:
+        """A scripted answer in the session, or with None what `fields` ask of a real model. Raises NotAdmitted."""
+        scripted = {} if script is None else {"prompt": msgspec.json.encode(script).decode(), "model": "scripted"}
+        body = {**scripted, **fields}
         answer = await self._insist("POST", f"/v1/sessions/{session.sid}/generations", session.token, body)
         asked = Asked(answer.json()["generation_id"], script)
         session.asked.append(asked)

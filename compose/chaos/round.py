@@ -182,9 +182,8 @@ class Round:
                 self.broken("stuck", "", str(error))
             for struck in self._struck:
                 await self._undo(struck)
-            longest = max(
-                (a.script.tokens / (a.script.rate or 1e9) for w in self.crowd.watched for a in w.asked), default=0
-            )
+            scripts = [asked.script for one in self.crowd.watched for asked in one.asked if asked.script is not None]
+            longest = max((script.tokens / (script.rate or script.tokens or 1) for script in scripts), default=0.0)
             try:
                 for late in await self.crowd.over(OVER_TIMEOUT + longest):
                     if late not in self.excused:

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 from broker.bus.nats import Bus
 from compose.chaos.decoy import Decoy
+from compose.chaos.disk import SmallDisk
 from compose.chaos.link import Link
 from compose.chaos.nats_wire import NatsWire
 from compose.chaos.whole import NotBack, Process, answering, placed, until
@@ -140,6 +141,8 @@ class System:
         ports = self._stack.enter_context(Ports())
         data = self._stack.enter_context(DataDir(self._directory / "data"))
         self.data = data.path
+        if self.world.small_disk:
+            self._stack.enter_context(SmallDisk(data.path / "nats-1", self.world.small_disk))
         self.api_key, _ = data.api_key()
         options = Options(port=0, data=data.path, **self.world.options)
         environment = {**os.environ, **self.world.environment}

@@ -19,6 +19,8 @@ class World:
     linked: frozenset[str] = frozenset()
     linked_routes: bool = False
     apart: bool = False
+    small_disk: int = 0
+    """MiB that NATS has for its store; 0: what the machine has."""
     stop: float = 25.0
 
 
@@ -50,6 +52,33 @@ CLUSTER = World(
     {"engine": "scripted", "nodes": 2, "workers": 2, "ingresses": 1, "nats": 3},
     NO_LIMITS,
     linked_routes=True,
+)
+
+DISK = World(
+    "disk",
+    "one NATS server on a small disk of its own",
+    {"engine": "scripted", "nodes": 2, "workers": 1, "ingresses": 1},
+    NO_LIMITS,
+    small_disk=64,
+)
+
+SKEWED = World(
+    "skewed",
+    "one of everything twice, with clocks that are up to ten minutes apart",
+    {"engine": "scripted", "nodes": 2, "workers": 2, "ingresses": 1},
+    {
+        **NO_LIMITS,
+        "OKOME_NODE_CLOCK_OFFSET": "300",
+        "OKOME_WORKER_CLOCK_OFFSET": "-300",
+        "OKOME_INGRESS_CLOCK_OFFSET": "180",
+    },
+)
+
+MODEL = World(
+    "model",
+    "the bundled real model, in a process of its own under each worker",
+    {"engine": "smollm2", "nodes": 2, "workers": 1, "ingresses": 1},
+    NO_LIMITS,
 )
 
 RECOVERY = World(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from compose.chaos.fault import Fault, shows
@@ -81,3 +81,17 @@ def freeze(victim: Process, aim: Process) -> Fault:
 
 def _name(victim: Process) -> str:
     return f"{victim.id} (pid {victim.pid})"
+
+
+def lame_duck(victim: Process, aim: Process, log: Callable[[], str]) -> Fault:
+    """SIGUSR2 to a NATS server: it tells its clients to leave, and ends later. `log`: what it has written so far."""
+    sign = "Entering lame duck mode"
+    before = log().count(sign)
+
+    async def strike() -> None:
+        os.kill(aim.pid, signal.SIGUSR2)
+
+    def entered() -> str | None:
+        return f"{victim.id} wrote: {sign}" if log().count(sign) > before else None
+
+    return Fault(_name(victim), strike, lambda: shows(entered, f"{victim.id} saying {sign!r}", SIGN_TIMEOUT))

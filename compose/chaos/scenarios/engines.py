@@ -7,8 +7,10 @@ import itertools
 from collections.abc import Sequence
 
 from compose.chaos.fault import Fault, shows
+from compose.chaos.faults.process import kill
 from compose.chaos.round import Round
 from compose.chaos.scenario import scenario
+from compose.chaos.world import MODEL
 
 SIGN_TIMEOUT = 20.0
 STALL = 1.5
@@ -67,3 +69,18 @@ async def engine_stalls(round: Round) -> None:
     await round.hurt(Fault(f"the engine of {session.sid}", strike, stood), others)
     async with asyncio.timeout(SIGN_TIMEOUT):
         await viewer.changed(lambda one: one.ended > 0)
+
+
+@scenario("the process of a real model is killed in the middle of an answer", world=MODEL, takeovers=True, weight=3)
+async def engine_child_kill(round: Round) -> None:
+    session = await round.crowd.open(model="smollm2")
+    viewer = round.crowd.watch(session)
+    await round.crowd.ask(session, None, prompt="Count from one to fifty in words.", max_tokens=120, temperature=0)
+    async with asyncio.timeout(SIGN_TIMEOUT):
+        await viewer.seen(8)
+    victim = round.pick("engine")
+    await round.hurt(kill(victim, round.aim(victim)))
+    async with asyncio.timeout(2 * SIGN_TIMEOUT):
+        await viewer.changed(lambda one: one.ended > 0)
+    if "attempt" not in viewer.names():
+        round.broken("epoch", session.sid, "its engine was killed, and no other attempt was made")
