@@ -286,9 +286,12 @@ async def _all(
                 exact = sum(outcome.difference is None for outcome in outcomes)
                 progress(f"{len(outcomes)} of {len(tries)} takeovers, {exact} exact")
 
-    async with asyncio.TaskGroup() as group:
-        for _ in range(BESIDE):
-            group.create_task(hands())
+    try:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(BESIDE):
+                group.create_task(hands())
+    except ExceptionGroup as broken:
+        raise broken.exceptions[0] from broken  # the first is the cause, the others were beside it
     return outcomes
 
 

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import msgspec
 import psutil
+import pytest
 
+from compose.chaos import exactness
 from compose.chaos.exactness import Answer, Exactness, Question, Reading, Try, compare, measure, whole
 from compose.chaos.exactness_page import page
-from gpu_worker.engines import EngineSettings, Piece, Prefix
+from gpu_worker.engines import EngineFailed, EngineSettings, Piece, Prefix
 from gpu_worker.engines.smollm2 import SmolLM2Engine
 from tests.test_proofs import functions
 
@@ -45,7 +47,7 @@ async def test_takeovers_of_the_real_model_are_exact() -> None:
     assert found.readings[0] == Reading(1, found.cuts - 2, 0), "behind nothing there is nothing to read"
     assert found.readings[-1] == Reading(0, found.cuts - 2, found.joined.reread)
     assert lines[-1] == f"{found.cuts + 2} of {found.cuts + 2} takeovers, {found.exact + 1} exact"
-    assert not [child for child in psutil.Process().children() if "smollm2_child" in " ".join(child.cmdline())]
+    assert children() == []
 
     # The one that cannot be: the space of " Paris" is shown, and "Paris", that ended the answer, is nowhere.
     assert not stopped.end_exact
@@ -84,6 +86,24 @@ async def test_what_differs_is_noticed_and_said_why() -> None:
         longer = await compare(made, Try(said, len(texts)), Prefix(tuple(texts), TOKENS + 1), TOKENS)
         assert longer is not None
         assert longer.ended == f"length, {TOKENS} tokens against length, {TOKENS + 1} tokens"
+
+
+async def test_an_engine_that_fails_ends_the_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the engine's own error, and with its process."""
+
+    async def fails(*_: object) -> None:
+        raise EngineFailed("engine_failed", "the child died", retryable=True)
+
+    monkeypatch.setattr(exactness, "compare", fails)
+    with pytest.raises(EngineFailed, match="the child died"):
+        await measure(3, 1, lambda line: None, questions=(JSON,), max_tokens=2)
+    assert children() == []
+
+
+def children() -> list[str]:
+    """Processes of engines that run below this one."""
+    found = (" ".join(child.cmdline()) for child in psutil.Process().children())
+    return [command for command in found if "smollm2_child" in command]
 
 
 def test_the_page_has_every_figure_and_every_difference() -> None:
