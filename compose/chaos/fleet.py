@@ -34,40 +34,58 @@ class Plan:
     sessions: int
     duration: float
     targets: int
+    running: tuple[str, ...] = ()
+    """Ready files of systems that run already; empty: systems of our own."""
     number: int = 0
     control: bool = False
 
 
 def deal(plan: Plan, directory: Path) -> list[Order]:
     """The runs to be made, those that take longest first; `targets` of them go on at a time."""
+    if plan.running:
+        return [
+            _order(plan, directory, f"target-{number}", plan.scenarios, plan.faults, number, len(plan.running), ready)
+            for number, ready in enumerate(plan.running)
+        ]
     worlds: dict[str, list[Scenario]] = {}
     for scenario in plan.scenarios:
         worlds.setdefault(scenario.world.name, []).append(scenario)
     total = sum(scenario.weight for scenario in plan.scenarios)
-    orders = []
+    orders: list[Order] = []
     for name, scenarios in worlds.items():
         weight = sum(scenario.weight for scenario in scenarios)
         # A world is played by several systems where it has more than its share of the faults.
         shares = 1 if plan.number else max(1, min(len(scenarios), round(plan.targets * weight / total)))
         faults = max(len(scenarios), round(plan.faults * weight / total)) if plan.faults else 0
-        for share in range(shares):
-            id = f"{name}-{share + 1}-{secrets.token_hex(4)}"
-            orders.append(
-                Order(
-                    id=id,
-                    seed=plan.seed,
-                    scenarios=tuple(scenario.name for scenario in scenarios),
-                    faults=-(-faults // shares),
-                    sessions=plan.sessions,
-                    duration=plan.duration,
-                    number=plan.number,
-                    control=plan.control,
-                    file=str(directory / f"{id}.jsonl"),
-                    share=share,
-                    shares=shares,
-                )
-            )
-    return sorted(orders, key=lambda order: -sum(s.weight for s in worlds[order.id.split("-")[0]]) / order.shares)
+        orders += [_order(plan, directory, name, scenarios, faults, share, shares) for share in range(shares)]
+    return sorted(orders, key=lambda order: -order.faults)
+
+
+def _order(
+    plan: Plan,
+    directory: Path,
+    name: str,
+    scenarios: Sequence[Scenario],
+    faults: int,
+    share: int,
+    shares: int,
+    running: str = "",
+) -> Order:
+    id = f"{name}-{share + 1}-{secrets.token_hex(4)}"
+    return Order(
+        id=id,
+        seed=plan.seed,
+        scenarios=tuple(scenario.name for scenario in scenarios),
+        faults=-(-faults // shares),
+        sessions=plan.sessions,
+        duration=plan.duration,
+        number=plan.number,
+        control=plan.control,
+        file=str(directory / f"{id}.jsonl"),
+        share=share,
+        shares=shares,
+        running=running,
+    )
 
 
 class RunFailed(Exception):

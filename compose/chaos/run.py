@@ -1,7 +1,7 @@
 """A run: one system, round after round, until enough faults have struck or the time is over. A process of its own.
 
-Told what to do by one line of JSON on stdin, it writes its records to a file and, as they come, to stdout. It ends at
-the end of the round when stdin is closed: whoever started it has had enough, or is gone.
+Told what to do by one line of JSON on stdin, it writes its records to a file and, as they come, to stdout. When stdin
+is closed it breaks its round off and ends: whoever started it has had enough, or is gone.
 """
 
 from __future__ import annotations
@@ -12,29 +12,33 @@ import platform
 import shlex
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO
 
 import msgspec
 
 from broker.bus.lifecycle import configure_logging, loop_factory, raise_file_limit
 from broker.bus.version import VERSION
 from compose.chaos import record
+from compose.chaos.disk import NoDisk
+from compose.chaos.household import Household
 from compose.chaos.record import Ended, Run
 from compose.chaos.round import Round
-from compose.chaos.scenario import Scenario
 from compose.chaos.scenarios import CATALOGUE
 from compose.chaos.schedule import Turn, turns
-from compose.chaos.household import Household
+from compose.chaos.subject import Running
 from compose.chaos.system import System
 from compose.chaos.whole import NotBack
-from compose.chaos.world import World
+from compose.chaos.world import SINGLE, World
 
 
 class Order(msgspec.Struct, frozen=True):
-    """What one run is to do. `faults` 0: no bound but `duration`; `number` > 0: that round of one scenario only."""
+    """What one run is to do.
+
+    `faults`: it ends when so many have struck and every scenario was played; 0: it ends with `duration`. `number` > 0:
+    that round of one scenario only. `running`: the ready file of a system that runs already; "": one of its own.
+    """
 
     id: str
     seed: int
@@ -47,106 +51,141 @@ class Order(msgspec.Struct, frozen=True):
     file: str
     share: int = 0
     shares: int = 1
+    running: str = ""
 
 
-class Count:
-    """What came of it so far."""
+class Player:
+    """Plays one order. `say` gets every record as it comes."""
 
-    def __init__(self) -> None:
-        self.rounds = self.injections = self.unverified = self.violations = 0
+    def __init__(self, order: Order, say: Callable[[record.Line], None], enough: asyncio.Event) -> None:
+        self._order = order
+        self._say = say
+        self._enough = enough
+        self._scenarios = [CATALOGUE[name] for name in order.scenarios]
+        self._left_out: dict[str, str] = {}
+        if order.running:
+            for scenario in self._scenarios:
+                if scenario.world is not SINGLE or scenario.links:
+                    self._left_out[scenario.name] = "it needs a system of its own: " + scenario.world.sentence
+            self._scenarios = [scenario for scenario in self._scenarios if scenario.name not in self._left_out]
+        self._rounds = self._injections = self._unverified = self._violations = 0
+        self._loop = asyncio.get_running_loop()
+        self._zero = self._loop.time()
 
+    async def play(self) -> None:
+        """Raises StartFailed, NoSystem or NotBack where there is no system to be hurt."""
+        order = self._order
+        world = self._scenarios[0].world if self._scenarios else SINGLE
+        self._say(
+            Run(
+                id=order.id,
+                seed=order.seed,
+                target=order.running or world.name,
+                command=replay(order, order.scenarios, 0),
+                began=datetime.now(UTC).isoformat(timespec="seconds"),
+                machine=_machine(),
+                version=VERSION,
+                control=order.control,
+            )
+        )
+        with tempfile.TemporaryDirectory(prefix="okome-chaos-", ignore_cleanup_errors=True) as directory:
+            try:
+                async with self._target(world, Path(directory)) as system:
+                    await self._rounds_of(system)
+            except NoDisk as error:
+                self._left_out.update((scenario.name, str(error)) for scenario in self._scenarios)
+        self._say(
+            Ended(
+                run=order.id,
+                at=self._loop.time() - self._zero,
+                interrupted=self._enough.is_set(),
+                left_out=self._left_out,
+                rounds=self._rounds,
+                injections=self._injections,
+                unverified=self._unverified,
+                violations=self._violations,
+            )
+        )
 
-async def run(order: Order, out: IO[bytes], enough: asyncio.Event) -> None:
-    """Start the system, play, end it. Raises StartFailed where it does not start."""
-    scenarios = [CATALOGUE[name] for name in order.scenarios]
-    world = scenarios[0].world
-    loop = asyncio.get_running_loop()
-    zero = loop.time()
+    def _target(self, world: World, directory: Path) -> System | Running:
+        """The system that is hurt, not yet started."""
+        if self._order.running:
+            return Running(world, Path(self._order.running))
+        return Household(world, directory) if world.apart else System(world, directory)
 
-    def say(line: record.Line) -> None:
-        record.write(out, line)
-        record.write(sys.stdout.buffer, line)
+    async def _rounds_of(self, system: System | Running) -> None:
+        began = self._loop.time()
+        for turn in self._turns():
+            if self._enough.is_set() or (self._order.duration and self._loop.time() - began > self._order.duration):
+                return
+            if not await self._round(system, turn):
+                return
+            try:
+                await system.whole()
+            except NotBack:
+                return  # said by the round already: there is nothing left to hurt
 
-    say(
-        Run(
-            id=order.id,
+    def _turns(self) -> Iterator[Turn]:
+        order = self._order
+        if not self._scenarios:
+            return
+        if order.number:
+            yield Turn(self._scenarios[0], order.number)
+            return
+        own = len(self._scenarios[order.share :: order.shares])
+        for played, turn in enumerate(turns(self._scenarios, order.seed, order.share, order.shares)):
+            if played >= own and order.faults and self._injections >= order.faults:
+                return
+            yield turn
+
+    async def _round(self, system: System | Running, turn: Turn) -> bool:
+        """Play one and tell of it; False where it was broken off."""
+        order = self._order
+        round = Round(
+            system,
+            turn.scenario,
+            turn.number,
+            run=order.id,
             seed=order.seed,
-            target=world.name,
-            command=replay(order, scenarios, 0),
-            began=datetime.now(UTC).isoformat(timespec="seconds"),
-            machine=f"{platform.system()} {platform.machine()}, {_cores()} cores, Python {platform.python_version()}",
-            version=VERSION,
+            sessions=order.sessions,
+            began=self._zero,
+            replay=replay(order, [turn.scenario.name], turn.number),
             control=order.control,
         )
-    )
-    count = Count()
-    left_out: dict[str, str] = {}
-    with tempfile.TemporaryDirectory(prefix="okome-chaos-", ignore_cleanup_errors=True) as directory:
-        async with target(world, Path(directory)) as system:
-            began = loop.time()
-            for turn in _turns(order, scenarios):
-                if enough.is_set() or (order.duration and loop.time() - began > order.duration):
-                    break
-                verdict = await Round(
-                    system,
-                    turn.scenario,
-                    turn.number,
-                    run=order.id,
-                    seed=order.seed,
-                    sessions=order.sessions,
-                    began=zero,
-                    replay=replay(order, [turn.scenario], turn.number),
-                    control=order.control,
-                ).play()
-                for injection in verdict.injections:
-                    count.injections += 1
-                    count.unverified += not injection.verified
-                    say(injection)
-                count.rounds += 1
-                count.violations += len(verdict.record.violations)
-                say(verdict.record)
-                if order.faults and count.injections >= order.faults:
-                    break
-                try:
-                    await system.whole()
-                except NotBack:
-                    break  # said by the round already: there is nothing left to hurt
-    say(
-        Ended(
-            run=order.id,
-            at=loop.time() - zero,
-            interrupted=enough.is_set(),
-            left_out=left_out,
-            rounds=count.rounds,
-            injections=count.injections,
-            unverified=count.unverified,
-            violations=count.violations,
-        )
-    )
+        playing = asyncio.create_task(round.play(), name=f"round-{turn.scenario.name}")
+        enough = asyncio.create_task(self._enough.wait(), name="enough")
+        try:
+            await asyncio.wait([playing, enough], return_when=asyncio.FIRST_COMPLETED)
+            if not playing.done():
+                return False
+            verdict = playing.result()
+        finally:
+            enough.cancel()
+            playing.cancel()
+            await asyncio.gather(enough, playing, return_exceptions=True)
+        for injection in verdict.injections:
+            self._injections += 1
+            self._unverified += not injection.verified
+            self._say(injection)
+        self._rounds += 1
+        self._violations += len(verdict.record.violations)
+        self._say(verdict.record)
+        return True
 
 
-def target(world: World, directory: Path) -> System | Household:
-    """The system that a world's scenarios are played on, not yet started."""
-    return Household(world, directory) if world.apart else System(world, directory)
-
-
-def _turns(order: Order, scenarios: list[Scenario]) -> Iterable[Turn]:
-    if order.number:
-        return [Turn(scenarios[0], order.number)]
-    return turns(scenarios, order.seed, order.share, order.shares)
-
-
-def replay(order: Order, scenarios: list[Scenario], number: int) -> str:
+def replay(order: Order, scenarios: Sequence[str], number: int) -> str:
     """The command that plays this again."""
     words = ["okome", "chaos", "--seed", str(order.seed), "--sessions", str(order.sessions)]
-    for scenario in scenarios:
-        words += ["--scenario", scenario.name]
+    for name in scenarios:
+        words += ["--scenario", name]
     words += ["--round", str(number)] if number else ["--faults", str(order.faults)]
+    words += ["--target", order.running] if order.running else []
     return shlex.join([*words, *(["--control"] if order.control else [])])
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def _machine() -> str:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return f"{platform.system()} {platform.machine()}, {cores} cores, Python {platform.python_version()}"
 
 
 async def _main() -> None:
@@ -163,7 +202,12 @@ async def _main() -> None:
     listening = asyncio.create_task(listen(), name="listening")
     try:
         with open(order.file, "wb") as out:  # noqa: ASYNC230  # its own file, once
-            await run(order, out, enough)
+
+            def say(line: record.Line) -> None:
+                record.write(out, line)
+                record.write(sys.stdout.buffer, line)
+
+            await Player(order, say, enough).play()
     finally:
         listening.cancel()
         await asyncio.gather(listening, return_exceptions=True)

@@ -19,7 +19,7 @@ class Scenario:
     """`bound`: p99 of the gap that a viewer sees, seconds; None where the failure table names none.
 
     `resets`: viewers may be told `reset`. `takeovers`: another worker may take over; where not, one is a violation.
-    `weight`: how often it is drawn, beside the others of its world. `slow`: seconds that a round takes, about.
+    `links`: it hurts what passes between the system's own parts. `weight`: how often it is drawn, beside the others.
     """
 
     name: str
@@ -29,6 +29,7 @@ class Scenario:
     bound: float | None = None
     resets: bool = False
     takeovers: bool = False
+    links: bool = False
     weight: int = 4
 
 
@@ -43,6 +44,7 @@ class Catalogue(dict[str, Scenario]):
         bound: float | None = None,
         resets: bool = False,
         takeovers: bool = False,
+        links: bool = False,
         weight: int = 4,
     ) -> Callable[[Play], Play]:
         """The decorated coroutine function plays the scenario of its name, with dashes."""
@@ -50,7 +52,7 @@ class Catalogue(dict[str, Scenario]):
         def add(play: Play) -> Play:
             name = getattr(play, "__name__", "").replace("_", "-")
             assert name not in self, name
-            self[name] = Scenario(name, sentence, play, world, bound, resets, takeovers, weight)
+            self[name] = Scenario(name, sentence, play, world, bound, resets, takeovers, links, weight)
             return play
 
         return add
