@@ -1,4 +1,4 @@
-"""What a person sees while faults strike: one line a round in a pipe; on a terminal one line a system, kept up to date."""
+"""What a person sees while faults strike: one line a round in a pipe, on a terminal one line a system."""
 
 from __future__ import annotations
 
