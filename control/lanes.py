@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any
+from typing import Any, NamedTuple
 
 import structlog
 
@@ -11,12 +11,20 @@ from broker.bus.errors import StoreRejected
 from broker.bus.jobs import count_jobs
 from broker.bus.log import get, page, store
 from broker.bus.nats import Bus
+from broker.bus.pull import ack_subject
 from broker.bus.subjects import JOBS_STREAM
 
 MOVES = 1000  # in one go; the next look moves the rest
 NO_SUCH_MESSAGE = 10057
 
 log = structlog.get_logger("control")
+
+
+class Place(NamedTuple):
+    """Where a job is in the queue. `lost`: the ack subject of a delivery of it, where it was delivered to somebody."""
+
+    seq: int
+    lost: str
 
 
 async def lanes(bus: Bus) -> dict[str, int]:
@@ -61,14 +69,30 @@ async def remove_lanes(bus: Bus, keep: Collection[str]) -> None:
             log.info("lane.removed", worker=worker, consumer=name)
 
 
-async def queued_jobs(bus: Bus) -> set[str]:
-    """The gids of all jobs in the queue, in lanes or held. Raises BusError."""
-    found: set[str] = set()
+async def queued_jobs(bus: Bus) -> dict[str, list[Place]]:
+    """The gids of all jobs in the queue, in lanes or held, and where they are. Raises BusError."""
+    found: dict[str, list[Place]] = {}
+    consumers = {one["config"].get("filter_subject", ""): one for one in await _consumers(bus)}
     after = 0
     while messages := await page(bus, JOBS_STREAM, "job.*.*", after):
-        found.update(job_id(message.headers) for message in messages)
+        for message in messages:
+            consumer = consumers.get(message.subject)
+            place = Place(message.seq, _delivery(consumer, message.seq) if consumer else "")
+            found.setdefault(job_id(message.headers), []).append(place)
         after = messages[-1].seq
     return found
+
+
+def _delivery(consumer: dict[str, Any], seq: int) -> str:
+    """An ack subject of a consumer's delivery of message `seq`, "" where it has not delivered it yet.
+
+    Who got it knows the true one and may be dead; the server asks of a nak only that the message is pending and that
+    the consumer's own count is one that it has reached.
+    """
+    delivered = consumer["delivered"]
+    if seq > delivered["stream_seq"]:
+        return ""
+    return ack_subject(JOBS_STREAM, consumer["name"], seq, delivered["consumer_seq"])
 
 
 def job_id(headers: dict[str, str] | None) -> str:

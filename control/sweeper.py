@@ -17,16 +17,17 @@ from broker.bus.frames import EXPIRED, FAILED
 from broker.bus.kv import Bucket
 from broker.bus.nats import Bus
 from broker.bus.observer import SILENCE
+from broker.bus.queue import nak
 from broker.bus.records import Generation, Session, Status, decode
 from control import metrics
 from control.abreast import abreast
 from control.endings import Endings
 from control.generations import queue_job
-from control.lanes import empty_lane, lanes, queued_jobs, remove_lanes, worker_of
+from control.lanes import Place, empty_lane, lanes, queued_jobs, remove_lanes, worker_of
 from control.open_generations import OpenGenerations
 from control.pulse import Pulse
 from control.settings import ControlSettings
-from control.verdicts import QUEUED_BY_NOW, Case, Verdict, judge
+from control.verdicts import QUEUED_BY_NOW, RETURNED_BY_NOW, Case, Verdict, judge
 
 HEARD = 2.0  # seconds of hearing beats before anybody's absence means anything
 LOOK = 2.0  # seconds between two looks at one waiting generation
@@ -54,7 +55,7 @@ class Sweeper:
         self._active_since: float | None = None
         self._unheld: dict[str, float] = {}  # gid -> since when nobody is seen to hold it
         self._next_look: dict[str, float] = {}
-        self._jobs: tuple[float, set[str]] = (float("-inf"), set())
+        self._jobs: tuple[float, dict[str, list[Place]]] = (float("-inf"), {})
         self._lanes_removed_at = 0.0
 
     async def run(self) -> None:
@@ -77,6 +78,7 @@ class Sweeper:
             return
         if self._active_since is None:
             self._active_since = self._lanes_removed_at = now
+        self._watch(now)
         if now - self._active_since < HEARD:
             return
         await self._sweep_lanes(now)
@@ -91,11 +93,14 @@ class Sweeper:
             self._lanes_removed_at = now
             await remove_lanes(self._bus, self._pulse.workers(LANE_KEPT))
 
+    def _watch(self, now: float) -> None:
+        """Note since when nobody is seen to hold which open generation."""
+        held = {gid for beat in self._pulse.workers(SILENCE).values() for gid in beat.held}
+        self._unheld = {gid: self._unheld.get(gid, now) for gid in self._open.records if gid not in held}
+
     def _due(self, now: float) -> list[Generation]:
         """The open generations that nobody is seen to hold, and that were not looked at just now."""
-        held = {gid for beat in self._pulse.workers(SILENCE).values() for gid in beat.held}
         records = self._open.records
-        self._unheld = {gid: self._unheld.get(gid, now) for gid in records if gid not in held}
         self._next_look = {gid: at for gid, at in self._next_look.items() if gid in self._unheld}
         due = []
         for gid, since in self._unheld.items():
@@ -132,6 +137,7 @@ class Sweeper:
             ended=ended,
             placed=await self._placed(record),
             queued=unheld < QUEUED_BY_NOW or record.id in await self._queued(),
+            delivered=unheld >= RETURNED_BY_NOW and any(job.lost for job in (await self._queued()).get(record.id, ())),
             barren=await self._barren(record) if begun and not ended else 0,
             job_wait=self._settings.job_wait,
         )
@@ -144,7 +150,7 @@ class Sweeper:
         frames = await self._endings.frames(record)
         return barren_epochs(frame for frame in frames if frame.gid == record.id)
 
-    async def _queued(self) -> set[str]:
+    async def _queued(self) -> dict[str, list[Place]]:
         loop = asyncio.get_running_loop()
         at, found = self._jobs
         if loop.time() - at > SCAN:
@@ -163,6 +169,8 @@ class Sweeper:
                 await self._forget(record)
             case Verdict.QUEUE:
                 await self._queue(record)
+            case Verdict.RETURN:
+                await self._return(record)
             case Verdict.CANCEL:
                 await self._end(record, Status.CANCELLED)
             case Verdict.EXPIRE:
@@ -183,7 +191,13 @@ class Sweeper:
         # The plain gid, unless it has begun: then its first job existed, and the server would call this one a repeat.
         msg_id = f"{record.id}@{last.seq}" if last is not None and last.gid == record.id else ""
         await queue_job(self._bus, record, decode(entry.value, Session).on_disconnect, msg_id=msg_id)
-        self._jobs[1].add(record.id)
+        self._jobs[1].setdefault(record.id, [])
+
+    async def _return(self, record: Generation) -> None:
+        """Nak for a holder of whom nobody had heard: it died together with all who could have."""
+        for job in (await self._queued()).get(record.id, ()):
+            if job.lost:
+                await nak(self._bus, job.lost)
 
     async def _forget(self, record: Generation) -> None:
         key = f"{record.sid}.{record.id}"

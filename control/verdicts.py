@@ -13,6 +13,7 @@ from broker.bus.attempts import MAX_BARREN_EPOCHS
 from broker.bus.records import Generation
 
 SETTLED = 2.0  # not held for so long: its worker has not merely ended it a moment ago
+RETURNED_BY_NOW = 2.0  # a job whose holder died while nobody watched is given back; otherwise observers have done it
 QUEUED_BY_NOW = 5.0  # an accepted generation has its job by then, or whoever accepted it is dead
 TAKEN_BY_NOW = 10.0  # a begun one has been taken over by then, if anybody can
 
@@ -22,6 +23,7 @@ class Verdict(StrEnum):
     CLOSE = "close"  # the log tells its end; the record does not yet
     FORGET = "forget"  # it never got the session's place
     QUEUE = "queue"  # it has no job
+    RETURN = "return"  # its job is held by nobody who lives
     CANCEL = "cancel"
     EXPIRE = "expire"
     FAIL = "fail"  # attempts exhausted
@@ -37,6 +39,7 @@ class Case(NamedTuple):
     ended: bool
     placed: bool  # the session names it as its open one
     queued: bool  # it has a job
+    delivered: bool  # to somebody
     barren: int  # epochs without a token at its end
     job_wait: float
 
@@ -59,4 +62,6 @@ def judge(case: Case) -> Verdict:
         return Verdict.EXPIRE
     if not case.queued and case.unheld >= QUEUED_BY_NOW:
         return Verdict.QUEUE
+    if case.delivered and case.unheld >= RETURNED_BY_NOW:
+        return Verdict.RETURN
     return Verdict.WAIT

@@ -54,6 +54,11 @@ def parse_reply(reply: str) -> Delivered | None:
     )
 
 
+def ack_subject(stream: str, consumer: str, seq: int, consumer_seq: int) -> str:
+    """An acknowledgement subject (version 1) made up for a message that somebody else was given."""
+    return f"$JS.ACK.{stream}.{consumer}.1.{seq}.{consumer_seq}.0.0"
+
+
 def read_status(headers: dict[str, str]) -> End:
     status = headers.get("Status", "")
     description = headers.get("Description", "").lower()

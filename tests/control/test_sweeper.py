@@ -14,14 +14,17 @@ from broker.bus.chain import Chain
 from broker.bus.clock import now_ms
 from broker.bus.errors import WrongLastSequence
 from broker.bus.frames import Frame
-from broker.bus.jobs import ensure_consumer
+from broker.bus.jobs import consumer_name, ensure_consumer
 from broker.bus.kv import Bucket
 from broker.bus.log import store
 from broker.bus.nats import Bus
-from broker.bus.records import Generation, Message, Request, decode, encode
+from broker.bus.queue import Delivery, Queue
+from broker.bus.records import Generation, Job, Message, Request, decode, encode
+from broker.bus.subjects import JOBS_STREAM
 from control.app import Okome
 from control.transcript import closed
 from tests.control.okome import (
+    DEADLINE,
     TENANT,
     Writer,
     answer,
@@ -228,6 +231,25 @@ async def test_the_jobs_in_a_dead_workers_lane_go_to_the_common_queue(okome: Oko
             return await jobs(bus) == {"job.m.any": 3, "job.m.w1": 1}
 
         await until(moved, "the lane is empty")
+
+
+async def test_a_job_whose_holder_died_unheard_is_delivered_again_long_before_ack_wait(okome: Okome, bus: Bus) -> None:
+    """As after everything was killed at once: nobody who lives has ever heard who held it."""
+    deliveries: asyncio.Queue[Delivery] = asyncio.Queue()
+    async with worker(okome, bus) as alive:
+        await ensure_consumer(bus, "m")
+        queue = Queue(bus, JOBS_STREAM, consumer_name("m"), deliveries.put_nowait)
+        await queue.start()
+        queue.want(2)
+        held, lost = await generate(bus, await new_session(bus)), await generate(bus, await new_session(bus))
+        async with asyncio.timeout(DEADLINE):
+            first = {decode(one.data, Job).gid: one for one in (await deliveries.get(), await deliveries.get())}
+            alive.held[held.generation_id] = first[held.generation_id].reply
+            queue.want(1)
+            again = await deliveries.get()
+        assert (decode(again.data, Job).gid, again.attempts) == (lost.generation_id, 2)
+        assert deliveries.empty()  # what a live worker holds stays with it
+        await queue.close()
 
 
 async def test_two_sweepers_at_once_end_a_generation_once(fresh_nats: NatsServer) -> None:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from broker.bus.records import Generation, Message, Request
-from control.verdicts import QUEUED_BY_NOW, SETTLED, TAKEN_BY_NOW, Case, Verdict, judge
+from control.verdicts import QUEUED_BY_NOW, RETURNED_BY_NOW, SETTLED, TAKEN_BY_NOW, Case, Verdict, judge
 
 WAIT = 300.0
 
@@ -18,8 +18,8 @@ def case(cancel: bool = False, **changes: Any) -> Case:
     request = Request("m", [Message("user", "x")])
     record = Generation("g", "00s", "t", request, created_at=0, after=0, cancel=cancel)
     usual = {
-        "unheld": 1.0, "age": 1.0, "begun": False, "ended": False, "placed": True, "queued": True, "barren": 0,
-        "job_wait": WAIT,
+        "unheld": 1.0, "age": 1.0, "begun": False, "ended": False, "placed": True, "queued": True, "delivered": False,
+        "barren": 0, "job_wait": WAIT,
     }  # fmt: skip
     return Case(record=record, **{**usual, **changes})
 
@@ -42,6 +42,10 @@ def case(cancel: bool = False, **changes: Any) -> Case:
         (case(begun=True, age=10 * WAIT), Verdict.WAIT),
         (case(begun=True, unheld=WAIT), Verdict.EXPIRE),
         (case(begun=True, unheld=QUEUED_BY_NOW, queued=False), Verdict.QUEUE),
+        (case(delivered=True), Verdict.WAIT),
+        (case(delivered=True, unheld=RETURNED_BY_NOW), Verdict.RETURN),
+        (case(begun=True, delivered=True, unheld=RETURNED_BY_NOW), Verdict.RETURN),
+        (case(begun=True, unheld=RETURNED_BY_NOW), Verdict.WAIT),
         (case(begun=True, barren=3), Verdict.WAIT),
         (case(begun=True, barren=3, unheld=TAKEN_BY_NOW), Verdict.FAIL),
         (case(begun=True, barren=2, unheld=TAKEN_BY_NOW), Verdict.WAIT),
