@@ -17,6 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from broker.bus.errors import BusError
 from broker.bus.subjects import JOBS_STREAM
 from compose.chaos.http import call
+from compose.chaos.subject import Running
 from compose.chaos.system import System
 from compose.chaos.whole import Process
 
@@ -31,7 +32,7 @@ Reading = dict[str, dict[str, float]]
 """Process id → gauge → value. A gauge with labels is named as Prometheus has it: `name{label="value"}`."""
 
 
-async def read(system: System) -> Reading:
+async def read(system: System | Running) -> Reading:
     """Every process, and `jetstream`; what does not answer now is left out.
 
     Of every process `rss_bytes` and `fds`, as the kernel counts them; of our roles `okome_tasks` and all other gauges
@@ -67,6 +68,13 @@ def left(
     ]
 
 
+def total(reading: Reading, name: str) -> float:
+    """A gauge summed over all processes and labels."""
+    return sum(
+        value for gauges in reading.values() for gauge, value in gauges.items() if gauge.partition("{")[0] == name
+    )
+
+
 def _of_kernel(pid: int) -> dict[str, float]:
     """Nothing of a process that is gone."""
     try:
@@ -94,7 +102,7 @@ def _name(name: str, labels: Mapping[str, str]) -> str:
     return f"{name}{{{told}}}" if told else name
 
 
-async def _jetstream(system: System, found: Reading) -> None:
+async def _jetstream(system: System | Running, found: Reading) -> None:
     with contextlib.suppress(BusError):
         account = await system.bus.api("INFO")
         jobs = await system.bus.api(f"STREAM.INFO.{JOBS_STREAM}")

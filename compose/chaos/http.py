@@ -106,11 +106,15 @@ class Connection:
         self._writer.close()
 
     def reset(self) -> None:
-        """End it by RST: the other side sees a connection that broke, not one that ended."""
-        raw = self._writer.get_extra_info("socket")
-        if raw is not None:
-            raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        self._writer.transport.abort()
+        reset(self._writer)
+
+
+def reset(writer: asyncio.StreamWriter) -> None:
+    """End a connection by RST: the other side sees one that broke, not one that ended."""
+    raw = writer.get_extra_info("socket")
+    if raw is not None:
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    writer.transport.abort()
 
 
 async def call(

@@ -2,10 +2,12 @@
 
 from compose.chaos.scenario import CATALOGUE
 from compose.chaos.scenarios import (
+    cancel,
     clients,
     cluster,
     engines,
     jobs,
+    leaving,
     machines,
     processes,
     recovery,
@@ -14,10 +16,12 @@ from compose.chaos.scenarios import (
 
 __all__ = [
     "CATALOGUE",
+    "cancel",
     "clients",
     "cluster",
     "engines",
     "jobs",
+    "leaving",
     "machines",
     "processes",
     "recovery",

@@ -1,0 +1,161 @@
+"""Viewers who leave: an answer is finished without them, or after the grace is not; and nobody is held on to."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from weakref import WeakKeyDictionary
+
+from broker.bus.chain import Chain
+from broker.bus.clock import now_ms
+from broker.bus.errors import ChainBroken
+from broker.bus.frames import CANCELLED, TERMINAL, Frame, decode_frame
+from broker.bus.log import last, read_all
+from broker.bus.subjects import log_stream, log_subject, partition_of
+from compose.chaos import gauges
+from compose.chaos.crowd import Watched
+from compose.chaos.faults.abort import Aborters, abort
+from compose.chaos.faults.leave import leave
+from compose.chaos.round import Round
+from compose.chaos.scenario import scenario
+from compose.chaos.viewer import Transport
+from compose.chaos.world import IMPATIENT
+
+GRACE = float(IMPATIENT.environment["OKOME_WORKER_GRACE"])
+DEMAND_INTERVAL = 2.0
+"""Seconds between two words of a node about its viewers: the silence may have begun so long before they left."""
+LATENESS = 3.0  # seconds after the grace in which a worker has noticed
+END_TIMEOUT = 30.0
+BACK_TIMEOUT = 40.0
+ABORTS_PER_SESSION = 25
+
+NAMES = (
+    gauges.FDS,
+    gauges.TASKS,
+    gauges.CONSUMERS,
+    "jobs",
+    "connections",
+    "subscriptions",
+    "okome_control_open_generations",
+    "okome_ingress_connections",
+    "okome_ingress_streams_active",
+    "okome_node_subscribers",
+    "okome_node_tails",
+    "okome_worker_held",
+    "okome_worker_running",
+)
+
+_first: WeakKeyDictionary[object, gauges.Reading] = WeakKeyDictionary()
+"""What a system held before anybody broke off, in the first round of a run."""
+
+
+@scenario("everybody leaves in the middle of the answer: it is finished all the same, and waits for them", weight=4)
+async def disconnect(round: Round) -> None:
+    watched = await round.work(2, viewers=2)
+    viewers = [viewer for session in watched for viewer in session.viewers]
+    fault = leave(round.system, viewers, wrong=round.control)
+    await round.hurt(fault, [])
+    await asyncio.gather(*(_terminal(round, session.sid) for session in watched))
+    await round.heal(fault)
+
+
+@scenario(
+    "sessions that say so are cancelled when nobody has watched for the grace; who comes back in time finds it running",
+    world=IMPATIENT,
+    weight=3,
+)
+async def grace_cancel(round: Round) -> None:
+    seconds = 2 * GRACE + LATENESS
+    watched = [await round.crowd.open(on_disconnect="cancel") for _ in range(max(4, round.sessions))]
+    for number, session in enumerate(watched):
+        round.crowd.watch(session, Transport.WS if number % 3 == 2 else Transport.SSE)
+        await round.crowd.ask(session, round.script(seconds))
+    async with asyncio.timeout(END_TIMEOUT):
+        await round.crowd.underway()
+    # Twice: nodes say it once a second, and who was never said to watch cannot have left.
+    await asyncio.sleep(DEMAND_INTERVAL)
+    fault = leave(round.system, round.crowd.viewers, wrong=round.control)
+    await round.hurt(fault, [])
+    left_at = now_ms()
+    back, gone = watched[::2], watched[1::2]
+    await asyncio.sleep(round.rng.uniform(0, GRACE - DEMAND_INTERVAL - 1))
+    for session in back:
+        session.viewers[0].go_on()
+    for session in gone:
+        end = await _terminal(round, session.sid)
+        after = (json.loads(end.data)["t"] - left_at) / 1000
+        if end.type != CANCELLED:
+            round.broken("grace", session.sid, f"nobody watched, and it ended with {end.type}")
+        elif after < GRACE - DEMAND_INTERVAL:
+            round.broken("grace", session.sid, f"cancelled {after:.1f} s after its viewer left")
+        session.asked[0].ends = (CANCELLED,)
+        round.figure("left_to_cancelled", after)
+    await round.heal(fault)
+
+
+@scenario("hundreds of clients break off anywhere in what they say or hear; nothing of them is left", world=IMPATIENT)
+async def aborts(round: Round) -> None:
+    before = await gauges.read(round.system)
+    first = _first.setdefault(round.system, before)
+    sessions = [await round.crowd.open() for _ in range(max(2, round.sessions // 2))]
+    watched = await round.work(4)
+    clients = Aborters(round.door, round.system.api_key, sessions, round.rng)
+    await round.hurt(abort(round.system, clients, round.sessions * ABORTS_PER_SESSION))
+    await asyncio.gather(*(_terminal(round, session.sid) for session in watched))
+    await round.crowd.over(END_TIMEOUT)
+    for session in sessions:
+        await _closed(round, session)
+    for since, start in (("this round", before), ("the first one", first)):
+        if left := await _left(round, start):
+            round.broken("left", "", f"since the beginning of {since}: {'; '.join(left)}")
+
+
+async def _left(round: Round, start: gauges.Reading) -> list[str]:
+    """What has not come back to where it was, when it had time to."""
+    left: list[str] = []
+
+    async def back() -> bool:
+        nonlocal left
+        now = await gauges.read(round.system)
+        left = gauges.left(_comparable(start), _comparable(now), NAMES)
+        return not left
+
+    try:
+        async with asyncio.timeout(BACK_TIMEOUT):
+            await round.system.until(back)
+    except TimeoutError:
+        pass  # `left` says what
+    return left
+
+
+def _comparable(reading: gauges.Reading) -> gauges.Reading:
+    """Without the files of NATS servers, which open those of their streams as they please."""
+    return {
+        id: {name: value for name, value in held.items() if not (name == gauges.FDS and id.startswith("nats"))}
+        for id, held in reading.items()
+    }
+
+
+async def _terminal(round: Round, sid: str) -> Frame:
+    """The last frame of a session's log, once it is a terminal."""
+    async with asyncio.timeout(END_TIMEOUT):
+        while True:
+            stored = await last(round.system.bus, log_stream(partition_of(sid)), log_subject(sid))
+            if stored is not None and (frame := decode_frame(stored.data, stored.seq)).type in TERMINAL:
+                return frame
+            await asyncio.sleep(0.05)  # the log is looked at; there is no event, because nobody watches
+
+
+async def _closed(round: Round, session: Watched) -> None:
+    """Whatever was asked for in it has ended, once."""
+    stored = await read_all(round.system.bus, log_stream(partition_of(session.sid)), log_subject(session.sid))
+    if not stored:
+        return
+    await _terminal(round, session.sid)
+    stored = await read_all(round.system.bus, log_stream(partition_of(session.sid)), log_subject(session.sid))
+    chain = Chain()
+    try:
+        for message in stored:
+            chain.advance(decode_frame(message.data, message.seq))
+    except ChainBroken as error:
+        round.broken("chain", session.sid, str(error))
