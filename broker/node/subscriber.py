@@ -223,6 +223,8 @@ class Subscriber:
                         yield batch[: end + 1]
                         return
                     yield batch
+                    if batch[0].name == "reset":  # history begins anew: it ends anew, and an end within it is no news
+                        target, caught_up = (await self._tail.locate(self.sid)).last, False
                 continue
             if self._notices:
                 notices = list(self._notices)

@@ -235,17 +235,17 @@ def test_a_log_purged_under_a_viewer_is_a_reset_and_never_silence() -> None:
         log.purge()
         written(log, tail, 1)
         await settle()
-        assert viewer.names()[-2:] == ["reset", "start"], "the first frame alone says it"
+        assert viewer.names()[-3:] == ["reset", "start", "caught_up"], "the first frame alone says it"
         written(log, tail, 2)
         await settle()
         names = viewer.names()
-        assert names[-4:] == ["reset", "start", "token", "token"]
-        assert json.loads(viewer.events[-4].data)["earliest"] == "first-0"
+        assert names[-5:] == ["reset", "start", "caught_up", "token", "token"]
+        assert json.loads(viewer.events[-5].data)["earliest"] == "first-0"
         assert [event.data for event in viewer.frames[-3:]] == [frame.data for frame in log.frames]
         log.purge()
         written(log, tail, 2)
         await settle()
-        assert viewer.names()[-3:] == ["reset", "start", "token"], "and a second time is no broken log"
+        assert viewer.names()[-4:] == ["reset", "start", "token", "caught_up"], "and a second time is no broken log"
         await end(tail, [viewer])
 
     in_memory(body)
@@ -388,6 +388,32 @@ def test_until_done_ends_with_the_first_terminal_behind_caught_up() -> None:
         assert viewer.names()[-1] == "done"
         assert [name for name in viewer.names() if name in TERMINAL] == ["done", "done"]
         await end(tail, [viewer])
+
+    in_memory(body)
+
+
+def test_history_that_begins_anew_after_a_reset_ends_anew() -> None:
+    """Also for one who waits for an end: those of old answers, told once more, are not the one that it waits for."""
+
+    async def body(log: MemoryLog, tail: MemoryTail, history: MemoryHistory) -> None:
+        written(log, tail, 17)
+        viewer = Viewer(tail, history, Start("now"), until_done=True)
+        viewer.allow()
+        await settle()
+        assert viewer.names() == ["hello", "caught_up"]
+        written(log, tail, 40)  # while it reads nothing
+        log.purge(keep=22)
+        viewer.free()
+        await settle()
+        names = viewer.names()
+        told = names[names.index("reset") :]
+        assert told[-1] == "caught_up", told
+        assert told.count("done") > 1
+        assert not viewer.ended(), "the running answer has not ended"
+        written(log, tail, 3)
+        await settle()
+        assert viewer.ended()
+        assert viewer.names()[-3:] == ["token", "token", "done"]
 
     in_memory(body)
 
