@@ -13,7 +13,7 @@ import pytest
 
 from compose.chaos import exactness
 from compose.chaos.exactness import Answer, Exactness, Question, Reading, Try, compare, measure, whole
-from compose.chaos.exactness_page import page
+from compose.chaos.exactness_page import TEMPLATE, page
 from gpu_worker.engines import EngineFailed, EngineSettings, Piece, Prefix
 from gpu_worker.engines.smollm2 import SmolLM2Engine
 from tests.test_proofs import functions
@@ -151,3 +151,10 @@ def test_the_page_has_every_figure_and_every_difference() -> None:
     named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", text)
     assert len(named) >= 5
     assert [f"{path} {name}" for path, name in named if name not in functions(ROOT / path)] == []
+
+
+def test_the_page_in_docs_is_the_one_that_the_command_writes() -> None:
+    """Its sentences, that is: its figures are those of the run that it names."""
+    written = (ROOT / "docs" / "takeover.md").read_text(encoding="utf-8")
+    lines = [line for line in TEMPLATE.read_text(encoding="utf-8").splitlines() if "$" not in line]
+    assert [line for line in lines if line not in written] == []
