@@ -9,7 +9,7 @@ from __future__ import annotations
 import msgspec
 import structlog
 
-from broker.bus.clock import now_ms
+from broker.bus.clock import after_ms, now_ms
 from broker.bus.conversation import new_input
 from broker.bus.errors import WrongLastSequence
 from broker.bus.frames import START, Frame, decode_frame, encode_frame
@@ -122,7 +122,7 @@ def _released(value: bytes | None, gid: str) -> bytes | None:
     session = decode(value, Session)
     if session.running != gid:
         return None
-    return encode(msgspec.structs.replace(session, running="", updated_at=now_ms()))
+    return encode(msgspec.structs.replace(session, running="", updated_at=after_ms(session.updated_at)))
 
 
 def _closed(value: bytes | None, told: Generation) -> bytes | None:

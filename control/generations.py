@@ -11,7 +11,7 @@ from typing import NamedTuple
 import msgspec
 import structlog
 
-from broker.bus.clock import now_ms
+from broker.bus.clock import after_ms, now_ms
 from broker.bus.conversation import context, new_input, of_record
 from broker.bus.errors import BucketConflict, BusUnavailable, Refusal, StoreRejected
 from broker.bus.frames import Frame
@@ -178,7 +178,8 @@ class Generations:
             sid=session.id,
             tenant=session.tenant,
             request=request,
-            created_at=now_ms(),
+            # The order of turns, whichever replicas accept them: behind all that the session's record knows of.
+            created_at=after_ms(session.updated_at),
             after=ground.last.seq if ground.last else 0,
         )
         await self._generations.put(f"{session.id}.{gid}", encode(record))

@@ -1,10 +1,13 @@
-"""The open generations: every record in KV `generations` that has not ended, as it is now."""
+"""The open generations: every record in KV `generations` that has not ended, as it is now, and how old it is."""
 
 from __future__ import annotations
+
+import asyncio
 
 import msgspec
 import structlog
 
+from broker.bus import clock
 from broker.bus.follow import Follow
 from broker.bus.nats import Bus
 from broker.bus.records import Generation, decode
@@ -20,6 +23,8 @@ class OpenGenerations:
 
     def __init__(self, bus: Bus) -> None:
         self.records: dict[str, Generation] = {}  # gid -> record
+        self._since: dict[str, float] = {}  # gid -> loop time when this replica learned of it
+        self._loop = asyncio.get_running_loop()
         self._follow = Follow(bus, "KV_generations", [PREFIX + ">"], "okome-open", self._take, last_per_subject=True)
 
     async def start(self) -> None:
@@ -27,6 +32,12 @@ class OpenGenerations:
 
     async def close(self) -> None:
         await self._follow.close()
+
+    def age(self, record: Generation) -> float:
+        """Seconds since it was accepted, at least: what passed here since it is known, or what the clock of whoever
+        accepted it leaves for certain. So it is never too much, and after a restart it is at most SKEW too little."""
+        now = self._loop.time()
+        return max(now - self._since.get(record.id, now), clock.now() - record.created_at / 1000 - clock.SKEW)
 
     def _take(self, seq: int, subject: str, data: bytes, headers: dict[str, str] | None) -> None:
         gid = subject.rpartition(".")[2]
@@ -38,6 +49,8 @@ class OpenGenerations:
                 log.warning("generation.unreadable", gid=gid, error=str(error))
         if record is not None and record.status.open:
             self.records[gid] = record
+            self._since.setdefault(gid, self._loop.time())
         else:
             self.records.pop(gid, None)
+            self._since.pop(gid, None)
         metrics.open_generations.set(len(self.records))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import structlog
 
-from broker.bus.clock import now_ms
+from broker.bus.clock import after_ms, now_ms
 from broker.bus.errors import BucketConflict, BusUnavailable, Refusal
 from broker.bus.kv import Bucket
 from broker.bus.nats import Bus
@@ -122,7 +122,7 @@ class Sessions:
                 session = msgspec.structs.replace(session, title=question.title)
             if question.metadata is not None:
                 session = msgspec.structs.replace(session, metadata=question.metadata)
-            return encode(msgspec.structs.replace(session, updated_at=now_ms()))
+            return encode(msgspec.structs.replace(session, updated_at=after_ms(session.updated_at)))
 
         value = await self._sessions.change(f"{question.tenant}.{question.sid}", edit)
         if value is None:

@@ -11,7 +11,6 @@ from typing import Any
 import structlog
 
 from broker.bus.attempts import barren_epochs
-from broker.bus.clock import now_ms
 from broker.bus.errors import BusError, OkomeError
 from broker.bus.frames import EXPIRED, FAILED
 from broker.bus.kv import Bucket
@@ -132,7 +131,7 @@ class Sweeper:
         return Case(
             record=record,
             unheld=unheld,
-            age=(now_ms() - record.created_at) / 1000,
+            age=self._open.age(record),
             begun=begun,
             ended=ended,
             placed=await self._placed(record),

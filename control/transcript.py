@@ -38,7 +38,7 @@ def closed(record: Generation, frames: Iterable[Frame], now_ms: int) -> Generati
         code=data.get("code", ""),
         error=data.get("message", ""),
         completion_tokens=end.offset,
-        ended_at=data.get("t", now_ms),
+        ended_at=max(data.get("t", now_ms), record.created_at),  # its worker's clock may be behind
     )
     for turn in fold(mine):
         record = msgspec.structs.replace(

@@ -9,15 +9,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 
-from broker.bus.credentials import ADMISSION_HEADER, RELAY_HEADER
+from broker.bus.credentials import ADMISSION_HEADER, CLOCK_HEADER, RELAY_HEADER
 
 Field = tuple[bytes, bytes]
 Network = IPv4Network | IPv6Network
 
 RELAY = RELAY_HEADER.encode()
 ADMISSION = ADMISSION_HEADER.encode()
+CLOCK = CLOCK_HEADER.encode()
 REQUEST_ID = b"x-request-id"
-INTERNAL = frozenset({RELAY, ADMISSION})
+INTERNAL = frozenset({RELAY, ADMISSION, CLOCK})
 
 # RFC 9110 §7.6.1; `expect` is answered here, the length is told anew.
 _HOP_BY_HOP = frozenset(

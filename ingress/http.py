@@ -9,7 +9,7 @@ from ingress import answer
 from ingress.client import ClientConnection
 from ingress.headers import REQUEST_ID, Field, to_client, to_node, value
 from ingress.leg import Leg, NoNode, Undecided, reach
-from ingress.membership import Nodes
+from ingress.membership import Member, Nodes
 from ingress.metrics import Metrics
 from ingress.request import Request
 from ingress.settings import IngressSettings
@@ -20,9 +20,10 @@ WHOLE = 64 * 1024
 """An answer up to this size is sent when it is whole: until then the request can still be repeated."""
 
 
-def payload(request: Request, trust: Trust, *, extra: tuple[Field, ...] = ()) -> bytes:
+def payload(request: Request, trust: Trust, member: Member, *, extra: tuple[Field, ...] = ()) -> bytes:
     """The request as bytes for a node."""
-    fields = [*to_node(request.headers), (REQUEST_ID, request.id.encode()), *trust.word(request), *extra]
+    word = trust.word(request, member.clock_ahead)
+    fields = [*to_node(request.headers), (REQUEST_ID, request.id.encode()), *word, *extra]
     if request.body or request.method in ("POST", "PUT", "PATCH"):
         fields.append((b"content-length", b"%d" % len(request.body)))
     lines = [b"%b: %b\r\n" % field for field in fields]
@@ -62,7 +63,7 @@ class Exchange:
                 leg = await reach(
                     self._nodes,
                     request.partition,
-                    lambda: payload(request, self._trust),
+                    lambda member: payload(request, self._trust, member),
                     deadline=deadline,
                     timeout=self._settings.response_timeout,
                     repeatable=request.repeatable,

@@ -43,7 +43,7 @@ class Leg:
 async def reach(
     nodes: Nodes,
     partition: str,
-    payload: Callable[[], bytes],
+    payload: Callable[[Member], bytes],
     *,
     deadline: float,
     timeout: float,
@@ -54,7 +54,7 @@ async def reach(
     """The first leg that a node gives; raises NoNode at `deadline` (loop time), Undecided.
 
     `timeout` seconds are given to each node until its response begins. `excluding` are nodes not to be asked at first;
-    it is written to. `payload` is made anew for each node.
+    it is written to. `payload` makes the request anew for each node.
     """
     loop = asyncio.get_running_loop()
     tried = excluding if excluding is not None else set()
@@ -72,7 +72,7 @@ async def reach(
         try:
             connection = await nodes.connect(member, fresh=fresh)
             reused = connection.used
-            head = await connection.ask(payload(), timeout, bodiless=bodiless)
+            head = await connection.ask(payload(member), timeout, bodiless=bodiless)
             return Leg(member, connection, head)
         except NodeLost as lost:
             if not repeatable and not lost.unsent:

@@ -111,6 +111,6 @@ class Limits:
         for (name, who), ok in zip(asked, granted, strict=True):
             if not ok:
                 stats = await limiter.get_window_stats(items[name], name, who)
-                wait = stats.reset_time - time.time()
+                wait = stats.reset_time - time.time()  # by the clock that the library has just added to
                 return name, wait if math.isfinite(wait) and wait > 0 else 1.0
         return ()

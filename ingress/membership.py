@@ -16,8 +16,10 @@ from urllib.parse import urlsplit
 
 import structlog
 
+from broker.bus.clock import SKEW, now_ms
 from broker.bus.records import Node, decode
 from broker.bus.subjects import partition_name, random_id
+from ingress.headers import CLOCK, Field, value
 from ingress.metrics import Metrics
 from ingress.placement import Placement
 from ingress.settings import IngressSettings
@@ -52,6 +54,17 @@ def judge(
     return Health.UP if ready else Health.UNREADY
 
 
+def clock_ahead(fields: list[Field], now: int) -> int:
+    """Pure: by how many ms the clock of a node that just answered so is ahead of `now`; 0 where it does not say.
+
+    Never more than SKEW: a word that is dated by a node's clock is good for the time that the node says, and somebody
+    who plays a node must not be given one for next year.
+    """
+    said = value(fields, CLOCK)
+    ahead = int(said) - now if said.isdigit() and len(said) < 20 else 0
+    return max(-int(SKEW * 1000), min(ahead, int(SKEW * 1000)))
+
+
 class Member:
     """One node and the connections to it."""
 
@@ -65,6 +78,7 @@ class Member:
         self.health = Health.UNREADY
         self.heard_at = now
         self.recorded_at = now
+        self.clock_ahead = 0  # ms that its clock is ahead of ours, as it said when it was last asked
         self.ready = False
         self.refused = False
         self.open: set[NodeConnection] = set()
@@ -226,6 +240,7 @@ class Nodes:
                     connection = None
                 member.refused = False
                 member.ready = head.status == 200
+                member.clock_ahead = clock_ahead(head.fields, now_ms())
             except (NodeLost, TimeoutError):
                 member.ready = member.ready and not member.refused
                 if connection is not None:

@@ -170,7 +170,7 @@ class EventStream:
                 leg = await reach(
                     self._nodes,
                     request.partition,
-                    lambda: payload(request, self._trust, extra=self._extra()),
+                    lambda member: payload(request, self._trust, member, extra=self._extra()),
                     deadline=deadline,
                     timeout=max(0.05, deadline - self._loop.time()),
                     repeatable=request.repeatable,

@@ -26,8 +26,11 @@ class Trust:
         if key == INTERNAL_KEY and value is not None:
             self._key = credentials.internal_key(value)
 
-    def word(self, request: Request) -> list[Field]:
-        """The relay header; made anew for every leg, since a node believes it for 30 s only."""
+    def word(self, request: Request, clock_ahead: int) -> list[Field]:
+        """The relay header; made anew for every leg, since a node believes it for 30 s only.
+
+        `clock_ahead`: ms that the node's clock is ahead of ours. The word is dated by the clock that will judge it.
+        """
         if not self._key:
             return []
         said: dict[str, Any] = {
@@ -35,6 +38,6 @@ class Trust:
             "proto": request.proto,
             "loopback": request.loopback,
             "ip": request.ip,
-            "t": now_ms(),
+            "t": now_ms() + clock_ahead,
         }
         return [(RELAY, credentials.seal(self._key, said, purpose=credentials.RELAY).encode())]

@@ -204,7 +204,7 @@ class SocketStream:
                 continue
             try:
                 socket = await self._connect(member)
-                head = await socket.greet(self._fields(), left)
+                head = await socket.greet(self._fields(member), left)
             except (NodeLost, OSError, TimeoutError):
                 tried.add(member.id)
                 continue
@@ -229,12 +229,13 @@ class SocketStream:
             )
         return socket
 
-    def _fields(self) -> list[Field]:
+    def _fields(self, member: Member) -> list[Field]:
         left_out = set(_HANDSHAKE)
         if self.legs and self._admission:
             left_out.add(b"authorization")  # it may have expired since; what was admitted goes on
         fields = [field for field in to_node(self._request.headers) if field[0] not in left_out]
-        fields += [(REQUEST_ID, self._request.id.encode()), *self._trust.word(self._request)]
+        word = self._trust.word(self._request, member.clock_ahead)
+        fields += [(REQUEST_ID, self._request.id.encode()), *word]
         if self._admission:
             fields.append((ADMISSION, self._admission))
         return fields

@@ -13,7 +13,6 @@ import hashlib
 import hmac
 import json
 import secrets
-import time
 from typing import Any
 
 import jwt
@@ -21,7 +20,7 @@ import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from jwt.algorithms import OKPAlgorithm
 
-from broker.bus.clock import now_ms
+from broker.bus import clock
 from broker.bus.errors import CredentialInvalid
 from broker.bus.records import Revocation
 from broker.bus.subjects import random_id
@@ -31,8 +30,8 @@ SESSION_AUDIENCE = "okome:session"
 LOGIN_AUDIENCE = "okome:login"
 ALGORITHM = "EdDSA"
 TYPE = "at+jwt"
-LEEWAY = 30  # seconds: clocks of two hosts are not compared more finely
-REVOKED_FOR = 48 * 3600  # seconds a revocation is kept: longer than any token lives
+LEEWAY = 30  # seconds beyond its time that a token or a seal is believed
+REVOKED_FOR = 48 * 3600  # seconds a revocation is kept: longer than any token lives, whoever's clock counts
 MAX_TOKEN = 4096  # bytes: a longer one is refused before any of it is parsed
 API_KEY_PREFIX = "ok_"
 
@@ -41,11 +40,13 @@ SESSION_COOKIE = "okome_s"
 LOGIN_COOKIE = "okome_login"
 RELAY_HEADER = "x-okome-relay"  # an ingress's word about a request
 ADMISSION_HEADER = "x-okome-admission"  # what a node found when it admitted a stream
+CLOCK_HEADER = "x-okome-clock"  # the time (ms) of a node that answers a health check: an ingress's word is dated by it
 RELAY, ADMISSION = "relay", "admission"  # what each is sealed for
 
 
 class Claims(msgspec.Struct, frozen=True):
-    """What a believed token says. `sid` is "" in a login token. Times are in seconds since the epoch."""
+    """What a believed token says. `sid` is "" in a login token. Times are in seconds since the epoch, by the clock of
+    whoever signed it; nothing is decided by `issued_at`."""
 
     tenant: str
     subject: str  # the API key's id, or "login"
@@ -100,7 +101,7 @@ class SigningKey:
         return self._sign(LOGIN_AUDIENCE, life, sub=subject, tr=tenant, scope="write")
 
     def _sign(self, audience: str, life: float, **claims: str) -> tuple[str, int]:
-        now = int(time.time())
+        now = int(clock.now())
         expires_at = now + int(life)
         payload = {"iss": ISSUER, "aud": audience, **claims, "iat": now, "exp": expires_at, "jti": random_id(20)}
         token = jwt.encode(payload, self._key, algorithm=ALGORITHM, headers={"kid": self.kid, "typ": TYPE})
@@ -150,10 +151,16 @@ class Verifier:
                 algorithms=[ALGORITHM],
                 audience=audience,
                 issuer=ISSUER,
-                leeway=LEEWAY,
-                options={"require": ["exp", "iat", "aud", "iss", "sub", "jti"]},
+                # Times are judged here: by this process's clock, and not `iat`, which a clock behind OKOME's takes for
+                # the future. It says nothing about whether a token counts; `exp` does.
+                options={
+                    "require": ["exp", "iat", "aud", "iss", "sub", "jti"],
+                    "verify_exp": False,
+                    "verify_iat": False,
+                    "verify_nbf": False,
+                },
             )
-            return Claims(
+            claims = Claims(
                 tenant=_text(payload, "tr"),
                 subject=_text(payload, "sub"),
                 sid=_text(payload, "sid", ""),
@@ -163,10 +170,11 @@ class Verifier:
                 jti=_text(payload, "jti"),
                 issued_at=int(payload["iat"]),
             )
-        except jwt.ExpiredSignatureError as error:
-            raise CredentialInvalid("token_expired", "the token has expired") from error
-        except (jwt.PyJWTError, ValueError, KeyError, TypeError) as error:
+        except (jwt.PyJWTError, ValueError, KeyError, TypeError, OverflowError) as error:
             raise CredentialInvalid("unauthenticated", "the token is not valid here") from error
+        if clock.now() >= claims.expires_at + LEEWAY:
+            raise CredentialInvalid("token_expired", "the token has expired")
+        return claims
 
 
 def _text(payload: dict[str, Any], name: str, default: str | None = None) -> str:
@@ -180,10 +188,14 @@ def _text(payload: dict[str, Any], name: str, default: str | None = None) -> str
 
 
 class Revocations:
-    """The entries of bucket `revoked`, kept by whoever watches it. What has no entry is not revoked."""
+    """The entries of bucket `revoked`, kept by whoever watches it. What has no entry is not revoked.
+
+    No times are compared: the names of sessions, tokens and API keys are never given again, so whatever bears a revoked
+    one is void, also what a clock that runs ahead says was issued later.
+    """
 
     def __init__(self) -> None:
-        self._entries: dict[str, int] = {}  # -> ms: what was issued until then is void
+        self._entries: dict[str, int] = {}  # -> ms: when it was revoked; only for forgetting it
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -196,18 +208,16 @@ class Revocations:
         try:
             self._entries[key] = msgspec.json.decode(value, type=Revocation).t
         except (msgspec.DecodeError, UnicodeDecodeError):
-            self._entries[key] = now_ms()  # somebody meant to revoke: believe the key, and the time that we have
-        oldest = now_ms() - REVOKED_FOR * 1000
+            self._entries[key] = clock.now_ms()  # somebody meant to revoke: believe the key
+        oldest = clock.now_ms() - REVOKED_FOR * 1000
         while self._entries and self._entries[first := next(iter(self._entries))] < oldest:
             del self._entries[first]  # the bucket forgets without saying so
 
     def revoked(self, claims: Claims) -> bool:
         """Whether this token, its session or the API key behind it was revoked."""
-        for key in (f"jti.{claims.jti}", f"sid.{claims.sid}", f"key.{claims.subject}"):
-            until = self._entries.get(key)
-            if until is not None and claims.issued_at * 1000 <= until + LEEWAY * 1000:
-                return True
-        return False
+        names = (f"jti.{claims.jti}", f"sid.{claims.sid}", f"key.{claims.subject}")
+        oldest = clock.now_ms() - REVOKED_FOR * 1000
+        return any(self._entries.get(name, 0) > oldest for name in names)
 
 
 # -- what ingress and node say to each other ------------------------------------------------------------------------
@@ -229,12 +239,15 @@ def internal_key(entry: bytes) -> bytes:
 def seal(key: bytes, payload: dict[str, Any], *, purpose: str = "") -> str:
     """`<payload>.<HMAC-SHA256>`, both base64url. `t` (ms) is added where missing. `purpose` is part of what is signed,
     so that what was sealed for one purpose cannot be shown for another."""
-    body = _b64(json.dumps({"t": now_ms(), **payload}, separators=(",", ":")).encode())
+    body = _b64(json.dumps({"t": clock.now_ms(), **payload}, separators=(",", ":")).encode())
     return f"{body}.{_b64(_mac(key, purpose, body))}"
 
 
 def unseal(key: bytes, text: str, max_age: float | None, *, purpose: str = "") -> dict[str, Any]:
-    """The payload. Raises CredentialInvalid: forged, for another purpose, or older than `max_age` seconds."""
+    """The payload. Raises CredentialInvalid: forged, for another purpose, or older than `max_age` seconds.
+
+    With a `max_age`, whoever sealed it must have dated it by the clock of this process.
+    """
     body, _, mac = text.partition(".")
     try:
         genuine = hmac.compare_digest(_unb64(mac), _mac(key, purpose, body))
@@ -243,7 +256,7 @@ def unseal(key: bytes, text: str, max_age: float | None, *, purpose: str = "") -
     if not genuine:
         raise CredentialInvalid("unauthenticated", "not sealed here")
     payload: dict[str, Any] = json.loads(_unb64(body))
-    age = (now_ms() - payload["t"]) / 1000
+    age = (clock.now_ms() - payload["t"]) / 1000
     if max_age is not None and not -LEEWAY <= age <= max_age:
         raise CredentialInvalid("token_expired", f"sealed {age:.0f} s ago")
     return payload

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable
+from datetime import datetime
 from typing import NamedTuple
 
 from broker.bus.errors import BucketConflict, BusUnavailable, StoreRejected, WrongLastSequence
@@ -24,6 +25,7 @@ ALL_BYTES = 8 * 1024 * 1024  # of values in one direct get: more would be cut of
 class Entry(NamedTuple):
     value: bytes
     revision: int
+    stored_at: str = ""  # by the server's clock, see `Bucket.age`
 
 
 class Bucket:
@@ -39,6 +41,12 @@ class Bucket:
         """The value at the leader; None where there is none or it was deleted."""
         message = await get(self._bus, self.stream, last_by=self._prefix + key)
         return _entry(message)
+
+    async def age(self, entry: Entry) -> float:
+        """Seconds since that revision was stored: from one reading of the server's clock to another one. Ours, and
+        that of whoever wrote it, may say what they want."""
+        now = (await stream_info(self._bus, self.stream)).now
+        return (datetime.fromisoformat(now) - datetime.fromisoformat(entry.stored_at)).total_seconds()
 
     async def put(self, key: str, value: bytes) -> int:
         """Write, whatever is there; returns the revision."""
@@ -222,4 +230,4 @@ def _entry(message: Stored | None) -> Entry | None:
     headers = message.headers or {}
     if "KV-Operation" in headers or "Nats-Marker-Reason" in headers:
         return None
-    return Entry(message.data, message.seq)
+    return Entry(message.data, message.seq, message.time)

@@ -21,12 +21,13 @@ PAGE = 64  # messages in one direct get: the server holds the stream's lock for 
 
 
 class Stored(NamedTuple):
-    """One message of a stream."""
+    """One message of a stream. `time`: when it was stored, as the server that leads the stream says it (RFC 3339)."""
 
     seq: int
     subject: str
     data: bytes
     headers: dict[str, str] | None = None
+    time: str = ""
 
 
 class StreamInfo(NamedTuple):
@@ -40,6 +41,7 @@ class StreamInfo(NamedTuple):
     max_bytes: int
     created: str
     leader: str
+    now: str = ""  # the time at the server that answered, as in `Stored.time`
 
 
 class _Error(msgspec.Struct):
@@ -134,7 +136,9 @@ async def get(
         raise
     message = answer["message"]
     headers = _parse_headers(base64.b64decode(message["hdrs"])) if message.get("hdrs") else None
-    return Stored(message["seq"], message["subject"], base64.b64decode(message.get("data", "")), headers)
+    return Stored(
+        message["seq"], message["subject"], base64.b64decode(message.get("data", "")), headers, message.get("time", "")
+    )
 
 
 async def last(bus: Bus, stream: str, subject: str) -> Stored | None:
@@ -209,6 +213,7 @@ async def stream_info(bus: Bus, stream: str, *, timeout: float = 2.0) -> StreamI
         max_bytes=config.get("max_bytes", -1),
         created=answer.get("created", ""),
         leader=(answer.get("cluster") or {}).get("leader", ""),
+        now=answer.get("ts", ""),
     )
 
 
@@ -218,7 +223,8 @@ def is_end_of_batch(msg: Msg) -> bool:
 
 def direct_message(msg: Msg) -> Stored:
     headers = msg.headers or {}
-    return Stored(int(headers["Nats-Sequence"]), headers["Nats-Subject"], msg.data, headers)
+    stamp = headers.get("Nats-Time-Stamp", "")
+    return Stored(int(headers["Nats-Sequence"]), headers["Nats-Subject"], msg.data, headers, stamp)
 
 
 def _parse_headers(raw: bytes) -> dict[str, str]:

@@ -129,7 +129,7 @@ class Ticket(msgspec.Struct, frozen=True):
     tenant: str
     sid: str
     scope: str
-    expires_at: int
+    expires_at: int  # as whoever asked for it was told; what counts is how long the bucket has had it
     subject: str = ""  # the API key behind it; "": nobody's
 
 

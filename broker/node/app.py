@@ -12,7 +12,8 @@ import structlog
 from fastapi import FastAPI, Response
 from starlette.requests import ClientDisconnect
 
-from broker.bus.credentials import ADMISSION_HEADER
+from broker.bus.clock import now_ms
+from broker.bus.credentials import ADMISSION_HEADER, CLOCK_HEADER
 from broker.bus.errors import BusError, CredentialInvalid, Refusal
 from broker.bus.health import Health, Receive, Scope, Send, respond
 from broker.node import metrics, sse
@@ -71,7 +72,7 @@ class App:
             await self._websocket(stream[1], caller, receive, send)
             return
         if found := self._health.answer(path):
-            await respond(send, *found)
+            await respond(send, *found, (CLOCK_HEADER.encode(), str(now_ms()).encode()))
             return
         method: str = scope["method"]
         if self._page.has(path) and method in ("GET", "HEAD"):

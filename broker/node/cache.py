@@ -7,7 +7,6 @@ size, in number per kind (the oldest go first) and in time.
 from __future__ import annotations
 
 import asyncio
-import time
 from enum import Enum
 from typing import NamedTuple
 
@@ -15,6 +14,7 @@ import structlog
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from broker.bus import clock
 from broker.bus.breaker import Breaker
 from broker.node import metrics
 
@@ -87,12 +87,13 @@ class HotCache:
             return False
         if self._redis is None or not self._breaker.allows(now := asyncio.get_running_loop().time()):
             return False
-        order = f"{PREFIX}:{kind.value}"  # key -> when it was put: who goes first when there are too many
+        # key -> when it was put: who goes first when there are too many; what a node behind has put goes sooner
+        order = f"{PREFIX}:{kind.value}"
         try:
             async with asyncio.timeout(CALL_TIMEOUT):
                 pipe = self._redis.pipeline(transaction=False)
                 pipe.set(f"{order}:{key}", value, ex=bounds.ttl)
-                pipe.zadd(order, {key: time.time()})
+                pipe.zadd(order, {key: clock.now()})
                 pipe.expire(order, bounds.ttl)
                 pipe.zrange(order, 0, -(bounds.entries + 1))
                 surplus: list[bytes] = (await pipe.execute())[3]

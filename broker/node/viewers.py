@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 import structlog
 
-from broker.bus.clock import now_ms
+from broker.bus import clock
+from broker.bus.credentials import LEEWAY
 from broker.bus.errors import BusError, BusUnavailable, CursorInvalid, Refusal
 from broker.bus.nats import Bus
 from broker.bus.subjects import parse_cursor, partition_of, worker_subject
@@ -28,7 +29,6 @@ from broker.node.tails import Tails
 log = structlog.get_logger("node")
 
 DEMAND_INTERVAL = 2.0
-EXPIRY_LEEWAY = 30  # seconds
 RECONNECT_SPREAD_MS = 500  # clients of a leaving node do not come back all at once
 
 
@@ -123,13 +123,13 @@ class Viewers:
     def beat(self) -> None:
         """Once a second: heartbeats where it was quiet, ends where a token ran out, demand where it is due."""
         now = asyncio.get_running_loop().time()
-        seconds = now_ms() // 1000
+        seconds = clock.now()
         for subscriber, viewer in self._viewers.items():
             if now - subscriber.sent_at >= self._settings.heartbeat_interval:
                 subscriber.sent_at = now
                 subscriber.heartbeat()
             expires = viewer.principal.expires_at
-            if expires and seconds > expires + EXPIRY_LEEWAY:
+            if expires and seconds >= expires + LEEWAY:
                 subscriber.end("token_expired", closed("token_expired", "the token has expired"))
         self._demand(now)
 

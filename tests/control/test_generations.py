@@ -37,6 +37,7 @@ from tests.control.okome import (
     until,
     worker,
 )
+from tests.fixtures.clock import clock_off
 from tests.fixtures.nats_server import NatsServer
 
 
@@ -79,6 +80,26 @@ async def test_an_accepted_generation_has_a_record_a_place_and_a_job(okome: Okom
         "input": [{"role": "user", "content": "What is\n it?"}],
         "position": 0,
     }
+
+
+async def test_turns_are_in_the_order_of_their_acceptance_whichever_replicas_clocks_said_when(
+    okome: Okome, bus: Bus
+) -> None:
+    """What a model is told, and what a fresh viewer sees, is ordered by `created_at`: the second turn may have been
+    accepted by a replica that is minutes behind the first one's."""
+    sid = await new_session(bus)
+    times = []
+    async with worker(okome, bus):
+        for offset in (300, -240, 0):
+            with clock_off(offset):
+                made = await generate(bus, sid)
+                await answer(bus, sid, made, "a")
+                await ended(bus, sid, made.generation_id)
+            record = await generation_record(bus, sid, made.generation_id)
+            assert record is not None
+            assert record.ended_at >= record.created_at
+            times.append(record.created_at)
+    assert times == sorted(set(times))
 
 
 async def test_the_cursor_stands_before_the_start(okome: Okome, bus: Bus) -> None:

@@ -13,9 +13,10 @@ from broker.bus.credentials import Verifier, digest
 from broker.bus.errors import Refusal
 from broker.bus.kv import Bucket
 from broker.bus.nats import Bus
-from broker.bus.records import Ticket, encode
 from control.app import Okome
-from tests.control.okome import TENANT, new_session
+from tests.control.okome import TENANT, connected, new_session, replica, until
+from tests.fixtures.clock import clock_off
+from tests.fixtures.nats_server import NatsServer
 
 
 async def refused(bus: Bus, operation: str, question: msgspec.Struct) -> str:
@@ -108,10 +109,33 @@ async def test_what_a_ticket_opens_ends_with_the_key_that_asked_for_it(okome: Ok
     assert await refused(bus, "ticket_redeem", ops.RedeemTicket(late, sid)) == "token_revoked"
 
 
-async def test_an_expired_ticket_is_refused(okome: Okome, bus: Bus) -> None:
+async def test_an_expired_ticket_is_refused(fresh_nats: NatsServer) -> None:
+    async with replica(fresh_nats.url, ticket_life=1) as _, connected(fresh_nats.url) as bus:
+        sid = await new_session(bus)
+        made = await bus.ask("ticket_create", ops.CreateTicket(TENANT, "session", sid), ops.TicketCreated)
+        tickets = Bucket(bus, "tickets")
+        entry = await tickets.get(digest(made.ticket))
+        assert entry is not None
+
+        async def grown_old() -> bool:
+            return await tickets.age(entry) > 1
+
+        await until(grown_old, "it is older than it may be")
+        assert await refused(bus, "ticket_redeem", ops.RedeemTicket(made.ticket, sid)) == "token_expired"
+
+
+@pytest.mark.parametrize(("made", "shown"), [(0, 540), (540, 0), (-240, 300)])
+async def test_a_ticket_lives_as_long_as_it_should_whoevers_clocks_say_what(
+    okome: Okome, bus: Bus, made: float, shown: float
+) -> None:
+    """The replica that it is shown to may be minutes ahead of the one that made it, or behind."""
     sid = await new_session(bus)
-    await Bucket(bus, "tickets").put(digest("old"), encode(Ticket("session", TENANT, sid, "read", 1)))
-    assert await refused(bus, "ticket_redeem", ops.RedeemTicket("old", sid)) == "token_expired"
+    with clock_off(made):
+        ticket = await bus.ask("ticket_create", ops.CreateTicket(TENANT, "session", sid), ops.TicketCreated)
+        login = await bus.ask("ticket_create", ops.CreateTicket("default", "login"), ops.TicketCreated)
+    with clock_off(shown):
+        assert (await bus.ask("ticket_redeem", ops.RedeemTicket(ticket.ticket, sid), ops.SessionToken)).session_id
+        assert (await login_of(bus, ops.Login(ticket=login.ticket)))[0] == "default"
 
 
 async def test_a_login_ticket_opens_the_page_once(okome: Okome, bus: Bus) -> None:

@@ -74,6 +74,7 @@ class FakeNode:
     refuse_with: str = ""  # `closed` code instead of a stream
     admission: str = "sealed-by-the-node"
     answers: dict[str, Answer] = field(default_factory=dict)  # path -> answer; None: reset the connection
+    clock: Callable[[], int] | None = None  # what it says of its time (ms) when its health is asked
     ws_close: int = 0  # close code after `cut_after` messages instead of a reset
     seen: list[Seen] = field(default_factory=list)
     messages: list[str] = field(default_factory=list)
@@ -143,7 +144,8 @@ class FakeNode:
         path = urlsplit(target).path
         if path == "/readyz":
             status = b"200 OK" if self.ready else b"503 Not Ready"
-            writer.write(b"HTTP/1.1 " + status + b"\r\ncontent-length: 3\r\n\r\nok\n")
+            clock = b"" if self.clock is None else b"x-okome-clock: %d\r\n" % self.clock()
+            writer.write(b"HTTP/1.1 " + status + b"\r\n" + clock + b"content-length: 3\r\n\r\nok\n")
             return True
         request = Seen(method, target, headers, body)
         self.seen.append(request)

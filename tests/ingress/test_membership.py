@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ingress.membership import Health, judge
+from broker.bus.clock import SKEW, now_ms
+from ingress.membership import Health, clock_ahead, judge
 from tests.ingress.fake_node import SID
 
 Make = Callable[..., Any]
@@ -38,6 +39,28 @@ async def test_a_node_that_is_not_ready_gets_nothing_new(node: Make, ingress: Ma
     assert relay.nodes.choose(SID[:2]).id == "node-b"
     a.ready = True
     await relay.until(lambda: relay.nodes.live == {"node-a", "node-b"})
+
+
+def test_a_node_says_how_far_its_clock_is_ahead_and_is_believed_for_minutes_only() -> None:
+    """Whoever plays a node must not be given a word that is good next year."""
+
+    def ahead(said: bytes) -> int:
+        return clock_ahead([(b"x-okome-clock", said)], 1_000_000_000)
+
+    assert ahead(b"1000300000") == 300_000
+    assert ahead(b"999760000") == -240_000
+    assert ahead(b"9000000000") == -ahead(b"0") == SKEW * 1000
+    assert ahead(b"") == ahead(b"noon") == ahead(b"-5") == ahead(b"9" * 4000) == clock_ahead([], 5) == 0
+
+
+async def test_a_nodes_clock_is_learned_anew_with_every_check(node: Make, ingress: Make) -> None:
+    """It may be set right, or wrong, while it serves."""
+    a = await node("node-a", clock=lambda: now_ms() + 300_000)
+    relay = await ingress(a)
+    member = relay.nodes.members["node-a"]
+    assert abs(member.clock_ahead - 300_000) < 10_000
+    a.clock = lambda: now_ms() - 240_000
+    await relay.settled(lambda: abs(member.clock_ahead + 240_000) < 10_000)
 
 
 async def test_a_draining_node_gets_nothing_new(node: Make, ingress: Make) -> None:

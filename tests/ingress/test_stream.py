@@ -10,7 +10,10 @@ from typing import Any
 
 import pytest
 
+from broker.bus.clock import now_ms
 from broker.bus.credentials import internal_key, unseal
+from broker.bus.errors import CredentialInvalid
+from tests.fixtures.clock import clock_off
 from tests.ingress.conftest import DEADLINE, EventClient, expected
 from tests.ingress.fake_node import SID, FakeNode, Log
 
@@ -41,6 +44,23 @@ async def test_what_the_node_sends_arrives_as_it_is_with_who_serves(node: Make, 
     )
     assert (said["ingress"], said["proto"], said["loopback"]) == ("ingress-1", "http", True)
     assert "x-okome-admission" not in a.seen[0].headers
+
+
+@pytest.mark.parametrize("offset", [-300, 480])
+async def test_what_is_said_to_a_node_is_dated_by_the_nodes_clock(
+    node: Make, ingress: Make, log: Log, offset: int
+) -> None:
+    """It believes nothing that is older than 30 s, by its own clock: of which ours may be minutes off."""
+    a = await node("node-a", clock=lambda: now_ms() + offset * 1000)
+    relay = await ingress(a)
+    log.tokens(0, 1)
+    client = await EventClient.open(relay.port, authorization="Bearer t")
+    await client.until("caught_up")
+    key = internal_key(json.dumps({"key": relay.key}).encode())
+    with clock_off(offset):
+        assert unseal(key, a.seen[0].headers["x-okome-relay"], 30, purpose="relay")["ingress"] == "ingress-1"
+    with pytest.raises(CredentialInvalid):
+        unseal(key, a.seen[0].headers["x-okome-relay"], 30, purpose="relay")
 
 
 @pytest.mark.parametrize("half", [False, True])

@@ -127,7 +127,17 @@ async def call(
 class Viewer:
     """Watches one session over SSE through whatever happens, and keeps everything that it was told."""
 
-    def __init__(self, url: str, sid: str, token: str, *, after: str = "0", tls: ssl.SSLContext | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        sid: str,
+        token: str,
+        *,
+        after: str = "0",
+        ticket: str = "",
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        """`ticket`: shown instead of the token, which opens nothing a second time."""
         self.sid = sid
         self.cursor = ""
         self.events: list[Event] = []
@@ -136,6 +146,7 @@ class Viewer:
         self._first = after
         self._url = url
         self._token = token
+        self._ticket = ticket
         self._tls = tls
         self._changed = asyncio.Event()
 
@@ -165,7 +176,11 @@ class Viewer:
 
     async def _connect(self, terminals: int) -> None:
         query = "" if self.cursor else f"?after={self._first}" if self._first else ""
-        headers = {"authorization": f"Bearer {self._token}", "accept": "text/event-stream"}
+        headers = {"accept": "text/event-stream"}
+        if self._ticket:
+            query += f"{'&' if query else '?'}ticket={self._ticket}"
+        else:
+            headers["authorization"] = f"Bearer {self._token}"
         if self.cursor:
             headers["last-event-id"] = self.cursor
         connection = await Connection.open(

@@ -31,6 +31,7 @@ from broker.bus.credentials import (
 )
 from broker.bus.errors import CredentialInvalid
 from broker.bus.records import Revocation, encode
+from tests.fixtures.clock import clock_off
 
 KEY = SigningKey.generate()
 
@@ -84,6 +85,23 @@ def test_an_expired_token_is_told_apart_and_has_thirty_seconds_of_leeway() -> No
     now = int(time.time())
     assert verifier().session(forged(exp=now - LEEWAY + 5)).sid == "00abcdefgh"
     refused("token_expired", forged(exp=now - LEEWAY - 1))
+
+
+def test_when_a_token_was_issued_does_not_make_it_invalid() -> None:
+    """A node whose clock is behind OKOME's sees every new token as issued in its future."""
+    with clock_off(540):
+        token = session_token(life=3600)
+    assert verifier().session(token).sid == "00abcdefgh"
+    with clock_off(-540):
+        assert verifier().session(token).sid == "00abcdefgh"
+
+
+def test_a_token_runs_out_early_or_late_by_what_the_clocks_differ_and_no_more() -> None:
+    token = session_token(life=3600)
+    with clock_off(3600 - 540):
+        assert verifier().session(token).sid == "00abcdefgh"
+    with clock_off(3600 + LEEWAY + 60):
+        refused("token_expired", token)
 
 
 def test_the_keys_of_several_ids_are_all_believed_until_they_go_away() -> None:
@@ -180,12 +198,15 @@ def claims(**changes: Any) -> Claims:
 
 
 @pytest.mark.parametrize("key", ["jti.j", "sid.s", "key.k1"])
-def test_a_revoked_token_session_or_key_voids_what_was_issued_before(key: str) -> None:
+def test_a_revoked_token_session_or_key_voids_what_bears_its_name_whatever_any_clock_says(key: str) -> None:
+    """The replica that signed a token may be ahead of the one that revokes it: the token looks younger, and is void."""
     revocations = Revocations()
-    revocations.take(key, encode(Revocation(now_ms(), "deleted")))
-    assert revocations.revoked(claims())
-    assert revocations.revoked(claims(issued_at=int(time.time()) + LEEWAY - 2))  # signed by a clock that is ahead
-    assert not revocations.revoked(claims(issued_at=int(time.time()) + LEEWAY + 2))
+    with clock_off(-240):
+        revocations.take(key, encode(Revocation(now_ms(), "deleted")))
+    for issued in (-3600, 0, 300, 3600):
+        assert revocations.revoked(claims(issued_at=int(time.time()) + issued))
+    with clock_off(540):
+        assert revocations.revoked(claims())
     assert not revocations.revoked(claims(jti="other", sid="other", subject="other"))
     revocations.take(key, None)
     assert not revocations.revoked(claims())
@@ -203,6 +224,14 @@ def test_revocations_older_than_any_token_are_forgotten() -> None:
         revocations.take(f"sid.{index}", encode(Revocation(now_ms() - credentials.REVOKED_FOR * 1000 - 1, "old")))
     revocations.take("sid.s", encode(Revocation(now_ms(), "new")))
     assert len(revocations) == 1
+
+
+def test_a_name_that_the_bucket_has_forgotten_counts_again() -> None:
+    revocations = Revocations()
+    revocations.take("key.k1", encode(Revocation(now_ms(), "revoked")))
+    assert revocations.revoked(claims())
+    with clock_off(credentials.REVOKED_FOR + 60):
+        assert not revocations.revoked(claims())
 
 
 def test_what_was_sealed_is_unsealed_by_the_same_key_for_the_same_purpose_only() -> None:

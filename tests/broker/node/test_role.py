@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 from broker.bus.clock import now_ms
+from broker.bus.credentials import CLOCK_HEADER
 from broker.bus.errors import BusUnavailable
 from broker.bus.follow import Follow
 from broker.bus.health import serve
@@ -24,6 +25,7 @@ from broker.node import tail as tail_module
 from broker.node.settings import NodeSettings
 from tests.broker.node.test_sse import Wire
 from tests.control.okome import until
+from tests.fixtures.clock import clock_off
 from tests.fixtures.nats_server import NatsServer
 from tests.fixtures.node import RunningNode, running_node
 
@@ -53,8 +55,16 @@ async def test_a_revocation_ends_open_streams_within_a_second(node: RunningNode)
         await beside.until("done")
 
 
+async def test_a_node_tells_its_time_to_whoever_asks_how_it_is(node: RunningNode) -> None:
+    """By it an ingress dates what it says to this node, which believes nothing old."""
+    for offset in (0, 300, -240):
+        with clock_off(offset):
+            answer = await node.http.get("/readyz")
+            assert abs(int(answer.headers[CLOCK_HEADER]) - now_ms()) < 30_000
+
+
 async def test_a_token_that_runs_out_ends_its_stream(node: RunningNode, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(viewers, "EXPIRY_LEEWAY", 0)
+    monkeypatch.setattr(viewers, "LEEWAY", 0)
     author = await node.session()
     async with node.events(author.sid, headers=node.bearer(author.sid, life=1)) as events:
         await events.until("caught_up")
