@@ -18,7 +18,7 @@ from broker.bus.nats import Bus
 from compose.chaos.decoy import Decoy
 from compose.chaos.disk import SmallDisk
 from compose.chaos.link import Link
-from compose.chaos.nats_wire import NatsWire
+from compose.chaos.nats_wire import NatsTap
 from compose.chaos.whole import NotBack, Process, answering, placed, until
 from compose.chaos.world import World
 from compose.up import plan
@@ -46,6 +46,8 @@ class System:
         self.nats_url = ""
         self.links: dict[str, Link] = {}
         """`<part>.http` before a node, `<part>.nats` between a role and NATS, `<from>><to>` between NATS servers."""
+        self.taps: dict[str, NatsTap] = {}
+        """Of the links between a role and NATS, by the link's name."""
         self.data: Path = directory
         self._directory = directory
         self._stack = AsyncExitStack()
@@ -181,7 +183,10 @@ class System:
 
     async def _link(self, name: str, upstream: str, *, wire: bool = False) -> Link:
         where = urlsplit(upstream)
-        link = Link(name, wire=NatsWire if wire else None)
+        tap = NatsTap() if wire else None
+        if tap is not None:
+            self.taps[name] = tap
+        link = Link(name, wire=tap)
         await link.open()
         self._stack.push_async_callback(link.close)
         link.aim(where.hostname or LOOPBACK, where.port or 0)

@@ -52,10 +52,8 @@ def half_open(links: Sequence[Link], aims: Sequence[Link]) -> Fault:
         for aim in aims:
             aim.speak()
 
-    before = sum(link.counters.held for link in links)
-
     def sign() -> str | None:
-        held = sum(link.counters.held for link in links) - before
+        held = sum(link.held for link in links if link.silent)
         return f"{held} bytes were held back on {name}, and nothing passed" if held else None
 
     return Fault(f"link {name}", strike, lambda: shows(sign, f"silence of {name}", SIGN_TIMEOUT), undo)
