@@ -59,7 +59,7 @@ class Okome:
         self.health.set("starting", "making streams and buckets")
         await provision(bus, settings)
         self.partitions = partitions(settings)
-        await keep_floors(bus, self.partitions)
+        await keep_floors(bus, self.partitions, settings.store_boot)
         self.keyring = Keyring(bus)
         await self.keyring.open(settings.api_key.get_secret_value())
         await self._start_parts(bus)

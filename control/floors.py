@@ -1,8 +1,10 @@
 """Floors: noticing that a log is not the one it was, and saying so by a new incarnation.
 
 A log whose last sequence is below what was seen before was restored or lost its end: old cursors name other frames
-now. What to do is decided in `decide`, which is pure; the floor in KV `secrets` is what was decided, and the stream
-follows it, so that replicas that decide at once agree (compare-and-set), and half a change is finished by the next.
+now. A look only comes every few seconds, so a machine that lost power may have lost what came after the last one: a
+new start of the store's machine counts like a loss. What to do is decided in `decide`, which is pure; the floor in KV
+`secrets` is what was decided, and the stream follows it, so that replicas that decide at once agree (compare-and-set),
+and half a change is finished by the next.
 """
 
 from __future__ import annotations
@@ -26,11 +28,13 @@ log = structlog.get_logger("control")
 
 
 class Floor(msgspec.Struct, frozen=True):
-    """KV `secrets`, key `floor.<pp>`. `replaces`: what the stream is still called if a change is half done."""
+    """KV `secrets`, key `floor.<pp>`. `replaces`: what the stream is still called if a change is half done.
+    `boot`: the start of the store's machine in which this was seen, "" where nobody told."""
 
     seq: int
     incarnation: str
     replaces: str = ""
+    boot: str = ""
 
 
 class Decision(NamedTuple):
@@ -40,34 +44,46 @@ class Decision(NamedTuple):
     incarnation: str
 
 
-def decide(floor: Floor | None, stream: StreamInfo, fresh: str) -> Decision:
-    """`floor` was read before `stream`: then a healthy stream is never below it. `fresh` is a new incarnation."""
+def decide(floor: Floor | None, stream: StreamInfo, fresh: str, boot: str = "") -> Decision:
+    """`floor` was read before `stream`: then a healthy stream is never below it. `fresh` is a new incarnation.
+    `boot`: the start of the store's machine, "" where it is not known, or cannot have changed since the last look."""
     if floor is not None and stream.incarnation == floor.replaces and floor.replaces:
         return Decision(None, floor.incarnation)
-    if floor is not None and stream.incarnation == floor.incarnation and stream.last_seq < floor.seq:
-        return Decision(Floor(stream.last_seq, fresh, floor.incarnation), fresh)
-    if floor is None or stream.incarnation != floor.incarnation or stream.last_seq > floor.seq:
-        # A stream with an incarnation of its own was made anew; that one counts.
-        return Decision(Floor(stream.last_seq, stream.incarnation), "")
+    boot = boot or (floor.boot if floor is not None else "")
+    if _lost(floor, stream, boot):
+        return Decision(Floor(stream.last_seq, fresh, stream.incarnation, boot), fresh)
+    now = Floor(stream.last_seq, stream.incarnation, boot=boot)
+    # A stream with an incarnation of its own was made anew; that one counts.
+    if floor is None or stream.incarnation != floor.incarnation or stream.last_seq > floor.seq or boot != floor.boot:
+        return Decision(now, "")
     return Decision(None, "")
 
 
-async def keep_floors(bus: Bus, partitions: list[str]) -> None:
+def _lost(floor: Floor | None, stream: StreamInfo, boot: str) -> bool:
+    """Whether frames that somebody has seen may be gone, and their sequences be given to others."""
+    if floor is None:
+        return stream.last_seq > 0  # nobody writes before the first look: the floor itself was lost
+    if stream.incarnation != floor.incarnation:
+        return False
+    return stream.last_seq < floor.seq or (bool(floor.boot) and boot != floor.boot)
+
+
+async def keep_floors(bus: Bus, partitions: list[str], boot: str = "") -> None:
     """One look at every partition. Raises BusError."""
     secrets = Bucket(bus, "secrets")
 
     async def one(partition: str) -> None:
-        await _keep(bus, secrets, partition)
+        await _keep(bus, secrets, partition, boot)
 
     await abreast(ABREAST, one, partitions)
 
 
-async def _keep(bus: Bus, secrets: Bucket, partition: str) -> None:
+async def _keep(bus: Bus, secrets: Bucket, partition: str, boot: str) -> None:
     key = f"floor.{partition}"
     entry = await secrets.get(key)
     floor = msgspec.json.decode(entry.value, type=Floor) if entry else None
     stream = await stream_info(bus, log_stream(partition))
-    decision = decide(floor, stream, new_incarnation())
+    decision = decide(floor, stream, new_incarnation(), boot)
     if decision.floor is not None:
         try:
             if entry is None:

@@ -28,5 +28,6 @@ class ControlSettings(RoleSettings):
     job_wait: float = Field(300, ge=0.1, description="a generation that no worker takes expires after it")
     default_model: str = Field("", description="where neither request nor session names one; empty: the first real one")
     api_key: SecretStr = Field(SecretStr(""), description="the first API key; only its hash is kept")
+    store_boot: str = Field("", description="which start of NATS's machine this is; another one renames every log")
     reconcile_interval: float = Field(5, gt=0, le=60, description="between two looks at streams and floors")
     sweep_interval: float = Field(0.5, gt=0, le=60, description="between two looks at open generations and lanes")

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from compose.up.boot import boot
 from compose.up.options import Options, reachable
 from compose.up.part import Part
 from compose.up.ports import Ports
@@ -73,6 +74,7 @@ def controls(options: Options, ports: Ports, around: Surroundings) -> list[Part]
     settings = {"API_KEY": around.api_key}
     if not options.nats_url:  # how many copies somebody else's servers can hold is for their owner to say
         settings["REPLICAS"] = str(options.nats)
+        settings["STORE_BOOT"] = around.environment.get("OKOME_CONTROL_STORE_BOOT") or boot()
     return [part("control", number, ports.free(), around, settings) for number in range(1, options.controls + 1)]
 
 

@@ -18,8 +18,26 @@ def stream(last: int, incarnation: str = "aaaa") -> StreamInfo:
     return StreamInfo(incarnation, 1, last, last, 0, 0, "", "")
 
 
-def test_the_first_look_only_remembers() -> None:
-    assert decide(None, stream(7), "ffff") == Decision(Floor(7, "aaaa"), "")
+def test_the_first_look_at_an_empty_log_only_remembers() -> None:
+    assert decide(None, stream(0), "ffff", "monday") == Decision(Floor(0, "aaaa", "", "monday"), "")
+
+
+def test_a_log_with_frames_and_no_floor_has_lost_its_floor() -> None:
+    """Nobody writes before the first look, so what was seen beyond cannot be told any more."""
+    assert decide(None, stream(7), "ffff", "monday") == Decision(Floor(7, "ffff", "aaaa", "monday"), "ffff")
+
+
+def test_another_start_of_the_stores_machine_changes_the_incarnation_though_the_log_is_beyond_its_floor() -> None:
+    """The floor is some seconds old, and what was written since may have been lost and written anew."""
+    old = Floor(5, "aaaa", "", "monday")
+    assert decide(old, stream(7), "ffff", "tuesday") == Decision(Floor(7, "ffff", "aaaa", "tuesday"), "ffff")
+    assert decide(old, stream(5), "ffff", "monday") == Decision(None, "")
+    assert decide(old, stream(5), "ffff") == Decision(None, "")  # not told: not a start
+    assert decide(old, stream(7), "ffff") == Decision(Floor(7, "aaaa", "", "monday"), "")
+
+
+def test_the_first_start_that_is_told_is_remembered() -> None:
+    assert decide(Floor(5, "aaaa"), stream(5), "ffff", "monday") == Decision(Floor(5, "aaaa", "", "monday"), "")
 
 
 def test_a_log_that_grew_raises_the_floor() -> None:
@@ -47,7 +65,7 @@ def test_whatever_a_log_does_it_keeps_its_name_while_it_grows_and_changes_it_whe
     name, seen = "i0", 0
     for index, length in enumerate(lengths, 1):
         decision = decide(floor, stream(length, name), f"i{index}")
-        shrank = floor is not None and length < seen
+        shrank = length < seen if floor is not None else length > 0
         assert bool(decision.incarnation) == shrank
         name, seen, floor = decision.incarnation or name, length, decision.floor or floor
 
