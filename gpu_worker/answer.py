@@ -27,6 +27,7 @@ from broker.bus.records import Job, Message
 from broker.bus.subjects import random_id
 from gpu_worker import engines
 from gpu_worker.arbiter import Arbiter
+from gpu_worker.believed import believed
 from gpu_worker.engines import Engine, EngineFailed, Finish, ModelCard, Piece, Prefix, Prompt
 from gpu_worker.interruption import Interrupt, Interruption
 from gpu_worker.metrics import CANCELS, PAUSED, Measured
@@ -203,7 +204,7 @@ class Answer:
         measured, parts, time = self._lane.measured, self._parts, self._loop.time
         began = None if prefix.tokens else self._first_at
         before = time()
-        async with aclosing(self._lane.engine.generate(self._lane.card.id, prompt, prefix)) as items:
+        async with aclosing(believed(self._lane.engine, self._lane.card.id, prompt, prefix)) as items:
             async for item in items:
                 if not isinstance(item, Piece):
                     return item
@@ -221,7 +222,7 @@ class Answer:
                     await publisher.room()
                 if not self._flowing.is_set():
                     await self._flowing.wait()
-        raise EngineFailed("engine_failed", "the engine's answer broke off", retryable=True)
+        raise AssertionError("an answer that is believed ends with Finish")
 
     def _arbitrate(self) -> None:
         if self._recheck is not None:

@@ -34,6 +34,7 @@ class Script(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     rate: tokens per second, 0 = as fast as the engine can. burst: tokens that come at once. jitter: relative spread
     of the gaps between bursts, drawn from `seed`. stall_at / stall_ms: that token, and with it all later ones, comes
     so much later. ttft_ms: time to the first token. fail_at: the engine raises where that token would have come.
+    broken_at: the engine says there what is no text (half a character) in its place.
     """
 
     tokens: Annotated[int, Meta(ge=0, le=MAX_TOKENS)] = 200
@@ -46,6 +47,7 @@ class Script(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     stall_ms: _Milliseconds = 0
     ttft_ms: _Milliseconds = 0
     fail_at: _Index | None = None
+    broken_at: _Index | None = None
 
     def token(self, index: int) -> str:
         """The text of token `index`."""

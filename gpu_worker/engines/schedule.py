@@ -41,6 +41,7 @@ def schedule(script: Script, first: int, end: int) -> Iterator[Step]:
     last = end if fail_at is None or fail_at >= end or fail_at < first else fail_at
     size = script.burst if script.rate else MAX_PIECE
     gap = script.burst / script.rate if script.rate else 0.0
+    alone = script.broken_at  # a step of its own: what comes with it would be lost with it
     stall_at = script.stall_at
     stall = script.stall_ms / 1000
     due = script.ttft_ms / 1000 if first == 0 else 0.0
@@ -57,5 +58,7 @@ def schedule(script: Script, first: int, end: int) -> Iterator[Step]:
         upto = min(last, index + MAX_PIECE, index - index % size + size)
         if stall_at is not None and index < stall_at < upto:
             upto = stall_at
+        if alone is not None and index <= alone < upto:
+            upto = alone if index < alone else alone + 1
         yield Step(due, index, upto - index)
         index = upto

@@ -8,6 +8,9 @@ from gpu_worker.engines.engine import EngineFailed, EngineSettings, Finish, Mode
 from gpu_worker.engines.schedule import MAX_PIECE, schedule
 from gpu_worker.engines.ticker import Ticker
 
+HALF = "\ud83d"
+"""Half a character, which is no text: what an engine says that decodes its tokens one by one."""
+
 
 class ScriptedEngine:
     """See api.md, "The scripted engine". Paced by absolute deadlines: a late wake-up is made up for, several tokens
@@ -68,7 +71,15 @@ class ScriptedEngine:
                 if n == 0:
                     raise EngineFailed("engine_failed", f"the script fails at token {first}", retryable=False)
                 step = next(steps, None)
-                while step is not None and step.due <= now and 0 < step.n <= MAX_PIECE - n:
+                if first == script.broken_at:
+                    yield Piece(HALF, 1)
+                    continue
+                while (
+                    step is not None
+                    and step.due <= now
+                    and 0 < step.n <= MAX_PIECE - n
+                    and step.first != script.broken_at
+                ):
                     n += step.n
                     step = next(steps, None)
                 yield Piece(script.token(first) if n == 1 else script.text(first, first + n), n)

@@ -11,7 +11,7 @@ def test_the_documented_example_is_what_an_empty_script_means() -> None:
     """The defaults are the object shown in the API page."""
     shown = (
         '{"tokens": 200, "rate": 50, "seed": 7, "burst": 1, "jitter": 0, "stall_at": null, "stall_ms": 0, "ttft_ms": 0,'
-        ' "fail_at": null}'
+        ' "fail_at": null, "broken_at": null}'
     )
     assert parse_script(shown) == parse_script("{}") == Script()
 
@@ -43,6 +43,7 @@ def test_tokens_are_seed_dot_index_space() -> None:
         ("stall_ms", 600_001),
         ("ttft_ms", -5),
         ("fail_at", "never"),
+        ("broken_at", -1),
         ("speed", 3),
     ],
 )

@@ -19,6 +19,7 @@ scripts = st.builds(
     stall_ms=st.integers(0, 1000),
     ttft_ms=st.integers(0, 1000),
     fail_at=st.none() | st.integers(0, 320),
+    broken_at=st.none() | st.integers(0, 320),
 )
 
 
@@ -32,6 +33,7 @@ def test_every_token_once_in_order_in_small_pieces(script: Script, first: int) -
     assert [s.n == 0 for s in steps] == [False] * (len(steps) - fails) + [True] * fails
     assert all(s.n <= MAX_PIECE and s.due >= 0 for s in steps)
     assert all(a.due <= b.due for a, b in pairwise(steps))
+    assert all(s.n <= 1 for s in steps if script.broken_at in range(s.first, s.first + s.n)), "nothing comes with it"
 
 
 @given(scripts.filter(lambda s: s.fail_at is None), st.integers(1, 300))

@@ -86,6 +86,21 @@ async def test_it_fails_where_the_script_says() -> None:
         assert (caught.value.code, caught.value.retryable) == ("engine_failed", False)
 
 
+async def test_it_says_what_is_no_text_where_the_script_says() -> None:
+    """In place of exactly that token, in an item of its own, here and in every later epoch; it goes on if it may."""
+    for said in (0, 3):
+        prefix = Prefix(tuple(f"7.{i} " for i in range(said)), said)
+        async with asyncio.timeout(10):
+            pieces, _ = await play(prompt(tokens=9, rate=0, broken_at=3), prefix)
+        (broken,) = [piece for piece in pieces if not piece.text.isascii()]
+        with pytest.raises(UnicodeEncodeError):
+            broken.text.encode()
+        assert broken.n == 1
+        before = pieces[: pieces.index(broken)]
+        assert prefix.text + text(before) == "7.0 7.1 7.2 "
+        assert text(pieces[len(before) + 1 :]) == "".join(f"7.{i} " for i in range(4, 9))
+
+
 async def test_a_prompt_that_is_no_script_fails() -> None:
     """The engine names the field too, should a prompt reach it unchecked."""
     with pytest.raises(EngineFailed, match="tokens"):
