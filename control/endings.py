@@ -16,7 +16,7 @@ from broker.bus.frames import START, Frame, decode_frame, encode_frame
 from broker.bus.kv import Bucket
 from broker.bus.log import last, read_all, store
 from broker.bus.nats import Bus
-from broker.bus.records import Generation, Session, decode, encode
+from broker.bus.records import Generation, Session, Status, decode, encode
 from broker.bus.subjects import log_stream, log_subject, partition_of, random_id
 from control.transcript import Place, closed, end_of, terminal_data
 
@@ -93,6 +93,16 @@ class Endings:
             return False
         log.warning("generation.ended", sid=record.sid, gid=record.id, status=kind, code=code)
         return True
+
+    async def abandon(self, record: Generation, code: str, message: str) -> None:
+        """End a generation in its record alone: nobody can read its log, so no terminal can follow there. Its session
+        is free again as far as the records go. Raises BusError."""
+        told = msgspec.structs.replace(
+            record, status=Status.FAILED, code=code, error=message, ended_at=after_ms(record.created_at)
+        )
+        await self._sessions.change(f"{record.tenant}.{record.sid}", lambda value: _released(value, record.id))
+        await self._generations.change(f"{record.sid}.{record.id}", lambda value: _closed(value, told))
+        log.error("generation.abandoned", sid=record.sid, gid=record.id, code=code)
 
     async def _begin(self, record: Generation, attempt: str, prev: int) -> Place | None:
         data = {

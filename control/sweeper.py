@@ -11,7 +11,7 @@ from typing import Any
 import structlog
 
 from broker.bus.attempts import barren_epochs
-from broker.bus.errors import BusError, OkomeError
+from broker.bus.errors import BusError, ChainBroken, FrameMalformed
 from broker.bus.frames import EXPIRED, FAILED
 from broker.bus.kv import Bucket
 from broker.bus.nats import Bus
@@ -115,8 +115,26 @@ class Sweeper:
             verdict = judge(case)
             if verdict is not Verdict.WAIT:
                 await self._act(verdict, record)
-        except OkomeError as error:  # one unreadable log must not keep the others waiting
+        except BusError as error:
             log.warning("sweep.failed", sid=record.sid, gid=record.id, error=repr(error))
+        except (ChainBroken, FrameMalformed) as error:
+            log.warning("sweep.log_unreadable", sid=record.sid, gid=record.id, error=repr(error))
+            await self._abandon(record)
+        except Exception as error:  # the safety net: whatever one log holds must not keep the others waiting
+            log.error("sweep.broken", sid=record.sid, gid=record.id, exc_info=error)
+            await self._abandon(record)
+
+    async def _abandon(self, record: Generation, patience: int = 1) -> None:
+        """What nobody has held for `patience` times `job_wait`, and whose log cannot be gone on with, can be ended by
+        nobody. Until then a worker of another version, which reads what we cannot, may take it."""
+        now = asyncio.get_running_loop().time()
+        if now - self._unheld.get(record.id, now) < patience * self._settings.job_wait:
+            return
+        metrics.sweeps.labels("abandon").inc()
+        try:
+            await self._endings.abandon(record, "log_unreadable", "the session's log cannot be gone on with")
+        except BusError as error:
+            log.info("sweep.put_off", error=repr(error))
 
     async def _case(self, record: Generation) -> Case:
         now = asyncio.get_running_loop().time()
@@ -174,13 +192,16 @@ class Sweeper:
                 await self._end(record, Status.CANCELLED)
             case Verdict.EXPIRE:
                 waited = f"no worker took it in {self._settings.job_wait:g} s"
-                await self._end(record, EXPIRED, code="expired", message=waited)
+                if not await self._end(record, EXPIRED, code="expired", message=waited):
+                    await self._abandon(record, 2)  # what stands in its log is another's, and nobody ends it
             case Verdict.FAIL:
                 await self._end(record, FAILED, code="attempts_exhausted", message="every attempt gave nothing")
 
-    async def _end(self, record: Generation, kind: str, **said: Any) -> None:
-        if await self._endings.end(record, kind, **said):
+    async def _end(self, record: Generation, kind: str, **said: Any) -> bool:
+        ended = await self._endings.end(record, kind, **said)
+        if ended:
             await self._endings.close(record.sid, record.id)
+        return ended
 
     async def _queue(self, record: Generation) -> None:
         entry = await self._sessions.get(f"{record.tenant}.{record.sid}")

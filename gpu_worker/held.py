@@ -2,9 +2,15 @@
 
     WAITING ──slot──► RUNNING ──terminal stored──► acked
        │                 └─ fenced, purged, lost: dropped, and nothing acked or given back
+       ├─ unreadable: given back, later each time, until OKOME has closed its record
        └─ not ours to do: acked (nothing left) or given back (somebody holds it, or the worker leaves)
 
 What to do is decided in `takeover.py`, the writing is in `answer.py`.
+
+A log that holds what is no frame, or no chain, can be continued by nobody who reads it so: a terminal would have to
+follow what it cannot follow, and no reader would show it. The job is neither acked (a worker of another version may
+read what we cannot) nor kept (its place belongs to others): it is given back, each time for twice as long. After
+`job_wait` OKOME closes the record, which is looked at before the log: whoever gets the job then acks it.
 """
 
 from __future__ import annotations
@@ -32,7 +38,9 @@ from gpu_worker.takeover import Ack, Adopt, Begin, Decision, GiveUp, NakLater, T
 RETRY_PAUSE = 0.25  # seconds between questions that were not answered
 ACK_TRIES = 5
 PURGED_DELAY = 0.25  # seconds until a job is offered again whose log was taken away
-BROKEN_DELAY = 5.0  # seconds until a job is offered again that could not be carried out here
+BROKEN_DELAY = 5.0  # seconds until a job is offered again that could not be carried out here ...
+BROKEN_DELAY_HIGH = 60.0  # ... and twice as many each time that it is delivered, up to this
+UNREADABLE_TIMEOUT = 10.0  # seconds that a log which is no chain is read again: a replica may be behind
 
 log = structlog.get_logger("worker")
 
@@ -121,9 +129,13 @@ class Held:
         how, tokens = "broken", 0
         try:
             how = await self._live()
+        except (ChainBroken, FrameMalformed) as error:
+            how = "unreadable"
+            self._log.error("worker.log_unreadable", error=repr(error), attempts=self._delivery.attempts)
+            await self._give_back(self._broken_delay)
         except Exception as error:  # the safety net of this task: one job must not end the worker
             log.error("worker.job_broken", gid=self.job.gid, exc_info=error)
-            await self._give_back(BROKEN_DELAY)
+            await self._give_back(self._broken_delay)
         finally:
             if self._answer is not None:
                 tokens = self._answer.tokens
@@ -195,7 +207,7 @@ class Held:
             case Stop.LEFT:
                 await self._give_back()
             case Stop.REFUSED:
-                await self._give_back(BROKEN_DELAY)
+                await self._give_back(self._broken_delay)
             case Stop.PURGED:
                 await self._give_back(PURGED_DELAY)  # nobody fenced us: what is left to be done is for whoever reads
             case Stop.LOST:
@@ -220,6 +232,8 @@ class Held:
     async def _decide_once(self) -> Decision:
         job = self.job
         record = await self._record()
+        if record is None or not record.status.open:
+            return decide(job, (), 0, record, (), {})  # over: its log need not be read, and perhaps cannot be
         frames, last = await frames_behind(self._place.bus, job.sid, job.after)
         return decide(job, frames, last, record, (), self._place.pulse.others())
 
@@ -232,14 +246,32 @@ class Held:
         return None if entry is None else decode(entry.value, Generation)
 
     async def _persist(self, ask: Callable[[], Awaitable[Result]]) -> Result | None:
-        """Ask until there is an answer; None when the worker is leaving."""
+        """Ask until there is an answer; None when the worker is leaving.
+
+        NATS is waited for as long as it takes: nobody else could do better. Raises ChainBroken or FrameMalformed where
+        it has answered for UNREADABLE_TIMEOUT, and always with a log that is no chain of frames.
+        """
+        broken_since: float | None = None
         while not self._interruption.leaving:
             try:
                 return await ask()
-            except (BusError, ChainBroken, FrameMalformed) as error:
+            except BusError as error:
+                broken_since = None
                 self._log.warning("worker.log_unread", error=repr(error))
-                await self._interruption.unless_leaving(asyncio.sleep(RETRY_PAUSE))
+            except (ChainBroken, FrameMalformed) as error:
+                now = self._loop.time()
+                broken_since = now if broken_since is None else broken_since
+                if now - broken_since >= UNREADABLE_TIMEOUT:
+                    raise
+                self._log.warning("worker.log_unread", error=repr(error))
+            await self._interruption.unless_leaving(asyncio.sleep(RETRY_PAUSE))
         return None
+
+    @property
+    def _broken_delay(self) -> float:
+        """Seconds until this job is offered again: by the deliveries so far, and never for ever."""
+        doublings = min(max(0, self._delivery.attempts - 1), 10)
+        return min(BROKEN_DELAY * 2.0**doublings, BROKEN_DELAY_HIGH)
 
     async def _ack(self) -> None:
         """The job is over. Unacked it is delivered once more, and acked by whoever reads its terminal."""

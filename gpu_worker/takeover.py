@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from broker.bus.attempts import MAX_BARREN_EPOCHS, barren_epochs
 from broker.bus.chain import Chain
-from broker.bus.errors import ChainBroken
+from broker.bus.errors import ChainBroken, FrameMalformed
 from broker.bus.frames import TERMINAL, TOKEN, Frame
 from broker.bus.records import Beat, Generation, Job
 
@@ -80,7 +80,8 @@ def decide(
 
     `frames`: the session's frames behind `job.after`, read at the leader; `last`: the subject's last sequence there
     (0: none). `record`: its entry in KV `generations`, None where there is none any more. `others`: the last beats of
-    live workers, this one not among them. Raises ChainBroken where the log is not whole: read again.
+    live workers, this one not among them. Raises ChainBroken where the log is not whole: read again; FrameMalformed
+    where what it holds of the answer is no text.
     """
     if job.gid in held_here:
         return Adopt()
@@ -101,7 +102,7 @@ def decide(
     barren = barren_epochs(mine)
     if barren >= MAX_BARREN_EPOCHS and not record.cancel:
         return GiveUp(chain, chain.epoch + 1)
-    said = tuple(frame.fields()["text"] for frame in mine if frame.type == TOKEN)
+    said = tuple(_text(frame) for frame in mine if frame.type == TOKEN)
     return TakeOver(chain, chain.epoch + 1, said, barren, record.cancel)
 
 
@@ -116,6 +117,13 @@ def _read(job: Job, frames: Iterable[Frame], last: int) -> tuple[list[Frame], Ch
     if chain.last != last:
         raise ChainBroken(f"the frames read end at {chain.last}, the log at {last}")
     return [frame for frame in frames if frame.gid == job.gid], chain
+
+
+def _text(frame: Frame) -> str:
+    text = frame.fields().get("text")
+    if not isinstance(text, str):
+        raise FrameMalformed(f"sequence {frame.seq}: a token without text")
+    return text
 
 
 def _holder(gid: str, others: Mapping[str, Beat]) -> str:

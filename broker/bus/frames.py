@@ -57,8 +57,13 @@ class Frame(msgspec.Struct, frozen=True, gc=False):
         return self.type in TERMINAL
 
     def fields(self) -> dict[str, Any]:
-        """The event's data, parsed: not for the hot path."""
-        parsed: dict[str, Any] = json_decode(self.data)
+        """The event's data, parsed: not for the hot path. Raises FrameMalformed where it is no JSON object."""
+        try:
+            parsed = json_decode(self.data)
+        except ValueError as error:
+            raise FrameMalformed(f"sequence {self.seq}: its data is not JSON") from error
+        if not isinstance(parsed, dict):
+            raise FrameMalformed(f"sequence {self.seq}: its data is not an object")
         return parsed
 
 

@@ -16,11 +16,11 @@ from broker.bus.errors import WrongLastSequence
 from broker.bus.frames import Frame
 from broker.bus.jobs import consumer_name, ensure_consumer
 from broker.bus.kv import Bucket
-from broker.bus.log import store
+from broker.bus.log import last, store
 from broker.bus.nats import Bus
 from broker.bus.queue import Delivery, Queue
 from broker.bus.records import Generation, Job, Message, Request, decode, encode
-from broker.bus.subjects import JOBS_STREAM
+from broker.bus.subjects import JOBS_STREAM, log_stream, log_subject, partition_of
 from control.app import Okome
 from control.transcript import closed
 from tests.control.okome import (
@@ -171,6 +171,47 @@ async def test_a_begun_generation_that_nobody_goes_on_with_expires_behind_its_pr
             whole(log)
             with pytest.raises(WrongLastSequence):
                 await writer.say("c")
+
+
+GARBAGE = [
+    "not a frame",
+    "okome/9 token {gid} 1 aaaaaaaa {prev} 0 1\n{{}}",
+    "okome/1 token other 1 aaaaaaaa {prev} 0 1\n{{}}",  # of a generation that nobody knows, and that does not end
+]
+NOTHING_SAID = [
+    f"okome/1 token {{gid}} 1 aaaaaaaa {{prev}} 0 1\n{data}"
+    for data in ("not JSON", "[]", '{{"n": 1}}', '{{"text": 7, "n": 1}}')
+]
+
+
+async def test_a_generation_whose_log_cannot_be_gone_on_with_ends_in_its_record(fresh_nats: NatsServer) -> None:
+    """What cannot be read can be followed by no terminal: session and job are not held up for ever by that, the others
+    are swept as ever, and OKOME lives, which would meet the same frame again at its next start."""
+    async with replica(fresh_nats.url, job_wait=1) as okome, connected(fresh_nats.url) as bus:
+        sid = await new_session(bus)
+        sids = [await new_session(bus) for _ in GARBAGE + NOTHING_SAID]
+        async with worker(okome, bus, slots=20):
+            stored = {}
+            for one, garbage in zip(sids, GARBAGE + NOTHING_SAID, strict=True):
+                made = await generate(bus, one)
+                writer = Writer(bus, one, made.generation_id, 0)
+                await writer.begin()
+                frame = garbage.format(gid=made.generation_id, prev=writer.prev).encode()
+                await store(bus, log_subject(one), frame)
+                stored[one] = made.generation_id, frame
+            beside = await generate(bus, sid)
+            for one, (gid, frame) in stored.items():
+                record = await until(lambda one=one, gid=gid: status_of(bus, one, gid), "it is closed")  # type: ignore[misc]
+                assert (record.status, record.code) == ("failed", "log_unreadable")
+                assert record.ended_at > record.created_at
+                session = await session_record(bus, one)
+                assert session is not None
+                assert session.running == ""
+                end = await last(bus, log_stream(partition_of(one)), log_subject(one))
+                assert end is not None
+                assert one not in sids[: len(GARBAGE)] or end.data == frame, "nothing was written behind it"
+            swept = await until(lambda: status_of(bus, sid, beside.generation_id), "the other one expires")
+            assert swept.status == "expired"
 
 
 async def test_what_a_live_worker_holds_is_left_alone(fresh_nats: NatsServer) -> None:

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import signal
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from broker.bus.frames import ATTEMPT, CANCELLED, DONE, FAILED, START, TERMINAL
+import pytest
+
+from broker.bus import log
+from broker.bus.frames import ATTEMPT, CANCELLED, DONE, FAILED, START, TERMINAL, encode_frame
 from broker.bus.nats import Bus
 from broker.bus.observer import delivery_order
-from broker.bus.queue import nak
+from broker.bus.queue import Delivery, nak
+from broker.bus.records import Status
+from gpu_worker import held
 from gpu_worker.metrics import ADOPTED, ENDED
 from tests.fixtures.nats_server import NatsServer
 from tests.gpu_worker.bed import SID, Bed, Process
@@ -232,6 +238,61 @@ async def test_a_deleted_session_is_not_written_to_again(bed: Bed) -> None:
         await bed.until(lambda: "g1" not in bed.beats["w1"].held)
         info: dict[str, Any] = await bed.bus.api("STREAM.INFO.TOK_00")
         assert info["state"]["messages"] == 0
+
+
+GARBAGE = [
+    b"not a frame",
+    b"okome/9 token g1 1 aaaaaaaa 1 0 1\n{}",  # of a version that we do not know
+    b"okome/1 token g1 1 aaaaaaaa 77 0 1\n{}",  # of no chain
+    b"okome/1 token g1 1 aaaaaaaa 1 0 1\nnot JSON",
+    b'okome/1 token g1 1 aaaaaaaa 1 0 1\n{"text": 7}',
+    b'okome/1 token g1 1 aaaaaaaa 1 0 1\n{"n": 1}',
+]
+
+
+@pytest.mark.parametrize("garbage", GARBAGE, ids=range(len(GARBAGE)))
+async def test_a_log_that_cannot_be_read_is_given_back_later_each_time_and_over_once_it_is_recorded_so(
+    bed: Bed, monkeypatch: pytest.MonkeyPatch, garbage: bytes
+) -> None:
+    """Nobody may write behind it. The job is kept for a worker that can read it, until OKOME has closed its record."""
+    monkeypatch.setattr(held, "UNREADABLE_TIMEOUT", 0.3)
+    monkeypatch.setattr(held, "BROKEN_DELAY", 0.1)
+    start = encode_frame(START, "g1", 1, "aaaaaaaa", 0, 0, 0, {"epoch": 1, "model": "scripted", "worker": "w0"})
+    seq = await log.store(bed.bus, f"tok.00.{SID}", start, expect_last=0)
+    assert seq == 1
+    await log.store(bed.bus, f"tok.00.{SID}", garbage)
+    async with bed.worker("w1", slots=1):
+        await bed.ask("g1", {"tokens": 5, "rate": 0}, after=0)
+        delays = await bed.until(lambda: len(found := later(bed)) > 2 and found)
+        assert delays[:3] == [0.1, 0.2, 0.4]
+        await bed.ask("g2", {"tokens": 5, "rate": 0, "seed": 2}, sid="00other111")
+        await bed.until(lambda: DONE in bed.types("g2"))  # its place was free for another one
+        assert bed.types("g1")[:1] == [START]
+        assert not any(frame.terminal for frame in bed.of("g1"))
+        end = await log.last(bed.bus, "TOK_00", f"tok.00.{SID}")
+        assert end is not None
+        assert end.data == garbage, "nothing was written behind it"
+        await bed.record("g1", status=Status.FAILED)
+        await bed.no_jobs_left()
+
+
+def later(bed: Bed) -> list[float]:
+    """The delays (seconds) with which jobs were given back so far."""
+    said = [verdict.partition(b" ")[2] for _, verdict in bed.verdicts if verdict.startswith(b"-NAK")]
+    return [json.loads(text)["delay"] / 1e9 for text in said if text]
+
+
+async def test_a_job_that_is_broken_for_long_is_offered_seldom_and_never_given_up(bed: Bed) -> None:
+    job = await bed.ask("g1", {"tokens": 1}, enqueue=False)
+    async with bed.worker("w1") as here:
+        lane = here.worker._lanes["scripted"]
+
+        def delay(attempts: int) -> float:
+            delivery = Delivery(bed.bus, "job.scripted.any", b"", "reply", 1, attempts)
+            return held.Held(here.worker._place, lane, job, delivery)._broken_delay
+
+        assert [delay(attempts) for attempts in (0, 1, 2, 3, 4)] == [5, 5, 10, 20, 40]
+        assert delay(5) == delay(1000) == held.BROKEN_DELAY_HIGH
 
 
 async def test_the_only_nats_server_is_killed_and_nothing_is_lost_or_doubled(fresh_nats: NatsServer) -> None:
