@@ -108,8 +108,10 @@ class ClientConnection(asyncio.Protocol):
     def stream(self) -> None:
         """This request's answer has no end in sight: a client that half-closes is gone, and buffers are kept small."""
         self._streaming = True
+        if self._transport is None or self._transport.is_closing():
+            return  # gone already: uvloop's socket then has no file descriptor
         self.resume_reading()  # or its disappearance would not be noticed
-        sock = self._transport.get_extra_info("socket") if self._transport is not None else None
+        sock = self._transport.get_extra_info("socket")
         if sock is not None:
             with contextlib.suppress(OSError):  # a wish, not a condition
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)

@@ -116,10 +116,14 @@ class SocketStream:
                     self._say(self._closed or put_off("no stream node can be reached", RETRY))
                     end, code, reason = End.UNAVAILABLE, OVERLOADED, "no stream node can be reached"
                     break
-                if not accepted:
-                    accepted = True
-                    self._accept(response, [field for field in to_client(head.fields) if field[0] not in _OWN])
-                end, code, reason = await self._follow(member, socket, head)
+                try:
+                    if not accepted:
+                        accepted = True
+                        self._accept(response, [field for field in to_client(head.fields) if field[0] not in _OWN])
+                    end, code, reason = await self._follow(member, socket, head)
+                except BaseException:  # whatever it is, the node must not serve a leg that nobody follows
+                    socket.abort()
+                    raise
                 if end is End.REFUSED and self._nodes.choose(self._request.partition, tried | {member.id}) is None:
                     if self._closed:
                         self._say(self._closed)

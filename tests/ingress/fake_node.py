@@ -79,6 +79,7 @@ class FakeNode:
     seen: list[Seen] = field(default_factory=list)
     messages: list[str] = field(default_factory=list)
     legs: int = 0
+    sockets: int = 0  # WebSocket legs that are open
     port: int = 0
 
     def __post_init__(self) -> None:
@@ -87,6 +88,8 @@ class FakeNode:
         self._writers: set[asyncio.StreamWriter] = set()
         self.leaving = asyncio.Event()
         self.thawed = asyncio.Event()
+        self.upgrades = asyncio.Event()  # a request to upgrade is answered when this is set
+        self.upgrades.set()
 
     async def start(self) -> FakeNode:
         self._server = await asyncio.start_server(self._accept, "127.0.0.1", self.port)
@@ -160,7 +163,12 @@ class FakeNode:
             await self._stream(request, writer)
             return False
         if path.endswith("/ws"):
-            await self._socket(request, reader, writer)
+            await self.upgrades.wait()
+            self.sockets += 1
+            try:
+                await self._socket(request, reader, writer)
+            finally:
+                self.sockets -= 1
             return False
         text = json.dumps({"node": self.id, "path": path, "body": body.decode()}).encode()
         writer.write(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
+import struct
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -191,6 +193,22 @@ async def test_garbage_frames_end_that_connection_only(node: Make, ingress: Make
         assert b"\x88" in rest, "a close frame"
         log.tokens(0, 3)
         await client.tokens(3)
+
+
+async def test_a_client_that_is_gone_before_its_first_leg_leaves_none_behind(node: Make, ingress: Make) -> None:
+    """A leg that nobody follows would be served for ever: heartbeats keep it alive, and nobody would close it."""
+    a = await node("node-a")
+    relay = await ingress(a)
+    a.upgrades.clear()
+    with socket.create_connection(("127.0.0.1", relay.port)) as client:  # gone before the ingress has even looked
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        client.sendall(
+            b"GET /v1/sessions/%b/ws HTTP/1.1\r\nhost: x\r\nupgrade: websocket\r\nconnection: upgrade\r\n"
+            b"sec-websocket-key: MDEyMzQ1Njc4OWFiY2RlZg==\r\nsec-websocket-version: 13\r\n\r\n" % SID.encode()
+        )
+    await relay.settled(lambda: len(a.seen) == 1 and relay.count("okome_ingress_connections") == 0)
+    a.upgrades.set()
+    await relay.settled(lambda: a.legs == 1 and a.sockets == 0)
 
 
 @pytest.mark.parametrize(
