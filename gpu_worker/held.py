@@ -115,7 +115,7 @@ class Held:
         """Read in KV whether it was cancelled: a nudge may be lost or made up, the record is the truth."""
         try:
             record = await self._record()
-        except BusError as error:
+        except (BusError, msgspec.DecodeError) as error:
             self._log.debug("worker.cancel_unread", error=repr(error))
             return  # read again at the next interval
         if record is None or record.cancel:

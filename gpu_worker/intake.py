@@ -121,5 +121,10 @@ class Intake:
                 queue.missing.set()
                 await asyncio.sleep(REMAKE_PAUSE)
                 continue
+            except Exception as error:  # the safety net of this task: without its consumer a worker gets no jobs
+                log.error("worker.consumer_broken", consumer=queue.consumer, exc_info=error)
+                queue.missing.set()
+                await asyncio.sleep(REMAKE_PAUSE)
+                continue
             log.info("worker.consumer_made", consumer=queue.consumer)
             queue.want(self._promised.any if queue is self._any else self._promised.lane)

@@ -203,6 +203,10 @@ class Publisher:
         except FrameMalformed as error:  # not one of mine, whatever it is
             log.error("worker.foreign_frame", subject=self._subject, error=str(error))
             self.outbox.stop(Stop.FENCED)
+        except Exception as error:  # the safety net of this task: an attempt that waits for its end would wait for ever
+            log.error("worker.read_failed", subject=self._subject, exc_info=error)
+            if self.outbox.state is State.READING:
+                self.outbox.undecided()
         else:
             if self.outbox.state is State.READING:
                 self._found(frame)

@@ -12,8 +12,9 @@ from collections.abc import Callable
 import msgspec
 import structlog
 
+from broker.bus.beats import PART_BYTES, split
 from broker.bus.echo import Echo
-from broker.bus.errors import BusUnavailable, StoreRejected
+from broker.bus.errors import BusError, BusUnavailable, StoreRejected
 from broker.bus.nats import Bus, Msg, Subscription
 from broker.bus.observer import SILENCE, Observer
 from broker.bus.queue import nak
@@ -86,10 +87,11 @@ class Pulse:
     def beat(self) -> None:
         """One beat now: the world has changed here."""
         try:
-            self._bus.publish_now(beat_subject(self._worker), encode(self._describe()))
+            for part in split(self._describe(), min(PART_BYTES, self._bus.max_payload // 2)):
+                self._bus.publish_now(beat_subject(self._worker), encode(part))
         except BusUnavailable:
             return  # cut off; `_beaten_at` stays, so others' verdict is assumed
-        except StoreRejected as error:  # more jobs than one message can name: to the others we are as good as silent
+        except StoreRejected as error:  # a server that takes not even a part: to the others we are as good as silent
             log.error("worker.beat_refused", error=str(error))
             return
         if self._bus.round_trip_ok:
@@ -98,11 +100,14 @@ class Pulse:
     async def _run(self) -> None:
         due = self._loop.time()
         while True:
-            if self._loop.time() >= due:
-                self.hearing_since()
-                self.beat()
-                due = max(due + INTERVAL, self._loop.time())
-            await self._observe()
+            try:
+                if self._loop.time() >= due:
+                    due = max(due + INTERVAL, self._loop.time())
+                    self.hearing_since()
+                    self.beat()
+                await self._observe()
+            except Exception as error:  # the safety net of this task: a worker without a pulse is taken for dead
+                log.error("worker.pulse_failed", exc_info=error)
             try:
                 async with asyncio.timeout_at(due):
                     await self._news.wait()
@@ -129,7 +134,7 @@ class Pulse:
         for dead in self._observer.suspects(self._loop.time(), hears):
             try:
                 await nak(self._bus, dead.reply)
-            except BusUnavailable:
+            except BusError:
                 return  # cut off in this moment: JetStream delivers again after ack_wait
             NAKS.inc()
             log.warning("worker.dead_worker_noticed", dead=dead.worker, gid=dead.gid)

@@ -175,10 +175,13 @@ class Follow:
                     if self._last_per_subject:
                         await self._notice_replacement()
                     await self._open()
+                    continue
                 except BusError as error:
                     log.debug("bus.consumer_refused", stream=self.stream, error=repr(error))
-                    await self._discard()
-                    await asyncio.sleep(RETRY)
+                except Exception as error:  # the safety net of this task: whoever follows would never hear again
+                    log.error("bus.follow_failed", stream=self.stream, exc_info=error)
+                await self._discard()
+                await asyncio.sleep(RETRY)
 
     async def _notice_replacement(self) -> None:
         """A stream that ends before our place was made anew: all of it is new. (Of logs, the node's tail judges.)"""

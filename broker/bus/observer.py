@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from broker.bus.beats import Parts
 from broker.bus.pull import parse_reply
 from broker.bus.records import Beat
 
@@ -56,11 +57,16 @@ class Observer:
         self._hearing_since = float("-inf")  # beats before this may have been missed
         self._asked_at: float | None = None
         self._deaf = False
+        self._parts = Parts()
 
     def on_beat(self, beat: Beat, now: float) -> bool:
-        """Hear a beat. True: an instance was replaced, `suspects` has something to say at once."""
+        """Hear a beat, or a part of one. True: an instance was replaced, `suspects` has something to say at once."""
         if beat.worker == self.id or beat.instance in self._replaced:
             return False
+        whole = self._parts.take(beat)
+        if whole is None:
+            return False
+        beat = whole
         heard = self._heard.get(beat.worker)
         self._heard[beat.worker] = _Heard(beat, now)
         if heard is None or heard.beat.instance == beat.instance:
@@ -145,6 +151,7 @@ class Observer:
     def _forget(self, now: float) -> None:
         for name in [name for name, heard in self._heard.items() if now - heard.at > FORGOTTEN]:
             del self._heard[name]
+            self._parts.forget(name)
         for instance in [instance for instance, at in self._replaced.items() if now - at > FORGOTTEN]:
             del self._replaced[instance]
 

@@ -122,6 +122,9 @@ class Queue:
             except BusError as error:
                 log.debug("bus.queue_silent", consumer=self.consumer, error=repr(error))
                 continue
+            except Exception as error:  # the safety net of this task: whoever waits for jobs would get none any more
+                log.error("bus.queue_failed", consumer=self.consumer, exc_info=error)
+                continue
             if self._target > self._outstanding:
                 self._pull(self._target - self._outstanding)
 

@@ -171,6 +171,8 @@ class Beat(msgspec.Struct, frozen=True):
     models: dict[str, Load] = {}
     held: dict[str, str] = {}  # gid -> reply subject of the newest delivery of its job
     warm: list[str] = []  # hashes of prompt prefixes this worker holds warm
+    part: int = 0  # which one of `parts` messages this is: `held` is spread over them (`beats.py`)
+    parts: int = 1
 
 
 def encode(record: msgspec.Struct) -> bytes:

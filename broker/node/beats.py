@@ -14,12 +14,19 @@ from broker.bus.subjects import beat_subject
 FORGET = 5.0  # seconds without a beat
 
 
+class _Part(msgspec.Struct):
+    part: int = 0
+
+
+_decode_part = msgspec.json.Decoder(_Part).decode
+
+
 class Beats:
     """The newest beat of every worker."""
 
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
-        self._raw: dict[str, tuple[float, bytes]] = {}
+        self._raw: dict[str, tuple[float, list[bytes]]] = {}  # worker -> when, and the parts of its newest beat
         self._subscription: Subscription | None = None
 
     async def start(self) -> None:
@@ -37,9 +44,13 @@ class Beats:
                 del self._raw[worker]
                 continue
             try:
-                beats.append(decode_record(raw, Beat))
+                first, *others = [decode_record(part, Beat) for part in raw]
             except (msgspec.DecodeError, UnicodeDecodeError):
                 continue  # somebody else's message on this subject
+            held = first.held
+            for part in others:
+                held |= part.held  # one that was lost on the way only means that a nudge goes to all of them
+            beats.append(first)
         return beats
 
     def holders(self, gid: str) -> list[str]:
@@ -48,4 +59,15 @@ class Beats:
         return [beat.worker for beat in live if gid in beat.held] or [beat.worker for beat in live]
 
     async def _receive(self, msg: Msg) -> None:
-        self._raw[msg.subject.rpartition(".")[2]] = (asyncio.get_running_loop().time(), msg.data)
+        worker, now = msg.subject.rpartition(".")[2], asyncio.get_running_loop().time()
+        _, before = self._raw.get(worker, (now, []))
+        goes_on = bool(before) and _part(msg.data) == len(before)
+        self._raw[worker] = (now, [*before, msg.data] if goes_on else [msg.data])
+
+
+def _part(beat: bytes) -> int:
+    """Which part of a beat it is; 0: the first, or no beat."""
+    try:
+        return _decode_part(beat).part
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return 0

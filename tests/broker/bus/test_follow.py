@@ -327,3 +327,28 @@ async def test_close_leaves_no_consumer_and_no_subscription(bus: Bus) -> None:
     async with asyncio.timeout(2):  # the deletion is sent, not waited for
         while (await bus.api(f"CONSUMER.NAMES.{stream}"))["total"]:
             continue
+
+
+async def test_an_error_that_nobody_foresaw_does_not_end_the_following(local_bus: Bus) -> None:
+    """Whoever follows would wait for ever for what a dead keeper does not fetch."""
+
+    class Strange(Follow):
+        failures = 0
+
+        async def _open(self) -> None:
+            if self.failures and not self._consumer:
+                self.failures -= 1
+                raise KeyError("a defect")
+            await super()._open()
+
+    stream, reader = await make_stream(local_bus), Reader()
+    follow = Strange(local_bus, stream, [f"{stream}.*"], "test", reader, after=0)
+    await follow.start()
+    try:
+        follow.failures = 2
+        follow.restart()
+        seq = await log.store(local_bus, f"{stream}.a", b"1")
+        await eventually(lambda: reader.sequences == [seq], HEALED)
+        assert follow.failures == 0, "the fault happened"
+    finally:
+        await follow.close()
