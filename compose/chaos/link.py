@@ -1,36 +1,23 @@
 """A link: a TCP proxy in front of one address, whose connections can be cut, reset, silenced, delayed and slowed.
 
-In user space, because a kernel with netem is not everywhere. It buffers next to nothing: what one side does not read,
-the other side is not read for. Every fault counts what it did to sockets, so that it can be proven.
+In user space, because a kernel with netem is not everywhere. Every fault counts what it did to sockets, so that it can
+be proven.
 """
 
 from __future__ import annotations
 
-import array
 import asyncio
-import contextlib
-import fcntl
 import socket
-import struct
-import termios
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Protocol, cast
+
+from compose.chaos.endings import break_off, close_by_rst, cut_off
+from compose.chaos.pair import Pair, Wire
 
 LOOPBACK = "127.0.0.1"
-HIGH_WATER = 64 * 1024
-SLICE = 0.05
-"""Seconds between two portions of a throttled direction."""
-
-
-class Wire(Protocol):
-    """What understands the protocol on a link, made once for each connection. Bytes in, bytes out."""
-
-    def to_client(self, data: bytes) -> bytes: ...
-
-    def to_server(self, data: bytes) -> bytes: ...
+DIAL_TIMEOUT = 10.0
+CLOSE_TIMEOUT = 5.0
 
 
 @dataclass
@@ -40,197 +27,37 @@ class Counters:
     opened: int = 0  # connections
     cut: int = 0  # connections
     reset: int = 0  # connections
-    refused: int = 0  # connections
+    refused: int = 0  # connections, also where nobody listened upstream
     up: int = 0  # to the server
     down: int = 0  # to the client
+    held: int = 0  # waited for the end of a silence
     delayed: int = 0
-    throttled: int = 0
-
-
-class _Side(asyncio.Protocol):
-    """One end of a connection: what comes in here goes out at `other`."""
-
-    def __init__(self, pair: _Pair, *, client: bool) -> None:
-        self.client = client
-        self.transport: asyncio.Transport | None = None
-        self.ended = False  # it has said FIN
-        self.waiting: deque[tuple[float, bytes]] = deque()  # when due, what: to go out at the other side
-        self.size = 0
-        self.full = False  # the other side does not take more now
-        self._pair = pair
-        self._reading = True
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = transport = cast(asyncio.Transport, transport)  # uvloop's is none by inheritance
-        transport.set_write_buffer_limits(high=HIGH_WATER)
-        raw = transport.get_extra_info("socket")
-        if raw is not None:
-            raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._pair.made(self)
-
-    def data_received(self, data: bytes) -> None:
-        self._pair.received(self, data)
-
-    def eof_received(self) -> bool:
-        self.ended = True
-        self._pair.pump(self)
-        return True  # the other direction may go on
-
-    def connection_lost(self, error: Exception | None) -> None:
-        self._pair.lost(self, error)
-
-    def pause_writing(self) -> None:
-        self._pair.other(self).full = True
-        self._pair.other(self).regulate()
-
-    def resume_writing(self) -> None:
-        self._pair.other(self).full = False
-        self._pair.other(self).regulate()
-
-    def regulate(self) -> None:
-        """Read from the socket only while what was read can go on."""
-        if self.transport is None or self.transport.is_closing():
-            return
-        wanted = not self.full and self.size < HIGH_WATER and not self._pair.link.silent
-        if wanted != self._reading:
-            self._reading = wanted
-            (self.transport.resume_reading if wanted else self.transport.pause_reading)()
-
-
-class _Pair:
-    """Two sides of one connection."""
-
-    def __init__(self, link: Link) -> None:
-        self.link = link
-        self.client = _Side(self, client=True)
-        self.server = _Side(self, client=False)
-        self.dialling: asyncio.Task[None] | None = None
-        self._wire = link.wire() if link.wire else None
-        self._timers: dict[bool, asyncio.TimerHandle] = {}
-        self._closing = False
-
-    def other(self, side: _Side) -> _Side:
-        return self.server if side is self.client else self.client
-
-    def made(self, side: _Side) -> None:
-        if side is self.client:
-            self.link.accepted(self)
-        else:
-            self.pump(self.client)
-        side.regulate()
-
-    def received(self, side: _Side, data: bytes) -> None:
-        if self._wire is not None:
-            data = self._wire.to_server(data) if side.client else self._wire.to_client(data)
-        if not data:
-            return
-        link = self.link
-        due = 0.0
-        if link.delay:
-            link.counters.delayed += len(data)
-            due = link.now() + link.delay
-        if link.throttle and not side.client:
-            link.counters.throttled += len(data)
-        side.waiting.append((due, data))
-        side.size += len(data)
-        self.pump(side)
-
-    def pump(self, side: _Side) -> None:
-        """Hand on what is due."""
-        out = self.other(side)
-        link = self.link
-        if out.transport is None or out.transport.is_closing() or link.silent or side.client in self._timers:
-            side.regulate()
-            return
-        throttle = None if side.client else link.throttle
-        budget = max(1, int(throttle * SLICE)) if throttle else -1
-        now = link.now()
-        while side.waiting and side.waiting[0][0] <= now and budget:
-            due, data = side.waiting.popleft()
-            if 0 < budget < len(data):
-                side.waiting.appendleft((due, data[budget:]))
-                data = data[:budget]
-            side.size -= len(data)
-            if budget > 0:
-                budget -= len(data)
-            out.transport.write(data)
-            if side.client:
-                link.counters.up += len(data)
-            else:
-                link.counters.down += len(data)
-        if side.waiting:
-            wait = SLICE if budget == 0 else max(0.0, side.waiting[0][0] - now)
-            self._timers[side.client] = asyncio.get_running_loop().call_later(wait, self._again, side)
-        elif side.ended:
-            with contextlib.suppress(OSError, RuntimeError):  # it is closing already
-                out.transport.write_eof()
-        side.regulate()
-
-    def _again(self, side: _Side) -> None:
-        self._timers.pop(side.client, None)
-        self.pump(side)
-
-    def lost(self, side: _Side, error: Exception | None) -> None:
-        """One side is gone: the other one follows, in the same way."""
-        side.transport = None
-        self.link.pairs.discard(self)
-        if self.link.silent and not self._closing:
-            if self.other(side).transport is not None:
-                self.link.half.add(self)  # the other side is not told before `speak`
-            return
-        self.link.half.discard(self)
-        self.end(broken=error is not None)
-
-    def end(self, *, broken: bool) -> None:
-        self._closing = True
-        if self.dialling is not None:
-            self.dialling.cancel()
-        for timer in self._timers.values():
-            timer.cancel()
-        for side in (self.client, self.server):
-            if side.transport is None:
-                continue
-            if broken:
-                break_off(side.transport)
-            else:
-                side.transport.close()
-
-
-def break_off(transport: asyncio.Transport) -> None:
-    """By RST."""
-    raw = transport.get_extra_info("socket")
-    if raw is not None:
-        with contextlib.suppress(OSError):
-            raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    transport.abort()
-
-
-def _unread(transport: asyncio.Transport) -> int:
-    raw = transport.get_extra_info("socket")
-    if raw is None or raw.fileno() < 0:
-        return 0
-    size = array.array("i", [0])
-    fcntl.ioctl(raw.fileno(), termios.FIONREAD, size)
-    return size[0]
+    throttled: int = 0  # waited for their turn
 
 
 class Link:
-    """`wire` makes what understands the protocol. `delay` and `throttle` may be set at any time."""
+    """`wire` makes what understands the protocol. `refusing`, `delay` and `throttle` may be set at any time.
+
+    With several servers behind it, a NATS client needs a wire, or it learns their own addresses (nats_wire.py).
+    """
 
     def __init__(self, name: str, wire: Callable[[], Wire] | None = None) -> None:
         self.name = name
         self.wire = wire
         self.counters = Counters()
-        self.pairs: set[_Pair] = set()
-        self.refusing = False
-        self.silent = False
-        self.delay = 0.0
-        """Seconds that everything takes longer, each way."""
-        self.throttle: float | None = None
-        """Bytes per second to the client."""
+        self.host = LOOPBACK
         self.port = 0
-        self.half: set[_Pair] = set()
-        """Connections that lost a side in silence."""
+        self.refusing = False
+        """Who comes now gets RST; who is there stays."""
+        self.silent = False
+        """Set by `hush` and `speak`."""
+        self.delay = 0.0
+        """Seconds that everything takes longer, each way. What is under way keeps the delay that it began with."""
+        self.throttle: float | None = None
+        """Bytes per second to the client, on each connection."""
+        self._pairs: set[Pair] = set()
+        self._ending: set[Pair] = set()
+        self._all_gone = asyncio.Event()
         self._upstream: tuple[str, int] | None = None
         self._server: asyncio.Server | None = None
 
@@ -246,92 +73,148 @@ class Link:
 
     @property
     def url(self) -> str:
-        return f"http://{LOOPBACK}:{self.port}"
+        return f"http://{self.host}:{self.port}"
 
-    async def open(self, port: int = 0) -> None:
-        """Listen. Raises OSError where the port is busy."""
-        loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(lambda: _Pair(self).client, LOOPBACK, port, reuse_address=True)
-        self.port = self._server.sockets[0].getsockname()[1]
+    @property
+    def connections(self) -> int:
+        """Open now."""
+        return len(self._pairs)
 
-    def aim(self, host: str, port: int) -> None:
-        """Where connections lead from now on."""
-        self._upstream = (host, port)
-
-    async def close(self) -> None:
-        """End everything. Idempotent."""
-        if self._server is not None:
-            self._server.close()
-            self._server = None
-        self.silent = False
-        for pair in list(self.pairs | self.half):
-            pair.end(broken=True)
-        self.half.clear()
-        await asyncio.sleep(0)  # the loop closes what was aborted
+    @property
+    def ending(self) -> int:
+        """Connections that were ended and whose sockets are not closed yet."""
+        return len(self._ending)
 
     @property
     def held(self) -> int:
         """Bytes that came in and are not handed on now: here, or in the kernel because nobody reads them."""
-        held = 0
-        for pair in self.pairs | self.half:
-            for side in (pair.client, pair.server):
-                held += side.size + (_unread(side.transport) if side.transport is not None else 0)
-        return held
+        return self.unread + sum(pair.client.size + pair.server.size for pair in self._pairs)
+
+    @property
+    def unread(self) -> int:
+        """The part of `held` that is in the kernel."""
+        return sum(pair.client.unread + pair.server.unread for pair in self._pairs)
+
+    async def open(self, port: int = 0) -> None:
+        """Listen, on a port of the kernel's choice unless told. Raises OSError where it is busy."""
+        assert self._server is None, f"{self.name} is open"
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(lambda: Pair(self).client, self.host, port, reuse_address=True)
+        self.port = self._server.sockets[0].getsockname()[1]
+
+    def aim(self, host: str, port: int) -> None:
+        """Where connections lead that come from now on; before, they are refused."""
+        self._upstream = (host, port)
+
+    async def close(self) -> None:
+        """Listen no more, and break what is left, by RST. Idempotent; when it returns, nothing is left."""
+        server, self._server = self._server, None
+        self.silent = False
+        if server is not None:
+            server.close()
+        for pair in self._pairs | self._ending:
+            pair.end(break_off)
+        async with asyncio.timeout(CLOSE_TIMEOUT):
+            while self._ending:
+                self._all_gone.clear()
+                await self._all_gone.wait()
+            if server is not None:
+                await server.wait_closed()
 
     # -- faults ------------------------------------------------------------------------------------------------------
 
     def cut(self) -> int:
-        """End every connection by FIN; says how many there were."""
-        struck = list(self.pairs)
+        """End every connection by FIN to both sides; says how many there were."""
+        struck = list(self._pairs)
         self.counters.cut += len(struck)
         for pair in struck:
-            pair.end(broken=False)
+            pair.end(cut_off)
         return len(struck)
 
     def reset(self) -> int:
-        """Break every connection by RST; says how many there were."""
-        struck = list(self.pairs)
+        """Break every connection by RST to both sides; says how many there were."""
+        struck = list(self._pairs)
         self.counters.reset += len(struck)
         for pair in struck:
-            pair.end(broken=True)
+            pair.end(break_off)
         return len(struck)
 
     def hush(self) -> None:
-        """From now on nothing passes and nobody is told: connections are half open, new ones are accepted."""
+        """From now on nothing passes and nobody is told: connections are half open, new ones are accepted.
+
+        What had been handed to the other socket before is on the line, and arrives.
+        """
         self.silent = True
-        for pair in self.pairs:
+        for pair in self._pairs:
             pair.client.regulate()
             pair.server.regulate()
 
     def speak(self) -> None:
         """What was held back passes; what lost a side meanwhile is told so."""
+        if self.silent:
+            self.counters.held += self.held
         self.silent = False
-        for pair in list(self.half):
-            pair.end(broken=True)
-        self.half.clear()
-        for pair in list(self.pairs):
-            for side in (pair.client, pair.server):
-                pair.pump(side)
+        for pair in list(self._pairs):
+            if pair.bereaved:
+                pair.end(break_off)
+            elif pair.server.transport is None and pair.dialling is None:
+                self._dial(pair)
+            pair.client.pump()
+            pair.server.pump()
 
     # -- connections -------------------------------------------------------------------------------------------------
 
     def now(self) -> float:
         return asyncio.get_running_loop().time()
 
-    def accepted(self, pair: _Pair) -> None:
-        self.counters.opened += 1
-        if self.refusing or self._upstream is None:
-            self.counters.refused += 1
-            pair.end(broken=True)
+    def accepted(self, pair: Pair) -> None:
+        self._pairs.add(pair)
+        if self.refusing or self._upstream is None or self._server is None:
+            # Not at once: of a transport that is aborted in connection_made, uvloop never says that it is lost.
+            asyncio.get_running_loop().call_soon(self._refuse, pair)
             return
-        self.pairs.add(pair)
-        pair.dialling = asyncio.create_task(self._dial(pair), name=f"link-{self.name}")
+        self.counters.opened += 1
+        if not self.silent:  # a SYN would not pass either
+            self._dial(pair)
 
-    async def _dial(self, pair: _Pair) -> None:
+    def left(self, pair: Pair) -> None:
+        """It ends, or has ended."""
+        self._pairs.discard(pair)
+        self._ending.add(pair)
+        if pair.gone:
+            self._ending.discard(pair)
+            self._all_gone.set()
+
+    def _refuse(self, pair: Pair) -> None:
+        self.counters.refused += 1
+        pair.end(break_off)
+
+    def _dial(self, pair: Pair) -> None:
+        pair.dialling = asyncio.create_task(self._connect(pair), name=f"link-{self.name}")
+        pair.dialling.add_done_callback(lambda _: self._dialled(pair))
+
+    def _dialled(self, pair: Pair) -> None:
+        pair.dialling = None
+        if pair.ending:
+            self.left(pair)
+
+    async def _connect(self, pair: Pair) -> None:
+        """Cancelled only before the upstream is reached: then a socket of ours is all that there is to close."""
         assert self._upstream is not None
+        loop = asyncio.get_running_loop()
+        raw = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         try:
-            await asyncio.get_running_loop().create_connection(lambda: pair.server, *self._upstream)
-        except OSError:
-            self.pairs.discard(pair)
-            pair.dialling = None
-            pair.end(broken=True)
+            raw.setblocking(False)
+            async with asyncio.timeout(DIAL_TIMEOUT):
+                await loop.sock_connect(raw, self._upstream)
+            pair.reached = True
+        except OSError:  # a TimeoutError is one
+            if not self.silent:  # in silence nobody is told, and `speak` dials again
+                self._refuse(pair)
+        finally:
+            if not pair.reached:
+                if pair.broken:
+                    close_by_rst(raw)
+                raw.close()
+        if pair.reached:
+            await loop.create_connection(lambda: pair.server, sock=raw)
