@@ -1,7 +1,7 @@
 """Follow: a standing pull consumer that heals itself. Every message of its filters, once, in order, without a gap.
 
 What ends a consumer is not announced (a server killed with its R1 consumer is silence; a minority side heartbeats
-for ever), so: a jump in the consumer's own count, a heartbeat that counts more than arrived, two missed heartbeats, a
+for ever), so: a jump in the consumer's own count, a heartbeat that counts more than arrived, missed heartbeats, a
 status that says so, or `restart()` by whoever asked the leader: each makes a new consumer, under a new name (the old
 name may hang for 3 s), right after the last message that was delivered.
 """
@@ -18,6 +18,7 @@ from broker.bus import pull
 from broker.bus.errors import BusError, BusUnavailable
 from broker.bus.log import stream_info
 from broker.bus.nats import Bus, Msg, Subscription
+from broker.bus.silence import Silence
 from broker.bus.subjects import random_id
 
 log = structlog.get_logger("bus")
@@ -25,7 +26,6 @@ log = structlog.get_logger("bus")
 OnMessage = Callable[[int, str, bytes, dict[str, str] | None], None]
 
 INACTIVE = 10.0  # seconds until the server forgets a consumer that nobody pulls from
-SILENCE = 2.5 * pull.HEARTBEAT
 RETRY = 0.1
 
 
@@ -48,6 +48,7 @@ class Follow:
         after: int | None = None,
         last_per_subject: bool = False,
         credit: int = 512,
+        heartbeat: float = pull.HEARTBEAT,
         on_replaced: Callable[[], None] = lambda: None,
     ) -> None:
         self.stream = stream
@@ -66,7 +67,7 @@ class Follow:
         self._consumer_seq = 0
         self._outstanding = 0
         self._behind = 0  # messages that were there when the consumer was made and have not been delivered
-        self._heard_at = 0.0
+        self._silence = Silence(heartbeat, asyncio.get_running_loop().time())
         self._held = False
         self._broken = asyncio.Event()
         self._subscription: Subscription | None = None
@@ -80,10 +81,13 @@ class Follow:
         except BaseException:
             await self._discard()
             raise
+        # Between two connections nobody was subscribed, and a server that finds nobody there drops the pull in silence.
+        self._bus.on_reconnected.add(self.restart)
         self._keeper = asyncio.create_task(self._keep(), name=f"follow-{self.stream}")
 
     async def close(self) -> None:
         """Idempotent. The consumer is deleted if the server answers at once, else it is forgotten after INACTIVE."""
+        self._bus.on_reconnected.discard(self.restart)
         if self._keeper is not None:
             self._keeper.cancel()
             await asyncio.gather(self._keeper, return_exceptions=True)
@@ -97,7 +101,7 @@ class Follow:
     def hold(self, held: bool) -> None:
         """Stop (or go on) asking for more: overload. What is on its way still arrives."""
         self._held = held
-        self._heard_at = asyncio.get_running_loop().time()
+        self._silence.hear(asyncio.get_running_loop().time())
         if not held:
             self._top_up()
 
@@ -115,7 +119,7 @@ class Follow:
         self._consumer_seq = 0
         self._outstanding = 0
         self._broken.clear()
-        self._heard_at = asyncio.get_running_loop().time()
+        self._silence.hear(asyncio.get_running_loop().time())
         if self._from_now:
             # From here on a successor must start behind this point, also if nothing arrives before it is needed.
             self.seq = max(self.seq, answer["delivered"]["stream_seq"])
@@ -162,11 +166,12 @@ class Follow:
         loop = asyncio.get_running_loop()
         while True:
             try:
-                async with asyncio.timeout(pull.HEARTBEAT):
+                async with asyncio.timeout(self._silence.heartbeat):
                     await self._broken.wait()
             except TimeoutError:
-                if self._held or loop.time() - self._heard_at < SILENCE:
+                if not self._silence.look(loop.time()) or self._held:
                     continue
+                self._silence.gone(loop.time())
             self.restarts += 1
             log.info("bus.consumer_replaced", stream=self.stream, consumer=self._consumer, after=self.seq)
             await self._discard()
@@ -198,14 +203,16 @@ class Follow:
         batch = self._credit - self._outstanding
         try:
             self._bus.publish_now(
-                f"$JS.API.CONSUMER.MSG.NEXT.{self.stream}.{self._consumer}", pull.request(batch), self._inbox
+                f"$JS.API.CONSUMER.MSG.NEXT.{self.stream}.{self._consumer}",
+                pull.request(batch, heartbeat=self._silence.heartbeat),
+                self._inbox,
             )
         except BusUnavailable:
             return  # the keeper hears no heartbeat and makes a new consumer once connected
         self._outstanding += batch
 
     async def _receive(self, msg: Msg) -> None:
-        self._heard_at = asyncio.get_running_loop().time()
+        self._silence.hear(asyncio.get_running_loop().time())
         delivered = pull.parse_reply(msg.reply)
         if delivered is None:
             self._receive_status(msg.headers or {})

@@ -64,6 +64,7 @@ class Bus:
         self._writer: asyncio.StreamWriter | None = None  # of the connection that the last ping went to
         self._watch: asyncio.Task[None] | None = None
         self.on_lame_duck: Callable[[], None] = lambda: None  # called when the server says that it leaves
+        self.on_reconnected: set[Callable[[], None]] = set()  # called when another connection stands
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
 
@@ -408,6 +409,8 @@ class Bus:
     async def _on_reconnected(self) -> None:
         self._heard_at = asyncio.get_running_loop().time()
         log.info("bus.reconnected", bus=self.id, server=self.server)
+        for callback in list(self.on_reconnected):
+            callback()
 
     async def _on_lame_duck(self) -> None:
         log.info("bus.server_leaving", bus=self.id, server=self.server)

@@ -33,9 +33,9 @@ class End(Enum):
     CONSUMER_GONE = "consumer gone"  # make another one
 
 
-def request(batch: int, *, expires: float = EXPIRES) -> bytes:
+def request(batch: int, *, expires: float = EXPIRES, heartbeat: float = HEARTBEAT) -> bytes:
     return json.dumps(
-        {"batch": batch, "expires": int(expires * _NANOSECONDS), "idle_heartbeat": int(HEARTBEAT * _NANOSECONDS)}
+        {"batch": batch, "expires": int(expires * _NANOSECONDS), "idle_heartbeat": int(heartbeat * _NANOSECONDS)}
     ).encode()
 
 

@@ -26,6 +26,7 @@ from broker.node.settings import NodeSettings
 
 log = structlog.get_logger("node")
 
+HEARTBEAT = 0.05  # a viewer waits while a consumer's silence is not believed (docs/decisions/heartbeats.md)
 CHECK_INTERVAL = 1.0
 LAG_TIMEOUT = 2.0  # the leader is ahead, or silent, for so long: another NATS server
 PROOF_RETRY = 0.05
@@ -153,6 +154,7 @@ class Tail:
             self._receive,
             after=after,
             credit=self._settings.tail_credit,
+            heartbeat=HEARTBEAT,
         )
         await self._follow.start()
         async with asyncio.timeout(self._settings.attach_timeout):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import contextlib
 import os
 import signal
 from collections.abc import Callable, Sequence
@@ -27,7 +28,8 @@ def kill(victim: Process, aim: Process) -> Fault:
     """SIGKILL."""
 
     async def strike() -> None:
-        os.kill(aim.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # it has just ended by itself: then it is gone as well
+            os.kill(aim.pid, signal.SIGKILL)
 
     def gone() -> str | None:
         return f"pid {victim.pid} is gone" if state(victim.pid) == "Z" else None

@@ -110,6 +110,7 @@ async def replica_lags(round: Round) -> None:
         await asyncio.gather(*(viewer.seen(2) for viewer in behind))
     for viewer in behind:
         viewer.hold()
+        round.stack.callback(viewer.go_on)
         viewer.kick()
     fault = _cut_off(round, victim)
     await round.hurt(fault)
@@ -131,11 +132,13 @@ def _cut_off(round: Round, victim: Process) -> Fault:
 
     async def stale() -> str | None:
         bus = await Bus.connect(addresses[victim.id], "okome-chaos-minority")
+        others = ",".join(url for name, url in addresses.items() if name != victim.id)
+        majority = await Bus.connect(others, "okome-chaos-majority")
         try:
             for session in round.crowd.watched:
                 stream, subject = log_stream(partition_of(session.sid)), log_subject(session.sid)
                 try:
-                    newest = await last(round.system.bus, stream, subject)
+                    newest = await last(majority, stream, subject)
                     answer = await bus.request(f"$JS.API.DIRECT.GET.{stream}.{subject}", b"", timeout=0.5)
                 except BusError:
                     continue
@@ -146,6 +149,7 @@ def _cut_off(round: Round, victim: Process) -> Fault:
                     return f"{victim.id} says that {session.sid} ends at {told}, its leader says {newest.seq}"
         finally:
             await bus.close()
+            await majority.close()
         return None
 
     async def undo() -> None:

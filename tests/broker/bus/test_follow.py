@@ -9,11 +9,11 @@ from contextlib import asynccontextmanager
 import pytest
 import structlog.testing
 
-from broker.bus import follow as module
 from broker.bus import log, pull
 from broker.bus.errors import BusError, BusUnavailable, StoreRejected, WrongLastSequence
 from broker.bus.follow import Follow
 from broker.bus.nats import Bus, Msg
+from broker.bus.silence import LONGEST
 from tests.broker.bus.conftest import eventually, make_stream, restarted
 from tests.fixtures.nats_server import NatsServer
 
@@ -218,9 +218,9 @@ async def test_a_pull_that_expires_is_renewed(local_bus: Bus, monkeypatch: pytes
     requests: list[int] = []
     plain = pull.request
 
-    def short(batch: int) -> bytes:
+    def short(batch: int, *, heartbeat: float) -> bytes:
         requests.append(batch)
-        return plain(batch, expires=1.1)  # longer than two heartbeats, or the server refuses it
+        return plain(batch, expires=1.1, heartbeat=heartbeat)  # longer than two heartbeats, or the server refuses it
 
     monkeypatch.setattr(pull, "request", short)
     stream, reader = await make_stream(local_bus), Reader()
@@ -271,7 +271,7 @@ async def test_hold_stops_asking_and_goes_on(local_bus: Bus) -> None:
         sequences = await fill(local_bus, stream, 30)
         await eventually(lambda: len(reader.got) == 8)
         began = asyncio.get_running_loop().time()
-        await eventually(lambda: asyncio.get_running_loop().time() - began > module.SILENCE + pull.HEARTBEAT)
+        await eventually(lambda: asyncio.get_running_loop().time() - began > LONGEST + 2 * pull.HEARTBEAT)
         assert len(reader.got) == 8
         assert follow.restarts == 0
         follow.hold(False)
