@@ -9,7 +9,7 @@ import json
 import random
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from urllib.parse import urlsplit
 
 import msgspec
@@ -22,6 +22,7 @@ from compose.chaos.http import call, reset
 from compose.chaos.subject import Running
 from compose.chaos.system import System
 
+LOOPBACK = "127.0.0.1"
 ABREAST = 12  # clients at a time
 SIGN_TIMEOUT = 5.0
 CLIENT_TIMEOUT = 10.0
@@ -128,7 +129,7 @@ class Aborters:
 
 
 def abort(system: System | Running, clients: Aborters, times: int) -> Fault:
-    """`times` clients break off. In a control run their door is not the system's."""
+    """`times` clients break off. In a control run their door leads `nowhere`."""
     before = (0.0, 0.0)
 
     async def strike() -> None:
@@ -146,6 +147,21 @@ def abort(system: System | Running, clients: Aborters, times: int) -> Fault:
     return Fault(
         f"{times} clients", strike, lambda: comes_true(counted, "requests that lost their client", SIGN_TIMEOUT)
     )
+
+
+@contextlib.asynccontextmanager
+async def nowhere() -> AsyncIterator[str]:
+    """The URL of a listener that answers nobody: the door of a control run."""
+
+    async def swallow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while await reader.read(65536):
+                pass
+        writer.close()
+
+    async with await asyncio.start_server(swallow, LOOPBACK) as server:
+        host, port = server.sockets[0].getsockname()
+        yield f"http://{host}:{port}"
 
 
 async def _gone(system: System | Running) -> tuple[float, float]:

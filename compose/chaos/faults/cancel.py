@@ -20,6 +20,8 @@ from compose.chaos.viewer import Seen
 
 SIGN_TIMEOUT = 15.0
 """Seconds in which a cancelled answer must have ended. What is waiting in the queue is ended by OKOME's sweeper."""
+WRONG_TIMEOUT = 3.0
+"""The same in a control run, where it will not end."""
 CALL_TIMEOUT = 10.0
 
 Told = tuple[bool, str]
@@ -95,11 +97,12 @@ def cancel(session: Watched, asked: Asked, device: Device, *, wrong: bool) -> tu
         await device(session.sid, "0" * len(asked.gid) if wrong else asked.gid)
 
     async def ended() -> str:
+        timeout = WRONG_TIMEOUT if wrong else SIGN_TIMEOUT
         try:
-            async with asyncio.timeout(SIGN_TIMEOUT):
+            async with asyncio.timeout(timeout):
                 await viewer.changed(lambda one: any(_ends(event, asked) for event in one.events))
         except TimeoutError:
-            raise DidNotHappen(f"{asked.gid} did not end within {SIGN_TIMEOUT:g} s") from None
+            raise DidNotHappen(f"{asked.gid} did not end within {timeout:g} s") from None
         end = next(event for event in viewer.events if _ends(event, asked))
         if end.name != CANCELLED:
             raise DidNotHappen(f"{asked.gid} ended with {end.name}")

@@ -15,7 +15,7 @@ from compose.chaos.scenario import scenario
 from compose.chaos.world import IMPATIENT
 
 LONG = 12.0  # seconds: no answer that is to be cancelled ends by itself before
-FIRST_TOKEN_MS = 30_000
+FIRST_TOKEN_MS = int(LONG * 1000)
 AFTER_ALL = 1.5
 TAKEN_TIMEOUT = 15.0
 

@@ -14,7 +14,7 @@ from broker.bus.log import last, read_all
 from broker.bus.subjects import log_stream, log_subject, partition_of
 from compose.chaos import gauges
 from compose.chaos.crowd import Watched
-from compose.chaos.faults.abort import Aborters, abort
+from compose.chaos.faults.abort import Aborters, abort, nowhere
 from compose.chaos.faults.leave import leave
 from compose.chaos.round import Round
 from compose.chaos.scenario import scenario
@@ -99,7 +99,8 @@ async def aborts(round: Round) -> None:
     first = _first.setdefault(round.system, before)
     sessions = [await round.crowd.open() for _ in range(max(2, round.sessions // 2))]
     watched = await round.work(4)
-    clients = Aborters(round.door, round.system.api_key, sessions, round.rng)
+    decoy = await round.stack.enter_async_context(nowhere())
+    clients = Aborters((lambda: decoy) if round.control else round.door, round.system.api_key, sessions, round.rng)
     await round.hurt(abort(round.system, clients, round.sessions * ABORTS_PER_SESSION))
     await asyncio.gather(*(_terminal(round, session.sid) for session in watched))
     await round.crowd.over(END_TIMEOUT)
