@@ -23,7 +23,7 @@ from control.models import Models
 from control.open_generations import OpenGenerations
 from control.partitions import Partitions
 from control.provisioning import provision
-from control.pulse import Pulse
+from control.pulse import PREFIX, Pulse
 from control.service import DESCRIPTION, NAME, endpoints
 from control.sessions import Sessions
 from control.settings import ControlSettings
@@ -59,7 +59,7 @@ class Okome:
         self.health.set("starting", "making streams and buckets")
         await provision(bus, settings)
         self.partitions = partitions(settings)
-        await keep_floors(bus, self.partitions, settings.store_boot)
+        await keep_floors(bus, self.partitions, PREFIX + self.id, settings.store_boot)
         self.keyring = Keyring(bus)
         await self.keyring.open(settings.api_key.get_secret_value())
         await self._start_parts(bus)
@@ -108,7 +108,7 @@ class Okome:
             try:
                 if self.pulse.active():
                     await provision(self.bus, self.settings, timeout=self.settings.reconcile_interval)
-                    await keep_floors(self.bus, self.partitions)
+                    await keep_floors(self.bus, self.partitions, self.pulse.name)
                 await self.keyring.open(self.settings.api_key.get_secret_value())
             except BusError as error:
                 log.info("reconcile.put_off", error=repr(error))

@@ -1,7 +1,7 @@
 """Endings: the record of a generation follows its log, and a generation that nobody will end is ended here.
 
-OKOME writes frames nowhere else. Both are fenced: a terminal by the log's last sequence, a record by its revision, so
-that a late worker or another replica can only lose.
+OKOME writes frames nowhere else but in `restoring`. Both are fenced: a terminal by the log's last sequence, a record by
+its revision, so that a late worker or another replica can only lose.
 """
 
 from __future__ import annotations

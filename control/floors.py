@@ -20,6 +20,7 @@ from broker.bus.log import StreamInfo, stream_info
 from broker.bus.nats import Bus
 from broker.bus.subjects import log_stream
 from control.abreast import abreast
+from control.restoring import restore
 from control.streams import new_incarnation
 
 ABREAST = 8
@@ -29,12 +30,14 @@ log = structlog.get_logger("control")
 
 class Floor(msgspec.Struct, frozen=True):
     """KV `secrets`, key `floor.<pp>`. `replaces`: what the stream is still called if a change is half done.
-    `boot`: the start of the store's machine in which this was seen, "" where nobody told."""
+    `boot`: the start of the store's machine in which this was seen, "" where nobody told. `cut`: the log lost what was
+    behind `seq`, and the sessions in it have not been restored yet."""
 
     seq: int
     incarnation: str
     replaces: str = ""
     boot: str = ""
+    cut: bool = False
 
 
 class Decision(NamedTuple):
@@ -51,7 +54,10 @@ def decide(floor: Floor | None, stream: StreamInfo, fresh: str, boot: str = "") 
         return Decision(None, floor.incarnation)
     boot = boot or (floor.boot if floor is not None else "")
     if _lost(floor, stream, boot):
-        return Decision(Floor(stream.last_seq, fresh, stream.incarnation, boot), fresh)
+        end = min(stream.last_seq, floor.seq) if floor is not None and floor.cut else stream.last_seq
+        return Decision(Floor(end, fresh, stream.incarnation, boot, cut=True), fresh)
+    if floor is not None and floor.cut and stream.incarnation == floor.incarnation:
+        return Decision(None, "")  # until it is restored
     now = Floor(stream.last_seq, stream.incarnation, boot=boot)
     # A stream with an incarnation of its own was made anew; that one counts.
     if floor is None or stream.incarnation != floor.incarnation or stream.last_seq > floor.seq or boot != floor.boot:
@@ -68,17 +74,30 @@ def _lost(floor: Floor | None, stream: StreamInfo, boot: str) -> bool:
     return stream.last_seq < floor.seq or (bool(floor.boot) and boot != floor.boot)
 
 
-async def keep_floors(bus: Bus, partitions: list[str], boot: str = "") -> None:
-    """One look at every partition. Raises BusError."""
+async def keep_floors(bus: Bus, partitions: list[str], name: str = "okome", boot: str = "") -> None:
+    """One look at every partition; what a log lost is restored under `name`. Raises BusError."""
     secrets = Bucket(bus, "secrets")
+    cuts: dict[str, int] = {}
 
     async def one(partition: str) -> None:
-        await _keep(bus, secrets, partition, boot)
+        floor = await _keep(bus, secrets, partition, boot)
+        if floor is not None and floor.cut:
+            cuts[partition] = floor.seq
 
     await abreast(ABREAST, one, partitions)
+    if cuts:
+        await restore(bus, name, cuts)
+        for partition in cuts:
+            await secrets.change(f"floor.{partition}", _restored)
 
 
-async def _keep(bus: Bus, secrets: Bucket, partition: str, boot: str) -> None:
+def _restored(value: bytes | None) -> bytes | None:
+    floor = msgspec.json.decode(value, type=Floor) if value else None
+    return msgspec.json.encode(msgspec.structs.replace(floor, cut=False)) if floor and floor.cut else None
+
+
+async def _keep(bus: Bus, secrets: Bucket, partition: str, boot: str) -> Floor | None:
+    """The floor as it is now; None where another replica is changing it."""
     key = f"floor.{partition}"
     entry = await secrets.get(key)
     floor = msgspec.json.decode(entry.value, type=Floor) if entry else None
@@ -91,12 +110,13 @@ async def _keep(bus: Bus, secrets: Bucket, partition: str, boot: str) -> None:
             else:
                 await secrets.update(key, msgspec.json.encode(decision.floor), entry.revision)
         except BucketConflict:
-            return  # another replica looked at the same time; what it decided is seen by the next look
+            return None  # another replica looked at the same time; what it decided is seen by the next look
     if decision.incarnation:
         await _set_incarnation(bus, partition, decision.incarnation)
         log.warning(
             "log.incarnation_changed", partition=partition, last=stream.last_seq, floor=floor.seq if floor else 0
         )
+    return decision.floor or floor
 
 
 async def _set_incarnation(bus: Bus, partition: str, incarnation: str) -> None:

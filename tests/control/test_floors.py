@@ -6,6 +6,7 @@ import asyncio
 
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from broker.bus.kv import Bucket
 from broker.bus.log import StreamInfo, store, stream_info
@@ -24,13 +25,13 @@ def test_the_first_look_at_an_empty_log_only_remembers() -> None:
 
 def test_a_log_with_frames_and_no_floor_has_lost_its_floor() -> None:
     """Nobody writes before the first look, so what was seen beyond cannot be told any more."""
-    assert decide(None, stream(7), "ffff", "monday") == Decision(Floor(7, "ffff", "aaaa", "monday"), "ffff")
+    assert decide(None, stream(7), "ffff", "monday") == Decision(Floor(7, "ffff", "aaaa", "monday", True), "ffff")
 
 
 def test_another_start_of_the_stores_machine_changes_the_incarnation_though_the_log_is_beyond_its_floor() -> None:
     """The floor is some seconds old, and what was written since may have been lost and written anew."""
     old = Floor(5, "aaaa", "", "monday")
-    assert decide(old, stream(7), "ffff", "tuesday") == Decision(Floor(7, "ffff", "aaaa", "tuesday"), "ffff")
+    assert decide(old, stream(7), "ffff", "tuesday") == Decision(Floor(7, "ffff", "aaaa", "tuesday", True), "ffff")
     assert decide(old, stream(5), "ffff", "monday") == Decision(None, "")
     assert decide(old, stream(5), "ffff") == Decision(None, "")  # not told: not a start
     assert decide(old, stream(7), "ffff") == Decision(Floor(7, "aaaa", "", "monday"), "")
@@ -46,7 +47,7 @@ def test_a_log_that_grew_raises_the_floor() -> None:
 
 
 def test_a_log_below_its_floor_gets_another_incarnation() -> None:
-    assert decide(Floor(9, "aaaa"), stream(7), "ffff") == Decision(Floor(7, "ffff", "aaaa"), "ffff")
+    assert decide(Floor(9, "aaaa"), stream(7), "ffff") == Decision(Floor(7, "ffff", "aaaa", cut=True), "ffff")
 
 
 def test_half_a_change_is_finished_with_what_was_decided() -> None:
@@ -68,6 +69,8 @@ def test_whatever_a_log_does_it_keeps_its_name_while_it_grows_and_changes_it_whe
         shrank = length < seen if floor is not None else length > 0
         assert bool(decision.incarnation) == shrank
         name, seen, floor = decision.incarnation or name, length, decision.floor or floor
+        assert floor is not None
+        floor = replace(floor, cut=False)  # restored
 
 
 async def test_a_log_that_lost_its_end_changes_its_incarnation_once_for_all_replicas(fresh_nats: NatsServer) -> None:

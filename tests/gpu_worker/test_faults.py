@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from broker.bus import log
-from broker.bus.frames import ATTEMPT, CANCELLED, DONE, FAILED, START, TERMINAL, encode_frame
+from broker.bus.frames import ATTEMPT, CANCELLED, DONE, FAILED, START, TERMINAL, TOKEN, encode_frame
 from broker.bus.nats import Bus
 from broker.bus.observer import delivery_order
 from broker.bus.queue import Delivery, nak
@@ -65,6 +65,22 @@ async def test_a_killed_workers_generation_goes_on_elsewhere_from_the_stored_pre
             assert takeover.fields()["worker"] == "w2"
             assert gap < 4
             await bed.no_jobs_left()
+
+
+async def test_a_job_that_outlived_its_log_is_read_from_where_its_record_says(bed: Bed) -> None:
+    """The log lost its end: what the job was accepted behind is gone, and OKOME has told its record so. Behind the
+    job's own place nothing of the answer would be found, and it would begin again."""
+    start = {"epoch": 1, "model": "scripted", "worker": "w0", "input": [], "t": 0}
+    first = await log.store(bed.bus, f"tok.00.{SID}", encode_frame(START, "g1", 1, "aaaaaaaa", 0, 0, 0, start))
+    said = {"text": text(5, 2), "n": 2}
+    await log.store(bed.bus, f"tok.00.{SID}", encode_frame(TOKEN, "g1", 1, "aaaaaaaa", first, 0, 2, said))
+    job = await bed.ask("g1", {"tokens": 9, "rate": 0, "seed": 5}, after=1000, enqueue=False)
+    await bed.record("g1", after=0)
+    await bed.enqueue(job)
+    async with bed.worker("w1"):
+        assert (await bed.ended("g1")).type == DONE
+        assert bed.types("g1")[:3] == [START, TOKEN, ATTEMPT]
+        assert bed.text("g1") == text(5, 9)
 
 
 async def test_a_zombie_finds_itself_fenced_and_acks_and_naks_nothing(bed: Bed) -> None:
