@@ -95,18 +95,21 @@ class Crowd:
         patience: float = 25.0,
         door: Callable[[], str] | None = None,
         receive_buffer: int = 0,
+        after: str = "0",
+        terminals: int = 1,
     ) -> Viewer:
-        """One more viewer of a session, from its first frame to the first terminal; `door`: not everybody's."""
+        """One more viewer of a session, from `after` to so many terminals; `door`: not everybody's."""
         viewer = Viewer(
             door or self._door,
             session.sid,
             session.token,
             transport=transport,
+            after=after,
             patience=patience,
             receive_buffer=receive_buffer,
         )
         session.viewers.append(viewer)
-        session.tasks.append(asyncio.create_task(viewer.watch(), name=f"viewer-{session.sid}"))
+        session.tasks.append(asyncio.create_task(viewer.watch(terminals), name=f"viewer-{session.sid}"))
         return viewer
 
     async def ask(self, session: Watched, script: Script | None, **fields: Any) -> Asked:

@@ -17,10 +17,9 @@ from types import TracebackType
 from compose.chaos.subject import NoSystem, Running
 from compose.chaos.whole import NotBack, Process, until
 from compose.chaos.world import World
-from compose.up.child import alive, tail
+from compose.up.child import tail
 
 START_TIMEOUT = 90.0
-GONE_TIMEOUT = 10.0
 STOP_TIMEOUT = 40.0
 NOBODY = "http://127.0.0.1:1"  # where viewers knock while nothing runs: refused
 
@@ -32,6 +31,7 @@ class Household(Running):
         super().__init__(world, directory / "ready.json")
         self._directory = directory
         self._up: subprocess.Popen[bytes] | None = None
+        self._environment = dict(world.environment)
 
     async def __aenter__(self) -> Household:
         try:
@@ -66,12 +66,16 @@ class Household(Running):
         return found
 
     async def start(self, **environment: str) -> None:
-        """Start `okome up` on the directory and wait until it is whole. Raises NotBack."""
+        """Start `okome up` on the directory and wait until it is whole. `environment` is kept for later starts.
+
+        Raises NotBack.
+        """
+        self._environment |= environment
         self.ready_file.unlink(missing_ok=True)
         clean = {name: value for name, value in os.environ.items() if not name.startswith("OKOME_")}
         own = {"XDG_STATE_HOME": str(self._directory / "state"), "NO_COLOR": "1"}
         with self._said.open("ab") as said:
-            up = subprocess.Popen(
+            up = subprocess.Popen(  # noqa: ASYNC220  # it outlives this call, and is looked at by its pid
                 [
                     *(sys.executable, "-P", "-m", "compose.cli.main", "up"),
                     *("--ready-file", str(self.ready_file)),
@@ -82,7 +86,7 @@ class Household(Running):
                 stdin=subprocess.DEVNULL,
                 stdout=said,
                 stderr=subprocess.STDOUT,
-                env={**clean, **own, **self.world.environment, **environment},
+                env={**clean, **own, **self._environment},
                 start_new_session=True,  # Ctrl-C is not its to take
             )
         try:

@@ -154,6 +154,8 @@ class Running:
         try:
             async with asyncio.timeout(timeout):
                 await until(serving)
+        except NoSystem as error:
+            raise NotBack(str(error)) from error
         except TimeoutError:
             dead = [part.id for part in self.processes() if not alive(part.pid)]
             raise NotBack(f"not whole after {timeout:.0f} s; dead: {dead}") from None

@@ -253,6 +253,8 @@ class Viewer:
             self._told_to_wait = json.loads(event.data).get("retry_after_ms", 1000) / 1000
         elif event.name == "reconnect":
             self._told_to_wait = json.loads(event.data).get("after_ms", 0) / 1000
+        elif event.name == "reset":
+            self.ended = 0  # all that there is is told anew
         elif event.name in TERMINAL:
             self.ended += 1
         self._changed.set()

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 _HEAD = struct.Struct("<IQQH")
 _HAS_HEADERS = 1 << 31
+_NO_MESSAGE = 3 << 62  # of a sequence: the record says that a message was erased, or deleted
 
 
 class Record(NamedTuple):
@@ -32,7 +33,7 @@ def blocks(store: Path, stream: str) -> list[Path]:
 
 
 def records(block: Path) -> Iterator[Record]:
-    """What is whole in a block, in its order."""
+    """The messages that are whole in a block, in its order."""
     data = block.read_bytes()
     at = 0
     while at + _HEAD.size <= len(data):
@@ -40,7 +41,8 @@ def records(block: Path) -> Iterator[Record]:
         length &= ~_HAS_HEADERS
         if not _HEAD.size <= length <= len(data) - at:
             return
-        yield Record(seq, at, data[at : at + length])
+        if not seq & _NO_MESSAGE:
+            yield Record(seq, at, data[at : at + length])
         at += length
 
 
