@@ -14,7 +14,7 @@ from broker.bus import operations as ops
 from broker.bus.errors import BusUnavailable, Refusal
 from broker.bus.kv import Bucket, Entry
 from broker.bus.nats import Bus
-from broker.bus.records import Generation, Model, Session, Status, encode
+from broker.bus.records import Generation, Model, Session, encode
 from broker.bus.records import decode as decode_record
 from broker.bus.subjects import log_stream, partition_of, worker_subject
 from broker.node.access import Principal, check_opens, check_session_id
@@ -188,20 +188,19 @@ class Operations:
     async def cancel(self, who: Principal, sid: str, gid: str) -> dict[str, Any]:
         """Ask for the end of a generation: made durable first, then the worker is nudged. Idempotent."""
         self._known(who, sid, write=True)
-        await self._generation(who, sid, gid)
+        _check_generation_id(gid)
 
         def ask(value: bytes | None) -> bytes | None:
-            record = decode_record(value, Generation) if value else None
-            if record is None or record.cancel or not record.status.open:
+            record = _tenants(who, value)
+            if record.cancel or not record.status.open:
                 return None
             return encode(msgspec.structs.replace(record, cancel=True))
 
-        value = await self._generations.change(f"{sid}.{gid}", ask)
-        record = decode_record(value, Generation) if value else None
+        record = _tenants(who, await self._generations.change(f"{sid}.{gid}", ask))
         nudge = json.dumps({"sid": sid, "gid": gid}).encode()
         for worker in self._beats.holders(gid):
             await self._bus.publish(worker_subject(worker, "cancel"), nudge)
-        return {"generation_id": gid, "status": str(record.status) if record else str(Status.CANCELLED)}
+        return {"generation_id": gid, "status": str(record.status)}
 
     async def models(self) -> list[Model]:
         return sorted(
@@ -216,11 +215,9 @@ class Operations:
             raise Refusal("too_large", f"a request of {payload} bytes is more than the bus takes")
 
     async def _generation(self, who: Principal, sid: str, gid: str) -> Generation:
-        entry = await self._generations.get(f"{sid}.{gid}") if gid.isalnum() else None
-        record = _record(entry, Generation) if entry else None
-        if record is None or record.tenant != who.tenant:
-            raise Refusal("unknown_generation", "there is no such generation in this session")
-        return record
+        _check_generation_id(gid)
+        entry = await self._generations.get(f"{sid}.{gid}")
+        return _tenants(who, entry.value if entry else None)
 
     def _known(self, who: Principal, sid: str, *, write: bool = False) -> None:
         check_session_id(sid)
@@ -238,8 +235,31 @@ def _own(who: Principal, idempotency_key: str) -> str:
     return f"{who.subject}:{idempotency_key}" if idempotency_key else ""
 
 
+def _check_generation_id(gid: str) -> None:
+    """It becomes part of a subject. Raises Refusal."""
+    if not gid.isalnum():
+        raise _unknown_generation()
+
+
+def _tenants(who: Principal, value: bytes | None) -> Generation:
+    """A generation's record, where there is one and it is this tenant's. Raises Refusal and BusUnavailable."""
+    record = _parsed(value, Generation) if value else None
+    if record is None or record.tenant != who.tenant:
+        raise _unknown_generation()
+    return record
+
+
+def _unknown_generation() -> Refusal:
+    return Refusal("unknown_generation", "there is no such generation in this session")
+
+
 def _record(entry: Entry, kind: type[Kind]) -> Kind:
+    return _parsed(entry.value, kind)
+
+
+def _parsed(value: bytes, kind: type[Kind]) -> Kind:
+    """Raises BusUnavailable."""
     try:
-        return decode_record(entry.value, kind)
+        return decode_record(value, kind)
     except msgspec.ValidationError as error:
         raise BusUnavailable(f"a record of kind {kind.__name__} is not readable") from error
