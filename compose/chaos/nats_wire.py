@@ -34,8 +34,8 @@ class Direction(enum.Enum):
     TO_SERVER = "to server"  # PUB, HPUB
 
 
-class Delivered(NamedTuple):
-    """One message that is about to be delivered, to either side. `headers`: raw, from `NATS/1.0` to the empty line; b"" where there are none."""
+class Message(NamedTuple):
+    """One message on its way. `headers`: raw, from `NATS/1.0` to the empty line; b"" where there are none."""
 
     direction: Direction
     subject: str
@@ -48,16 +48,16 @@ class Delivered(NamedTuple):
 class Loss:
     """A rule: the first `times` messages for which `wanted` holds do not arrive, or arrive as `instead` says."""
 
-    wanted: Callable[[Delivered], bool]
+    wanted: Callable[[Message], bool]
     direction: Direction
     times: int
     instead: bytes | None
     payload: bytes
-    lost: list[Delivered] = field(default_factory=list)
+    lost: list[Message] = field(default_factory=list)
     happened: asyncio.Event = field(default_factory=asyncio.Event)
     """The first one is lost."""
 
-    def takes(self, message: Delivered) -> bool:
+    def takes(self, message: Message) -> bool:
         if message.direction is not self.direction or len(self.lost) >= self.times or not self.wanted(message):
             return False
         self.lost.append(message)
@@ -76,7 +76,7 @@ class NatsTap:
 
     def lose(
         self,
-        wanted: Callable[[Delivered], bool],
+        wanted: Callable[[Message], bool],
         *,
         times: int = 1,
         direction: Direction = Direction.TO_CLIENT,
@@ -97,7 +97,7 @@ class NatsTap:
         if rule in self.rules:
             self.rules.remove(rule)
 
-    def judge(self, message: Delivered) -> Loss | None:
+    def judge(self, message: Message) -> Loss | None:
         """The rule that takes it."""
         for rule in self.rules:
             if rule.takes(message):
@@ -194,7 +194,7 @@ def _behind(line: bytes) -> int | None:
     return 0 if verb in BARE or verb == INFO else None
 
 
-def _message(direction: Direction, line: bytes, body: bytes) -> Delivered:
+def _message(direction: Direction, line: bytes, body: bytes) -> Message:
     """`MSG subject sid [reply] size`, `HMSG subject sid [reply] headers size`; `PUB` and `HPUB` have no sid."""
     fields = line.split()
     headed = fields[0][:1] in b"Hh"
@@ -202,7 +202,7 @@ def _message(direction: Direction, line: bytes, body: bytes) -> Delivered:
     before = 3 if direction is Direction.TO_CLIENT else 2
     reply = fields[before].decode(errors="replace") if len(fields) == before + 1 + sizes else ""
     split = int(fields[-2]) if headed else 0
-    return Delivered(direction, fields[1].decode(errors="replace"), reply, body[:split], body[split:])
+    return Message(direction, fields[1].decode(errors="replace"), reply, body[:split], body[split:])
 
 
 def _instead(rule: Loss, line: bytes) -> bytes:

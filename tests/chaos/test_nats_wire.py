@@ -20,7 +20,7 @@ from broker.bus.errors import BusUnavailable
 from broker.bus.nats import Bus
 from broker.bus.subjects import random_id
 from compose.chaos.link import Link
-from compose.chaos.nats_wire import LINE_LIMIT, Direction, Delivered, NatsTap, NatsWire
+from compose.chaos.nats_wire import LINE_LIMIT, Direction, Message, NatsTap, NatsWire
 from tests.fixtures.nats_server import NatsServer
 
 TO_CLIENT, TO_SERVER = Direction.TO_CLIENT, Direction.TO_SERVER
@@ -31,7 +31,7 @@ class Sent(NamedTuple):
     """What is on the wire, and what it means where it is a message."""
 
     raw: bytes
-    message: Delivered | None = None
+    message: Message | None = None
 
 
 def message(
@@ -42,7 +42,7 @@ def message(
     whose = [subject, *([sid] if direction is TO_CLIENT else []), *([reply] if reply else [])]
     line = " ".join(["H" + verb if headers else verb, *whose, *sizes])
     raw = line.encode() + b"\r\n" + headers + payload + b"\r\n"
-    return Sent(raw, Delivered(direction, subject, reply, headers, payload))
+    return Sent(raw, Message(direction, subject, reply, headers, payload))
 
 
 def bare(line: bytes) -> Sent:
@@ -92,9 +92,9 @@ def test_what_no_rule_takes_passes_byte_for_byte(
     """With a rule, every message is seen by it exactly once, whole, in order, and as what it was."""
     direction, sent = dialogue
     tap = NatsTap()
-    seen: list[Delivered] = []
+    seen: list[Message] = []
 
-    def look(message: Delivered) -> bool:
+    def look(message: Message) -> bool:
         seen.append(message)
         return False
 
@@ -139,7 +139,7 @@ def test_a_rule_may_come_and_go_in_the_middle_of_a_message(
     chunks = split(raw, cuts)
     tap = NatsTap()
     wire = tap()
-    seen: list[Delivered] = []
+    seen: list[Message] = []
     out = b""
     for chunk in chunks:
         wanted = chunk is not chunks[0] if data is None else data.draw(st.booleans())
