@@ -182,6 +182,8 @@ class Round:
                 self.broken("stuck", "", str(error))
             for struck in self._struck:
                 await self._undo(struck)
+            for viewer in self.crowd.viewers:
+                viewer.go_on()
             scripts = [asked.script for one in self.crowd.watched for asked in one.asked if asked.script is not None]
             longest = max((script.tokens / (script.rate or script.tokens or 1) for script in scripts), default=0.0)
             try:

@@ -16,6 +16,7 @@ from typing import Any
 from broker.bus.nats import Bus
 from compose.chaos.decoy import Decoy
 from compose.chaos.link import Link
+from compose.chaos.nats_wire import NatsTap
 from compose.chaos.whole import NotBack, Process, answering, placed, until
 from compose.chaos.world import World
 from compose.up.child import alive
@@ -37,6 +38,7 @@ class Running:
         self.world = world
         self.ready_file = ready_file
         self.links: dict[str, Link] = {}
+        self.taps: dict[str, NatsTap] = {}
         self._told: dict[str, Any] = {}
         self._bus: Bus | None = None
         self._decoy = Decoy()

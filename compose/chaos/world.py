@@ -44,6 +44,7 @@ TIGHT = World(
         "OKOME_NODE_RING_FRAMES": "16",
         "OKOME_NODE_WARM_FRAMES": "16",
     },
+    linked=frozenset({"node-2"}),
 )
 
 CLUSTER = World(

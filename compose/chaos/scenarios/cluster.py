@@ -7,7 +7,7 @@ from collections import Counter
 from urllib.parse import urlsplit
 
 from broker.bus.errors import BusError
-from broker.bus.log import is_end_of_batch, last, stream_info
+from broker.bus.log import get, is_end_of_batch, stream_info
 from broker.bus.nats import Bus
 from broker.bus.subjects import JOBS_STREAM, log_stream, log_subject, partition_of
 from compose.chaos.fault import Fault, comes_true
@@ -22,7 +22,8 @@ from compose.chaos.world import CLUSTER
 ELECTION = 9.0
 """Longest election by NATS's own constants (4 to 9 s), and what the failure table adds to it is 1 s."""
 CUT = 6.0
-SIGN_TIMEOUT = 4.0
+SIGN_TIMEOUT = 12.0
+BEHIND = 5  # frames by which a replica must lag, so that it is not only a moment late
 
 
 async def _leader(round: Round, stream: str) -> Process:
@@ -110,7 +111,6 @@ async def replica_lags(round: Round) -> None:
         await asyncio.gather(*(viewer.seen(2) for viewer in behind))
     for viewer in behind:
         viewer.hold()
-        round.stack.callback(viewer.go_on)
         viewer.kick()
     fault = _cut_off(round, victim)
     await round.hurt(fault)
@@ -138,14 +138,14 @@ def _cut_off(round: Round, victim: Process) -> Fault:
             for session in round.crowd.watched:
                 stream, subject = log_stream(partition_of(session.sid)), log_subject(session.sid)
                 try:
-                    newest = await last(majority, stream, subject)
+                    newest = await get(majority, stream, last_by=subject, timeout=0.5)
                     answer = await bus.request(f"$JS.API.DIRECT.GET.{stream}.{subject}", b"", timeout=0.5)
                 except BusError:
                     continue
                 if newest is None or is_end_of_batch(answer):
                     continue
                 told = int((answer.headers or {}).get("Nats-Sequence", 0))
-                if newest.seq - told > 20:
+                if newest.seq - told > BEHIND:
                     return f"{victim.id} says that {session.sid} ends at {told}, its leader says {newest.seq}"
         finally:
             await bus.close()
@@ -158,4 +158,5 @@ def _cut_off(round: Round, victim: Process) -> Fault:
 
     where = urlsplit(addresses[victim.id])
     what = f"a stale answer of {victim.id} at port {where.port}"
-    return Fault(f"routes of {victim.id}", strike, lambda: comes_true(stale, what, SIGN_TIMEOUT), undo)
+    timeout = 2.0 if round.control else SIGN_TIMEOUT
+    return Fault(f"routes of {victim.id}", strike, lambda: comes_true(stale, what, timeout), undo)
