@@ -14,6 +14,9 @@ everything that went wrong.
 | reset | the viewer was told `reset`, and nothing had earned it |
 | stuck | the answer did not come to its end in time |
 | takeover | another worker took over from one that lived |
+| cancel | a cancel was refused, or the log holds more than it may after one (judged by the scenario) |
+| grace | a session that nobody watched was cancelled too early, or not at all (by the scenario) |
+| left | a gauge did not come back to where it was (by the scenario) |
 """
 
 from __future__ import annotations

@@ -16,13 +16,13 @@ from compose.chaos.world import IMPATIENT
 
 LONG = 12.0  # seconds: no answer that is to be cancelled ends by itself before
 FIRST_TOKEN_MS = int(LONG * 1000)
-AFTER_ALL = 1.5
+CANCELS_PER_SECOND = 16
 TAKEN_TIMEOUT = 15.0
 
 
 @scenario("answers are cancelled in the middle of a word; those beside them go on", weight=6)
 async def cancel_mid_decode(round: Round) -> None:
-    watched = await round.work(LONG / 4, tokens=int(LONG * 50), rate=50, burst=1)
+    watched = await round.work(LONG)
     await _cancel_all(round, watched, "mid_decode")
 
 
@@ -52,7 +52,7 @@ async def cancel_queued(round: Round) -> None:
 @scenario("an answer is cancelled by three devices at once, again when it is over, and one that was finished", weight=4)
 async def cancel_twice_and_late(round: Round) -> None:
     short = await round.crowd.gather([round.script(0.5) for _ in range(2)])
-    watched = await round.work(LONG / 4, tokens=int(LONG * 50), rate=50, burst=1)
+    watched = await round.work(LONG)
     for session in watched:
         devices = _devices(round, session)
         (asked,) = session.asked
@@ -79,9 +79,10 @@ async def _cancel_all(round: Round, watched: Sequence[Watched], when: str) -> No
         round.figure(f"cancel_to_stopped_{when}", led.seen_after)
         round.figure(f"cancel_to_worker_stopped_{when}", led.stopped_after)
 
-    rng = round.rng
-    drawn = [(one, rng.choice((0.0, rng.uniform(0, AFTER_ALL))), rng.choice(_devices(round, one))) for one in watched]
-    await asyncio.gather(*(one(*each) for each in drawn))
+    rng, seconds = round.rng, max(0.5, len(watched) / CANCELS_PER_SECOND)
+    pauses = [rng.choice((0, 1, 1)) * rng.uniform(0, seconds) for _ in watched]  # some at once
+    devices = [rng.choice(_devices(round, session)) for session in watched]
+    await asyncio.gather(*map(one, watched, pauses, devices))
 
 
 def _devices(round: Round, session: Watched) -> list[Device]:
