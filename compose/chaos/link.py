@@ -170,8 +170,7 @@ class Link:
     def accepted(self, pair: Pair) -> None:
         self._pairs.add(pair)
         if self.refusing or self._upstream is None or self._server is None:
-            # Not at once: of a transport that is aborted in connection_made, uvloop never says that it is lost.
-            asyncio.get_running_loop().call_soon(self._refuse, pair)
+            self._refuse(pair)
             return
         self.counters.opened += 1
         if not self.silent:  # a SYN would not pass either
@@ -199,7 +198,10 @@ class Link:
             self.left(pair)
 
     async def _connect(self, pair: Pair) -> None:
-        """Cancelled only before the upstream is reached: then a socket of ours is all that there is to close."""
+        """Cancelled only before the upstream is reached: then a socket of ours is all that there is to close.
+
+        Later, uvloop would close the transport and never call connection_lost.
+        """
         assert self._upstream is not None
         loop = asyncio.get_running_loop()
         raw = socket.socket(socket.AF_INET, socket.SOCK_STREAM)

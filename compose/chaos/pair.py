@@ -220,8 +220,7 @@ class Pair:
         if end is self.client:
             self.link.accepted(self)
         elif self._how is not None and end.transport is not None:
-            # Not at once: of a transport that is aborted in connection_made, uvloop never says that it is lost.
-            asyncio.get_running_loop().call_soon(self._how, end.transport)
+            self._how(end.transport)
         else:
             self.client.pump()
         end.regulate()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+import select
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -84,6 +85,10 @@ class Stream:
             data += part
         return bytes(data)
 
+    def push(self, data: bytes) -> None:
+        """Send without giving the loop a turn."""
+        assert self._raw.send(data) == len(data)
+
     def silent(self) -> bool:
         """Nothing has come: no byte, no end."""
         try:
@@ -133,6 +138,10 @@ class Place:
         stream = Stream(raw)
         self._streams.append(stream)
         return stream
+
+    def reached(self) -> bool:
+        """Somebody waits at the upstream to be accepted."""
+        return bool(select.select([self._listener], [], [], 0)[0])
 
     async def both(self) -> tuple[Stream, Stream]:
         client = await self.client()
@@ -314,6 +323,7 @@ def test_a_cut_is_a_fin_even_with_bytes_that_nobody_had_read(loop: Loop) -> None
             await server.send(b"unread")
             await eventually(lambda: at.link.held == 12)
             assert at.link.cut() == 1
+            client.push(b"and more before the socket is closed")
             assert await client.read() == await server.read() == b""
 
     play(loop, scene)
@@ -327,6 +337,9 @@ def test_a_cut_does_not_wait_for_a_side_that_does_not_read(loop: Loop) -> None:
             while quiet < 10:
                 quiet = 0 if server.stuff() else quiet + 1
                 await asyncio.sleep(0.005)
+            at.link.hush()
+            await client.send(b"unread")
+            await eventually(lambda: at.link.unread > 0)
             assert at.link.cut() == 1
             await eventually(lambda: not at.link.ending)
             await client.to_end()  # what the kernel had, and then FIN, not RST
@@ -399,6 +412,7 @@ def test_a_link_closes_twice_leaves_nothing_and_opens_again_where_it_was(loop: L
             assert await client.read() == await server.read() == b""
             client, server = await at.both()
             await at.link.close()
+            assert at.link.ending == 0
             await at.link.close()
             for end in (client, server):
                 with pytest.raises(ConnectionResetError):
@@ -437,7 +451,9 @@ def test_in_silence_nothing_passes_and_nobody_is_told(loop: Loop) -> None:
             for _ in range(20):
                 await asyncio.sleep(0.002)
                 assert all(stream.silent() for stream in (client, server, left, late))
+            assert not at.reached()
             assert at.link.connections == 3
+            assert at.link.unread >= 6  # in the kernel: of who was there before, nothing is read
             at.link.speak()
             assert at.link.counters.held == 10
             assert await server.exactly(2) == b"up"
@@ -471,11 +487,18 @@ def test_silence_keeps_next_to_nothing_in_memory(loop: Loop) -> None:
     play(loop, scene)
 
 
-def test_who_breaks_off_in_silence_is_missed_afterwards(loop: Loop) -> None:
+@pytest.mark.parametrize("stuck", [False, True], ids=["idle", "stuck"])
+def test_who_breaks_off_in_silence_is_missed_afterwards(loop: Loop, stuck: bool) -> None:
+    """Also where the link has heard of it, because it had bytes for it: the other side is not told before."""
+
     async def scene() -> None:
         async with place() as at:
             client, server = await at.both()
             await server.send(b"unread")
+            quiet = 0
+            while stuck and quiet < 10:
+                quiet = 0 if server.stuff() else quiet + 1
+                await asyncio.sleep(0.005)
             await eventually(lambda: not client.silent())
             at.link.hush()
             client.close()  # with bytes unread: RST
