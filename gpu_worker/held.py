@@ -162,7 +162,9 @@ class Held:
                     return "put_off"
                 case Adopt():
                     raise AssertionError("a job that is held here was not adopted at its delivery")
-            self._ours = True
+            if not self._ours:
+                self._ours = True
+                self._place.pulse.beat_soon()
             cancelled = self._interruption.cancelled or getattr(decision, "cancelled", False)
             if not cancelled and not isinstance(decision, GiveUp) and not self.running:
                 waited = self.lane.slots.locked()
@@ -234,6 +236,9 @@ class Held:
         record = await self._record()
         if record is None or not record.status.open:
             return decide(job, (), 0, record, (), {})  # over: its log need not be read, and perhaps cannot be
+        if record.after < job.after:
+            # The log lost its end since this was queued: OKOME told the record, and the job cannot be told.
+            self.job = job = msgspec.structs.replace(job, after=record.after)
         frames, last = await frames_behind(self._place.bus, job.sid, job.after)
         return decide(job, frames, last, record, (), self._place.pulse.others())
 

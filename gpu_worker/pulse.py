@@ -23,6 +23,7 @@ from broker.bus.subjects import beat_subject
 from gpu_worker.metrics import NAKS
 
 INTERVAL = 0.25
+SOON = 0.02  # seconds
 INTERRUPTED = 0.9  # seconds between two beats of ours after which others may have counted us dead
 
 log = structlog.get_logger("worker")
@@ -45,6 +46,7 @@ class Pulse:
         self._news = asyncio.Event()  # an instance was replaced: its jobs are free at once
         self._subscription: Subscription | None = None
         self._task: asyncio.Task[None] | None = None
+        self._soon: asyncio.TimerHandle | None = None
 
     async def start(self) -> None:
         self._subscription = await self._bus.subscribe(beat_subject("*"), self._hear)
@@ -53,6 +55,9 @@ class Pulse:
 
     async def close(self) -> None:
         """Idempotent. The worker is silent from here on."""
+        if self._soon is not None:
+            self._soon.cancel()
+            self._soon = None
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -96,6 +101,15 @@ class Pulse:
             return
         if self._bus.round_trip_ok:
             self._beaten_at = self._loop.time()
+
+    def beat_soon(self) -> None:
+        """One beat for all that changes within SOON: a job of which no beat has told is not missed when we are gone."""
+        if self._soon is None:
+            self._soon = self._loop.call_later(SOON, self._beat_now)
+
+    def _beat_now(self) -> None:
+        self._soon = None
+        self.beat()
 
     async def _run(self) -> None:
         due = self._loop.time()

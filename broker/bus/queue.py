@@ -16,6 +16,10 @@ from broker.bus.nats import Bus, Msg, Subscription
 
 log = structlog.get_logger("bus")
 
+# A pull outlives whoever is frozen or cut off: what is given back then would be delivered to nobody, until ack_wait.
+# So it ends before the silence of its owner is noticed (1 s after a beat, and beats come every 0.25 s).
+EXPIRES = 0.7
+HEARTBEAT = 0.3
 SILENCE = 2.5 * pull.HEARTBEAT
 CONSUMER_NOT_FOUND = 10014
 
@@ -93,7 +97,9 @@ class Queue:
     def _pull(self, batch: int) -> None:
         try:
             self._bus.publish_now(
-                f"$JS.API.CONSUMER.MSG.NEXT.{self._stream}.{self.consumer}", pull.request(batch), self._inbox
+                f"$JS.API.CONSUMER.MSG.NEXT.{self._stream}.{self.consumer}",
+                pull.request(batch, expires=EXPIRES, heartbeat=HEARTBEAT),
+                self._inbox,
             )
         except BusUnavailable:
             return  # the keeper asks again once connected

@@ -18,7 +18,7 @@ from broker.bus.nats import Bus
 from broker.bus.observer import delivery_order
 from broker.bus.queue import Delivery, nak
 from broker.bus.records import Status
-from gpu_worker import held
+from gpu_worker import held, pulse
 from gpu_worker.metrics import ADOPTED, ENDED
 from tests.fixtures.nats_server import NatsServer
 from tests.gpu_worker.bed import SID, Bed, Process
@@ -65,6 +65,14 @@ async def test_a_killed_workers_generation_goes_on_elsewhere_from_the_stored_pre
             assert takeover.fields()["worker"] == "w2"
             assert gap < 4
             await bed.no_jobs_left()
+
+
+async def test_a_job_is_told_of_before_its_first_beat_is_due(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever dies between two beats leaves jobs that observers know of; others would wait for the sweeper."""
+    monkeypatch.setattr(pulse, "INTERVAL", 3600.0)
+    async with bed.worker("w1"):
+        await bed.ask("g1", LONG)
+        await bed.until(lambda: "w1" in bed.beats and "g1" in bed.beats["w1"].held)
 
 
 async def test_a_job_that_outlived_its_log_is_read_from_where_its_record_says(bed: Bed) -> None:

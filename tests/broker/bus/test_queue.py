@@ -6,13 +6,17 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
 from broker.bus import log, pull
 from broker.bus.errors import BusUnavailable
 from broker.bus.nats import Bus
+from broker.bus.observer import SILENCE
 from broker.bus.queue import Delivery, Queue, nak
+from compose.chaos.link import Link
+from gpu_worker.pulse import INTERVAL as BEAT_INTERVAL
 from tests.broker.bus.conftest import eventually, make_stream, restarted
 from tests.fixtures.nats_server import NatsServer
 
@@ -173,11 +177,11 @@ async def test_a_pull_that_expires_is_renewed(local_bus: Bus, monkeypatch: pytes
     requests: list[int] = []
     plain = pull.request
 
-    def short(batch: int) -> bytes:
+    def counted(batch: int, *, expires: float, heartbeat: float) -> bytes:
         requests.append(batch)
-        return plain(batch, expires=1.1)
+        return plain(batch, expires=expires, heartbeat=heartbeat)
 
-    monkeypatch.setattr(pull, "request", short)
+    monkeypatch.setattr(pull, "request", counted)
     stream = await make_queue(local_bus)
     async with taking(local_bus, stream, 2) as (queue, taken):
         await eventually(lambda: len(requests) == 2)
@@ -186,3 +190,26 @@ async def test_a_pull_that_expires_is_renewed(local_bus: Bus, monkeypatch: pytes
         assert requests[:2] == [2, 2]
         assert not queue.missing.is_set()
         assert len(taken) == 2
+
+
+async def test_what_a_silent_holder_had_goes_to_somebody_alive(local_bus: Bus, nats: NatsServer) -> None:
+    """Its pull still stands in the server when it is cut off, and has ended when an observer gives its job back."""
+    stream = await make_queue(local_bus)
+    where = urlsplit(nats.url)
+    async with Link("holder") as link:
+        link.aim(where.hostname or "", where.port or 0)
+        holder = await Bus.connect(f"nats://127.0.0.1:{link.port}", "holder")
+        try:
+            async with taking(holder, stream, 8) as (_, held):
+                await enqueue(local_bus, stream, 1)
+                await eventually(lambda: held)
+                link.hush()
+                await asyncio.sleep(SILENCE - BEAT_INTERVAL)  # when an observer can act at the earliest
+                async with taking(local_bus, stream, 8) as (_, taken):
+                    await local_bus.api("INFO")  # the pull has arrived, behind the silent one's
+                    await nak(local_bus, held[0].reply)
+                    await eventually(lambda: taken)
+                assert len(held) == 1
+        finally:
+            link.speak()
+            await holder.close()
