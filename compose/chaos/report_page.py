@@ -30,6 +30,7 @@ LOGO = (
     'transform="rotate(-24 11.2 17.6)"/><ellipse cx="20.8" cy="17.6" rx="3" ry="6.6" transform="rotate(24 20.8 17.6)"/>'
     '<ellipse cx="16" cy="13.2" rx="3" ry="6.8"/></svg>'
 )
+_SPAN = r'<span class="whole">\g<0></span>'
 STAMP = {"good": "Held", "warn": "Held, with remarks", "bad": "Broken"}
 
 
@@ -41,11 +42,11 @@ def page(summary: Summary, sentences: Mapping[str, str]) -> str:
         _head(summary),
         findings if broken else "",
         _scenarios(summary, sentences),
+        _left_out(summary),
         _gaps(summary),
         _timeline(summary),
         _figures(summary),
         "" if broken else findings,
-        _left_out(summary),
         _foot(summary),
     ]
     return (
@@ -84,7 +85,7 @@ def _head(summary: Summary) -> str:
     return (
         f'<header class="{tone}"><div class="brand">{LOGO}<b>OKOME</b> <span>fault run</span>{_links(summary)}</div>'
         f'<p class="stamp">{stamp}</p><h1>{_together(markup(wording.verdict(summary)))}.</h1>'
-        + "".join(f'<p class="remark">{markup(one)}</p>' for one in wording.remarks(summary))
+        + "".join(f'<p class="remark">{_whole(markup(one))}</p>' for one in wording.remarks(summary))
         + '<ul class="numbers">'
         + "".join(f"<li><b>{count(number)}</b> {word}</li>" for number, word in numbers)
         + '</ul><dl class="facts">'
@@ -109,7 +110,7 @@ def _commands(summary: Summary) -> str:
     commands = list(dict.fromkeys(system.command for system in summary.systems))
     if not commands:
         return ""
-    blocks = "".join(f"<pre><code>{markup(command)}</code></pre>" for command in commands)
+    blocks = "".join(map(_command, commands))
     heading = "The command that made it" if len(commands) == 1 else f"The {len(commands)} commands that made it"
     return f"<details><summary>{heading}</summary>{blocks}</details>"
 
@@ -119,7 +120,7 @@ def _findings(summary: Summary) -> str:
     for finding in summary.violations:
         rounds.setdefault((finding.run, finding.scenario, finding.round), []).append(finding)
     entries = [
-        f"<article><h3>{markup(scenario)} <span>round {number}, run {markup(run)}</span></h3>"
+        f"<article><h3>{markup(scenario)} <span>round {number}, run {_whole(markup(run))}</span></h3>"
         + "".join(_finding(finding) for finding in found[:FINDINGS])
         + _more(len(found) - FINDINGS, "of this round")
         + f"{_replay(found[0].replay)}</article>"
@@ -151,7 +152,7 @@ def _unproven(heading: str, label: str, strikes: list[Strike]) -> str:
     return (
         f'<h2 class="second">{heading}</h2>'
         + "".join(
-            f"<article><h3>{markup(strike.scenario)} <span>round {strike.round}, run {markup(strike.run)}, "
+            f"<article><h3>{markup(strike.scenario)} <span>round {strike.round}, run {_whole(markup(strike.run))}, "
             f"at {clock(strike.at)}</span></h3><p>Struck: {markup(strike.victim[:DETAIL])}</p>"
             f"<p>{label}: {markup(strike.proof[:DETAIL])}</p>{_replay(strike.replay)}</article>"
             for strike in strikes[:LISTED]
@@ -161,7 +162,12 @@ def _unproven(heading: str, label: str, strikes: list[Strike]) -> str:
 
 
 def _replay(command: str) -> str:
-    return f'<p class="label">Play it again</p><pre><code>{markup(command)}</code></pre>' if command else ""
+    return f'<p class="label">Play it again</p>{_command(command)}' if command else ""
+
+
+def _command(words: str) -> str:
+    """A flag stays on one line with its value, and is not torn at its dashes."""
+    return f"<pre><code>{re.sub(r'--[a-z]+(?: (?!--)[^ ]+)?', _SPAN, markup(words))}</code></pre>"
 
 
 def _more(number: int, what: str) -> str:
@@ -255,6 +261,11 @@ def _foot(summary: Summary) -> str:
         "<p>The same numbers for machines: <code>report.json</code>. Percentiles are nearest-rank over all values.</p>"
         "</footer>"
     )
+
+
+def _whole(words: str) -> str:
+    """Names are not torn at their dashes."""
+    return re.sub(r"\w+(?:-\w+)+", _SPAN, words)
 
 
 def _together(words: str) -> str:

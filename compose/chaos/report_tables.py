@@ -12,12 +12,10 @@ SHAPE = "5 ms … 30 s"
 _COLUMNS = {
     "Scenario": "what",
     "Measured": "what",
-    "Resets": "number rare",
-    "Takeovers": "number rare",
     "Bound of p99": "against",
     SHAPE: "shape",
 }
-"""Classes of columns that do not just hold a number. A rare one is hidden on a phone where it says nothing."""
+"""Classes of columns that do not just hold a number."""
 
 
 def scenarios(summary: Summary, sentences: Mapping[str, str]) -> str:

@@ -20,9 +20,9 @@ FAULTS_DRAWN = 4_000
 GAPS_DRAWN = 20_000
 
 _WIDE = 1000
-_TOP, _LOW = 6, 84
+_TOP, _LOW = 6, 112
 """In a timeline's row: where the longest and the shortest gap lie."""
-_FAULTS, _PITCH = 94, 6
+_FAULTS, _PITCH = 122, 6
 """Where the faults begin, and how far apart the lines of two kinds are."""
 
 

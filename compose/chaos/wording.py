@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+from collections.abc import Sequence
 from typing import Literal
 
 from compose.chaos.summary import Summary
@@ -85,14 +86,13 @@ def tone(summary: Summary) -> Tone:
 
 
 def remarks(summary: Summary) -> list[str]:
-    """What belongs to the verdict, a sentence each: bounds, control runs beside others, what was cut off."""
-    said = []
+    """What belongs to the verdict, a sentence each: bounds, control runs, what was cut off or left out."""
+    said: list[str] = []
     bounded = [name for name, outcome in summary.scenarios.items() if outcome.within is not None]
     if summary.over:
-        more = len(summary.over) - NAMED
-        names = ", ".join(summary.over[:NAMED]) + (f" and {more} more" if more > 0 else "")
         said.append(
-            f"The p99 of the gaps is over its bound in {len(summary.over)} of {len(bounded)} scenarios: {names}."
+            f"The p99 of the gaps is over its bound in {len(summary.over)} of {len(bounded)} scenarios: "
+            f"{_named(summary.over)}."
         )
     elif bounded:
         every = (
@@ -106,7 +106,15 @@ def remarks(summary: Summary) -> list[str]:
         said.append(
             f"{runs if len(summary.systems) > 1 else 'The run was'} cut off: this is what was recorded until then."
         )
+    if left_out := list(summary.left_out):
+        were = "was" if len(left_out) == 1 else "were"
+        said.append(f"{counted(len(left_out), 'scenario')} {were} left out, with reasons below: {_named(left_out)}.")
     return said
+
+
+def _named(scenarios: Sequence[str]) -> str:
+    more = f" and {len(scenarios) - NAMED} more" if len(scenarios) > NAMED else ""
+    return ", ".join(scenarios[:NAMED]) + more
 
 
 def _refused(summary: Summary) -> str:

@@ -21,19 +21,22 @@ _VOID = {"meta", "br", "hr", "img", "link", "input"}
 
 
 class _Page(HTMLParser):
-    """Its text by element, and whether all that was opened is closed again."""
+    """Its text by element, its commands, and whether all that was opened is closed again."""
 
     def __init__(self, source: str) -> None:
         super().__init__()
         self.open: list[str] = []
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.words: dict[str, list[str]] = {}
+        self.commands: list[str] = []
         self.feed(source)
         self.close()
         assert self.open == []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))
+        if tag == "pre":
+            self.commands.append("")
         if tag not in _VOID:
             self.open.append(tag)
 
@@ -44,6 +47,8 @@ class _Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
+        if "pre" in self.open:
+            self.commands[-1] += data
         if self.open:
             self.words.setdefault(self.open[-1], []).append(data)
 
@@ -76,6 +81,12 @@ def _many(faults: int, viewers: int) -> Summary:
         gaps[-1] = 29.0 if index == faults // 3 else gaps[-1]
         lines += [fault(name, *gaps, at=index * 1.5, run=of, round=index), played(name, run=of, round=index)]
     return summarize([*lines, ended("a"), ended("b")], {})
+
+
+def _drawn(source: str, size: str) -> list[str]:
+    """How far from the top of its row each gap is."""
+    paths = re.findall(rf'class="{size} [^"]*" d="([^"]*)"', source)
+    return [y for path in paths for y in re.findall(r"M\S+ (\S+?)h0", path)]
 
 
 def test_the_page_needs_nothing_but_itself_and_runs_nothing() -> None:
@@ -133,8 +144,8 @@ def test_a_run_that_was_cut_off_is_said_to_be(lines: list[Line]) -> None:
 
 def test_a_violation_and_an_unverified_fault_stand_there_with_their_replay_commands() -> None:
     found = _Page(page(_broken(), {}))
-    assert "okome chaos --seed 7 --scenario node-kill --round 1" in found.words["code"]
-    assert "okome chaos --seed 7 --scenario page-cut --round 2" in found.words["code"]
+    for name, number in (("node-kill", 1), ("page-cut", 2)):
+        assert f"okome chaos --seed 7 --scenario {name} --round {number}" in found.commands
     for words in ("token 4 is missing", "the link still carries"):
         assert words in found.text()
         assert words in report.text(_broken())
@@ -154,6 +165,7 @@ def test_scenarios_that_were_left_out_stand_there_with_the_reason() -> None:
     for told in (_Page(page(summary, {})).text(), report.text(summary)):
         assert "disk-full" in told
         assert "mount is not permitted" in told
+        assert "1 scenario was left out" in told
 
 
 def test_a_large_run_is_a_small_page_that_shows_its_longest_gap_and_says_what_it_does_not_show() -> None:
@@ -162,9 +174,9 @@ def test_a_large_run_is_a_small_page_that_shows_its_longest_gap_and_says_what_it
     assert "29.0 s" in large
     assert "are drawn" in large
     assert "are drawn" not in small
-    # The dot of the 29 s is at the very top of its row, drawn large.
-    (peaks,) = {path for path in re.findall(r'class="peak [^"]*" d="([^"]*)"', large) if " 6.3h0" in path}
-    assert peaks.count(" 6.3h0") == 1
+    heights = {size: [float(y) for y in _drawn(large, size)] for size in ("peak", "dot")}
+    assert min(heights["peak"]) < min(heights["dot"])
+    assert heights["peak"].count(min(heights["peak"])) == 1
 
 
 def test_a_page_of_nothing_but_violations_stays_small_and_says_where_the_rest_is() -> None:
