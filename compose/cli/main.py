@@ -24,7 +24,9 @@ app = typer.Typer(
 )
 keys = typer.Typer(help="API keys of programs.", no_args_is_help=True)
 drain = typer.Typer(help="Let a node or worker finish and end; `okome up` then starts it anew.", no_args_is_help=True)
+chaos = typer.Typer(help="Break it on purpose, and prove that nobody lost a token.", invoke_without_command=True)
 app.add_typer(keys, name="keys")
+app.add_typer(chaos, name="chaos")
 app.add_typer(drain, name="drain")
 
 
@@ -282,6 +284,78 @@ def drain_worker(name: Annotated[str, typer.Argument(metavar="ID")], url: Url = 
         asyncio.run(operate.drain_worker(Target.find(url), name))
 
 
+@chaos.callback()
+def chaos_run(
+    context: typer.Context,
+    seed: Annotated[int | None, typer.Option(help="The same seed plays the same run; else one is drawn.")] = None,
+    faults: Annotated[int | None, typer.Option(min=1, help="End after so many faults, and every scenario.")] = None,
+    sessions: Annotated[int, typer.Option(min=1, max=1000, help="Answers that run while a fault strikes.")] = 8,
+    duration: Annotated[float, typer.Option(min=0, help="Begin no new round after so many seconds.")] = 0,
+    scenario: Annotated[
+        list[str] | None, typer.Option(help="Only this one; repeatable; `node-*` is all of a kind.")
+    ] = None,
+    report: Annotated[Path | None, typer.Option(help="Where records and report go; else chaos-<seed>.")] = None,
+    targets: Annotated[int, typer.Option(min=1, max=32, help="Systems that are hurt at the same time.")] = 3,
+    target: Annotated[
+        list[Path] | None, typer.Option(help="Hurt a running `okome up`, known by its ready file; repeatable.")
+    ] = None,
+    round_number: Annotated[int, typer.Option("--round", min=0, help="Play this round of one scenario again.")] = 0,
+    control: Annotated[
+        bool, typer.Option("--control", help="Strike wrong targets: every fault must be found not to have happened.")
+    ] = False,
+    list_scenarios: Annotated[bool, typer.Option("--list", help="The scenarios, and out.")] = False,
+    output: Output = Format.TEXT,
+) -> None:
+    """Start systems, hurt them under load, check every viewer's transcript to the byte, and write a report."""
+    if context.invoked_subcommand is not None:
+        return
+    with outcome():
+        from compose.cli import chaos as run
+
+        if list_scenarios:
+            run.show_scenarios(as_json=output is Format.JSON)
+            return
+        raise typer.Exit(
+            run.chaos(
+                seed=seed,
+                scenarios=scenario or [],
+                faults=faults,
+                sessions=sessions,
+                duration=duration,
+                targets=targets,
+                running=target or [],
+                number=round_number,
+                control=control,
+                directory=report,
+            )
+        )
+
+
+@chaos.command("merge")
+def chaos_merge(
+    runs: Annotated[list[Path], typer.Argument(help="Directories of earlier runs.")],
+    report: Annotated[Path, typer.Option(help="Where the joined records and report go.")],
+) -> None:
+    """Join several runs into one report."""
+    with outcome():
+        from compose.cli import chaos as run
+
+        raise typer.Exit(run.merge(runs, report))
+
+
+@chaos.command("exactness")
+def chaos_exactness(
+    cuts: Annotated[int, typer.Option(min=1, max=10_000, help="Takeovers that are measured.")] = 300,
+    seed: Annotated[int, typer.Option(help="Draws the same cuts again.")] = 1,
+    write: Annotated[Path | None, typer.Option(help="The page that is written, such as docs/takeover.md.")] = None,
+) -> None:
+    """How often a takeover of the real model goes on as if there had been none."""
+    with outcome():
+        from compose.cli import chaos as run
+
+        asyncio.run(run.exactness(cuts, seed, write))
+
+
 def _announce(name: str, what: str) -> None:
     """A command that has its place but no body yet; it says so and fails, whatever it is given."""
 
@@ -297,7 +371,6 @@ def _announce(name: str, what: str) -> None:
 
 _announce("top", "The system at a glance.")
 _announce("bench", "Measure it.")
-_announce("chaos", "Break it on purpose.")
 _announce("drafts", "Provisional tokens.")
 
 if __name__ == "__main__":
