@@ -82,7 +82,7 @@ def test_a_directory_without_a_run_is_named_and_nothing_is_written(tmp_path: Pat
 
 
 def test_a_directory_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="nowhere"):
+    with pytest.raises(ValueError, match="nowhere: no such directory"):
         merge([tmp_path / "nowhere"], tmp_path / "out")
 
 
