@@ -224,12 +224,16 @@ class Held:
 
     async def _decide(self) -> Decision | None:
         """What the log, KV and the beats ask for; None when the worker is leaving."""
+        sure = False
         while True:
             decision = await self._persist(self._decide_once)
-            if not isinstance(decision, TakeOver) or self._place.pulse.heard_enough:
+            pulse = self._place.pulse
+            if not isinstance(decision, TakeOver) or (sure and pulse.heard_enough):
                 return decision
-            # Its holder may be alive and not heard yet, by a worker that has just begun to listen.
-            await self._interruption.unless_leaving(self._place.pulse.hear_enough())
+            # Its holder may be alive and not heard yet: by a worker that has just begun to listen, or because it took
+            # the job a moment ago, and this is a copy of it, or another delivery.
+            sure = True
+            await self._interruption.unless_leaving(pulse.hear_enough())
 
     async def _decide_once(self) -> Decision:
         job = self.job

@@ -24,6 +24,7 @@ from gpu_worker.metrics import NAKS
 
 INTERVAL = 0.25
 SOON = 0.02  # seconds
+TOLD = 0.05  # seconds: after SOON and the way, everybody has heard who took a job just now
 INTERRUPTED = 0.9  # seconds between two beats of ours after which others may have counted us dead
 
 log = structlog.get_logger("worker")
@@ -86,8 +87,8 @@ class Pulse:
         return self._loop.time() - self.hearing_since() >= SILENCE
 
     async def hear_enough(self) -> None:
-        """Wait until then, if nothing interrupts the hearing meanwhile."""
-        await asyncio.sleep(max(0.0, self.hearing_since() + SILENCE - self._loop.time()))
+        """Wait until then, if nothing interrupts the hearing meanwhile; and in any case for TOLD."""
+        await asyncio.sleep(max(TOLD, self.hearing_since() + SILENCE - self._loop.time()))
 
     def beat(self) -> None:
         """One beat now: the world has changed here."""
