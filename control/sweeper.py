@@ -192,8 +192,8 @@ class Sweeper:
                 await self._end(record, Status.CANCELLED)
             case Verdict.EXPIRE:
                 waited = f"no worker took it in {self._settings.job_wait:g} s"
-                if not await self._end(record, EXPIRED, code="expired", message=waited):
-                    await self._abandon(record, 2)  # what stands in its log is another's, and nobody ends it
+                if not await self._end(record, EXPIRED, code="expired", message=waited) and await self._taken(record):
+                    await self._abandon(record, 2)
             case Verdict.FAIL:
                 await self._end(record, FAILED, code="attempts_exhausted", message="every attempt gave nothing")
 
@@ -202,6 +202,12 @@ class Sweeper:
         if ended:
             await self._endings.close(record.sid, record.id)
         return ended
+
+    async def _taken(self, record: Generation) -> bool:
+        """Whether another generation runs in its log, which nobody ends. Else it merely lost a race against a worker or
+        another replica, who ends it."""
+        last = await self._endings.last_frame(record.sid)
+        return last is not None and last.gid != record.id and not last.terminal
 
     async def _queue(self, record: Generation) -> None:
         entry = await self._sessions.get(f"{record.tenant}.{record.sid}")
