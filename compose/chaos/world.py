@@ -59,7 +59,14 @@ DISK = World(
     "disk",
     "one NATS server on a small disk of its own",
     {"engine": "scripted", "nodes": 2, "workers": 1, "ingresses": 1},
-    NO_LIMITS,
+    {
+        **NO_LIMITS,
+        # NATS promises a stream its limit only where three quarters of the disk hold all that it has promised.
+        "OKOME_CONTROL_PARTITIONS": "8",
+        "OKOME_INGRESS_PARTITIONS": "8",
+        "OKOME_CONTROL_LOG_MAX_BYTES": str(4 * 1024 * 1024),
+        "OKOME_CONTROL_JOBS_MAX_BYTES": str(4 * 1024 * 1024),
+    },
     small_disk=64,
 )
 

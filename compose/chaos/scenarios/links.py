@@ -51,7 +51,13 @@ async def _connected(round: Round, link: Link) -> None:
 async def _through(round: Round, name: str, seconds: float) -> tuple[list[Watched], list[Viewer]]:
     """A crowd, and those of it whose tokens pass through a linked part."""
     watched = await round.work(seconds)
-    return watched, round.crowd.on(name)
+    for _ in range(3):
+        if through := round.crowd.on(name):
+            break
+        watched += await round.work(seconds)  # nobody's tokens pass there
+    else:
+        through = round.crowd.on(name)
+    return watched, through
 
 
 # -- clients and ingress ---------------------------------------------------------------------------------------------
@@ -223,10 +229,12 @@ async def last_frame_lost(round: Round) -> None:
     "what is asked for from the log is answered by a replica that has nothing", world=TIGHT, bound=0.5, links=True
 )
 async def page_refused(round: Round) -> None:
-    watched, _ = await _through(round, NODE, 3)
+    watched = await round.work(3, rate=50, burst=1, tokens=150)
+    async with asyncio.timeout(20):
+        await round.crowd.underway(40)  # the first frames are beyond every ring
     tap = round.system.taps[f"{NODE}.nats"]
     fault = wire.lose(tap, NODE, wire.is_page, "a page of the log", wrong=round.control, instead=wire.NOT_FOUND)
-    late = [round.crowd.watch(session) for session in watched]  # from the first frame on: beyond every ring
+    late = [round.crowd.watch(session) for session in watched]
     await round.hurt(fault, [])
     async with asyncio.timeout(20):
         await asyncio.gather(*(viewer.changed(lambda one: one.ended > 0) for viewer in late))

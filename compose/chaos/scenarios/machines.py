@@ -12,7 +12,7 @@ from compose.chaos.round import Round
 from compose.chaos.scenario import scenario
 from compose.chaos.world import DISK, SKEWED
 
-SIGN = "out of space"
+SIGN = "no space left on device"
 SIGN_TIMEOUT = 10.0
 FULL_FOR = 1.0
 SKEW_MS = 120_000
@@ -31,13 +31,13 @@ async def disk_full(round: Round) -> None:
 
     def full() -> str | None:
         told = round.system.log(victim.id).count(SIGN) > before
-        return f"{victim.id} is {SIGN}, {disk.free(store)} bytes are left" if told else None
+        return f"{victim.id} wrote {SIGN!r}, {disk.free(store)} bytes are left" if told else None
 
     async def undo() -> None:
         (store / "filler").unlink(missing_ok=True)
 
     timeout = 2.0 if round.control else SIGN_TIMEOUT
-    fault = Fault(f"the disk of {victim.id}", strike, lambda: shows(full, f"{victim.id} {SIGN}", timeout), undo)
+    fault = Fault(f"the disk of {victim.id}", strike, lambda: shows(full, f"{victim.id} writing {SIGN!r}", timeout), undo)
     await round.hurt(fault)
     await asyncio.sleep(FULL_FOR)
     await round.heal(fault)
