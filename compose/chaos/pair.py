@@ -114,7 +114,7 @@ class End(asyncio.Protocol):
         link = self._link
         out = self.other.transport
         free = not (self._waiting or link.silent or link.delay or (link.throttle is not None and not self.up))
-        if free and out is not None and not self._pair.ending:
+        if free and out is not None:
             self._put(out, data)
             return
         due = 0.0
@@ -127,6 +127,7 @@ class End(asyncio.Protocol):
 
     def _put(self, out: asyncio.Transport, data: bytes) -> None:
         if data == FIN:
+            assert not self.finished, "nobody ends twice"
             self.finished = True
             with contextlib.suppress(OSError):  # it has just broken, and `lost` will say so
                 out.write_eof()
@@ -141,9 +142,7 @@ class End(asyncio.Protocol):
     def pump(self, *, waited: bool = False) -> None:
         """Hand on what is due and may pass. `waited`: it was held back until now."""
         out = self.other.transport
-        while self._waiting and not (
-            self._timer or self._stuffed or self._link.silent or out is None or self._pair.ending
-        ):
+        while self._waiting and not (self._timer or self._stuffed or self._link.silent or out is None):
             due, data = self._waiting[0]
             now = self._link.now()
             if due > now + GRAIN:

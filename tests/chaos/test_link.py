@@ -296,6 +296,26 @@ def test_who_does_not_read_is_not_read_for(loop: Loop) -> None:
     play(loop, scene)
 
 
+def test_a_reader_that_stalls_on_a_delayed_link_gets_all_of_it_later(loop: Loop) -> None:
+    """What waits in the link goes on although nothing new comes in."""
+
+    async def scene() -> None:
+        async with place() as at:
+            at.link.delay = 0.02
+            client, server = await at.both()
+            quiet = sent = 0
+            while quiet < 20:
+                taken = server.stuff()
+                sent += taken
+                quiet = 0 if taken else quiet + 1
+                assert sent < 64 << 20, "something buffers without bound"
+                await asyncio.sleep(0.005)
+            at.link.delay = 0.0
+            assert await client.exactly(sent) == b"x" * sent
+
+    play(loop, scene)
+
+
 # -- ends --------------------------------------------------------------------------------------------------------------
 
 
@@ -358,6 +378,28 @@ def test_a_reset_is_an_rst_to_both(loop: Loop) -> None:
                 with pytest.raises(ConnectionResetError):
                     await server.read()
             assert at.link.reset() == 0
+
+    play(loop, scene)
+
+
+def test_a_reset_in_the_middle_of_a_dialling_leaves_nothing(loop: Loop) -> None:
+    """Whichever step it was at: if the upstream had been reached, it is told too."""
+
+    async def scene() -> None:
+        async with place() as at:
+            for steps in range(12):
+                client = await at.client()
+                while at.link.counters.opened == steps:  # noqa: ASYNC110  # each turn of the loop counts
+                    await asyncio.sleep(0)
+                for _ in range(steps):  # turns of the loop since it began to dial
+                    await asyncio.sleep(0)
+                assert at.link.reset() == 1
+                await eventually(lambda: at.link.connections == at.link.ending == 0)
+                with pytest.raises(ConnectionResetError):
+                    await client.read()
+                while at.reached():
+                    with pytest.raises(ConnectionResetError):
+                        await (await at.server()).read()
 
     play(loop, scene)
 
