@@ -15,7 +15,7 @@ from broker.bus.pull import ack_subject
 from broker.bus.subjects import JOBS_STREAM
 
 MOVES = 1000  # in one go; the next look moves the rest
-NO_SUCH_MESSAGE = 10057
+MESSAGE_GONE = frozenset({10043, 10057})  # deleted by somebody else; which of the two is told by what is left around it
 
 log = structlog.get_logger("control")
 
@@ -53,7 +53,7 @@ async def empty_lane(bus: Bus, subject: str) -> int:
         try:
             await bus.api(f"STREAM.MSG.DELETE.{JOBS_STREAM}", {"seq": job.seq, "no_erase": True})
         except StoreRejected as error:
-            if error.err_code != NO_SUCH_MESSAGE:
+            if error.err_code not in MESSAGE_GONE:
                 raise
         log.info("job.moved", gid=gid, lane=subject)
     return MOVES

@@ -22,6 +22,7 @@ from broker.bus.queue import Delivery, Queue
 from broker.bus.records import Generation, Job, Message, Request, decode, encode
 from broker.bus.subjects import JOBS_STREAM, log_stream, log_subject, partition_of
 from control.app import Okome
+from control.lanes import empty_lane
 from control.transcript import closed
 from tests.control.okome import (
     DEADLINE,
@@ -272,6 +273,17 @@ async def test_the_jobs_in_a_dead_workers_lane_go_to_the_common_queue(okome: Oko
             return await jobs(bus) == {"job.m.any": 3, "job.m.w1": 1}
 
         await until(moved, "the lane is empty")
+
+
+async def test_two_that_empty_a_lane_at_once_move_every_job_once(okome: Okome, bus: Bus) -> None:
+    """The slower one finds jobs deleted, among others that stay, at the queue's beginning and at its end."""
+    async with worker(okome, bus, "w1"):
+        for number in range(12):
+            await store(bus, "job.m.gone", b"%d" % number, msg_id=f"g{number}")
+            if number % 2:
+                await store(bus, "job.m.w1", b"mine", msg_id=f"mine{number}")
+        await asyncio.gather(*(empty_lane(bus, "job.m.gone") for _ in range(3)))
+        assert await jobs(bus) == {"job.m.any": 12, "job.m.w1": 6}
 
 
 async def test_a_job_whose_holder_died_unheard_is_delivered_again_long_before_ack_wait(okome: Okome, bus: Bus) -> None:
