@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 from broker.bus.jobs import consumer_name
 from broker.bus.log import Stored, page, store
@@ -85,8 +86,8 @@ def redeliver(bus: Bus, gid: str, reply: str) -> Fault:
     return Fault(f"delivery of {gid}", strike, lambda: comes_true(again, f"a redelivery of {gid}", SIGN_TIMEOUT))
 
 
-def settle(bus: Bus, gid: str, reply: str) -> Fault:
-    """An ack of a delivery whose job is not done: the job leaves the queue."""
+def settle(bus: Bus, gid: str, reply: str, running: Callable[[], bool]) -> Fault:
+    """An ack of a delivery whose job is not done: the job leaves the queue while it is `running`."""
 
     async def strike() -> None:
         await bus.publish(reply, b"+ACK")
@@ -95,7 +96,7 @@ def settle(bus: Bus, gid: str, reply: str) -> Fault:
         try:
             await find_job(bus, gid)
         except KeyError:
-            return f"job {gid} is in the queue no more"
+            return f"job {gid} is in the queue no more, and its answer goes on" if running() else None
         return None
 
     return Fault(f"job of {gid}", strike, lambda: comes_true(gone, f"the loss of job {gid}", SIGN_TIMEOUT))

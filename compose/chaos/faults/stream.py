@@ -22,20 +22,28 @@ async def consumers(bus: Bus, stream: str) -> list[str]:
 
 
 def delete_consumer(bus: Bus, stream: str, name: str, aim: str) -> Fault:
-    """`aim` is the name that is deleted."""
+    """`aim` is the name that is deleted. Tails replace consumers by themselves, so the server's word is needed."""
+    confirmed: set[str] = set()
 
     async def strike() -> None:
         try:
-            await bus.api(f"CONSUMER.DELETE.{stream}.{aim}")
+            if (await bus.api(f"CONSUMER.DELETE.{stream}.{aim}")).get("success"):
+                confirmed.add(aim)
         except StoreRejected as error:
             if error.err_code != CONSUMER_NOT_FOUND:
                 raise
 
     async def gone() -> str | None:
+        if name not in confirmed:
+            return None
         try:
             await bus.api(f"CONSUMER.INFO.{stream}.{name}")
         except StoreRejected as error:
-            return f"{stream} knows no consumer {name} any more" if error.err_code == CONSUMER_NOT_FOUND else None
+            return (
+                f"the server deleted {name}, and {stream} knows it no more"
+                if error.err_code == CONSUMER_NOT_FOUND
+                else None
+            )
         return None
 
     return Fault(

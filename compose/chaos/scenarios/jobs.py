@@ -6,6 +6,7 @@ from compose.chaos.faults.job import deliveries, duplicate, redeliver, settle
 from compose.chaos.faults.process import kill
 from compose.chaos.round import Round, Spoiled
 from compose.chaos.scenario import scenario
+from compose.chaos.viewer import Viewer
 
 NOWHERE = "okome.chaos.nowhere"  # a reply subject that is nobody's delivery: what a control run strikes
 
@@ -19,6 +20,10 @@ async def _held(round: Round, seconds: float) -> tuple[str, str]:
         raise Spoiled("no worker holds a job of this round")
     gid = round.rng.choice(sorted(mine))
     return gid, held[gid]
+
+
+def _viewer(round: Round, gid: str) -> Viewer:
+    return next(one.viewers[0] for one in round.crowd.watched if one.asked[0].gid == gid)
 
 
 @scenario("a job is in the queue twice", bound=0.25)
@@ -43,14 +48,16 @@ async def job_stale_nak(round: Round) -> None:
 @scenario("an old delivery is acknowledged: the job is gone, its worker goes on", bound=0.25)
 async def job_stale_ack(round: Round) -> None:
     gid, reply = await _held(round, 3)
-    await round.hurt(settle(round.system.bus, gid, NOWHERE if round.control else reply))
+    viewer = _viewer(round, gid)
+    await round.hurt(settle(round.system.bus, gid, NOWHERE if round.control else reply, lambda: not viewer.ended))
 
 
 @scenario("a job is lost from the queue, then its worker is killed", takeovers=True, weight=1)
 async def job_lost_with_worker(round: Round) -> None:
     gid, reply = await _held(round, 4)
-    await round.hurt(settle(round.system.bus, gid, NOWHERE if round.control else reply), [])
-    viewer = next(one.viewers[0] for one in round.crowd.watched if one.asked[0].gid == gid)
+    viewer = _viewer(round, gid)
+    fault = settle(round.system.bus, gid, NOWHERE if round.control else reply, lambda: not viewer.ended)
+    await round.hurt(fault, [])
     victim = round.system.process(viewer.worker)
     await round.hurt(kill(victim, round.aim(victim)), round.crowd.on(victim.id))
     await round.system.back(victim)

@@ -37,7 +37,8 @@ async def disk_full(round: Round) -> None:
         (store / "filler").unlink(missing_ok=True)
 
     timeout = 2.0 if round.control else SIGN_TIMEOUT
-    fault = Fault(f"the disk of {victim.id}", strike, lambda: shows(full, f"{victim.id} writing {SIGN!r}", timeout), undo)
+    what = f"{victim.id} writing {SIGN!r}"
+    fault = Fault(f"the disk of {victim.id}", strike, lambda: shows(full, what, timeout), undo)
     await round.hurt(fault)
     await asyncio.sleep(FULL_FOR)
     await round.heal(fault)
