@@ -220,3 +220,7 @@ class Link:
                 raw.close()
         if pair.reached:
             await loop.create_connection(lambda: pair.server, sock=raw)
+            if pair.server.transport is None:
+                # Lost already. uvloop has closed the descriptor and does not know `raw` yet, which would close it
+                # again when it is collected: by then it may be somebody else's.
+                raw.detach()
