@@ -16,6 +16,8 @@ from broker.node.events import Event, of_frame
 
 # Bytes around one frame's data: an estimate, high for a frame nobody has read, low once both encodings exist.
 OVERHEAD = 400
+EMPTY = 600
+"""Bytes of a ring without frames: viewers of sessions in which nothing was asked make as many as they like."""
 
 
 class Added(Enum):
@@ -39,7 +41,7 @@ class Ring:
         self.chain = Chain()
         self.model = ""  # of the last generation whose start this ring saw
         self.worker = ""  # who runs the open generation, as far as this ring saw
-        self.size = 0  # bytes
+        self.size = EMPTY  # bytes
         self._frames: list[int] = []  # sequences, parallel to _events
         self._events: list[Event] = []
         self._limit = limit
@@ -106,6 +108,17 @@ class Ring:
             return True
         index = bisect_right(self._frames, after)
         return index > 0 and self._frames[index - 1] == after
+
+    def backlog(self, after: int) -> int | None:
+        """How many frames a reader that has everything up to `after` has not read; None where they are not all here.
+
+        A reader that was served by a quicker node may be ahead of this ring: it has read all that there is.
+        """
+        if self.floor is None:
+            return None
+        if after >= self.last:
+            return 0
+        return len(self._frames) - bisect_right(self._frames, after) if self.holds(after) else None
 
     def read(self, after: int, limit: int) -> tuple[list[Event], int]:
         """At most `limit` events behind `after`, and the sequence of the last one. Only where `holds(after)`."""

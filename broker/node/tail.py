@@ -116,6 +116,7 @@ class Tail:
         ring = self._rings.get(sid)
         if ring is None:
             ring = self._rings[sid] = Ring(sid, self.incarnation, self._settings.ring_frames)
+            self._bytes += ring.size
         return ring
 
     async def locate(self, sid: str) -> Ring:
@@ -128,6 +129,8 @@ class Tail:
             if self.incarnation != incarnation:
                 return await self.locate(sid)
             ring.begin(end.seq, end.frame)
+            if self._bytes > self._settings.partition_bytes:
+                self._evict()
         return ring
 
     # -- frames ----------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from broker.bus.nats import Bus
 from broker.bus.subjects import log_subject, new_session_id
 from broker.node.history import History
 from broker.node.log_reader import LogReader
-from broker.node.ring import Added, Ring
+from broker.node.ring import EMPTY, Added, Ring
 from broker.node.settings import NodeSettings
 from broker.node.subscriber import Start, Subscriber
 from broker.node.tail import Tail
@@ -232,5 +232,17 @@ async def test_memory_of_a_partition_is_bounded_and_nobody_loses_a_frame_by_that
         await read.tokens(120, "y" * 1000)
         await read.done()
         assert frames_of(await viewer) == read.data
-        held = sum(tail.ring(author.sid).size for author in (*unread, read))
-        assert held <= limit
+        held = [ring for author in (*unread, read) if (ring := tail._rings.get(author.sid)) is not None]
+        assert sum(ring.size for ring in held) <= limit
+
+
+async def test_sessions_in_which_nothing_was_asked_are_forgotten_like_others(nats: NatsServer) -> None:
+    """Who opens one session after the other, looks at it and goes, fills no node."""
+    limit = 65536
+    async with plane(nats, Bus) as bus, following(bus, partition_bytes=limit) as tail:
+        held = []
+        for _ in range(limit // EMPTY + 20):
+            await tail.locate(new_session_id("00"))
+            held.append(len(tail._rings))
+        assert max(held) <= limit // EMPTY
+        assert tail._bytes == EMPTY * len(tail._rings)
