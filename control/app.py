@@ -79,7 +79,7 @@ class Okome:
         endings = Endings(bus, self.pulse.name)
         sessions = Sessions(bus, settings, self.keyring, once, models, logs, self.pulse)
         logins = Logins(bus, settings, self.keyring, sessions)
-        generations = Generations(bus, once, models, logs, Admission(bus, self.pulse), endings)
+        generations = Generations(bus, settings, once, models, logs, Admission(bus, self.pulse), endings)
         self.sweeper = Sweeper(bus, settings, self.pulse, opened, endings)
         if models.known:
             await self.pulse.hear()

@@ -35,6 +35,7 @@ from control.idempotency import Once
 from control.keyring import is_tenant
 from control.models import SCRIPTED, Models
 from control.partitions import Partitions
+from control.settings import ControlSettings
 
 JOB_TRIES = 3
 RESERVE_TRIES = 5
@@ -57,7 +58,14 @@ class Generations:
     """Accepts generations and queues their jobs."""
 
     def __init__(
-        self, bus: Bus, once: Once, models: Models, partitions: Partitions, admission: Admission, endings: Endings
+        self,
+        bus: Bus,
+        settings: ControlSettings,
+        once: Once,
+        models: Models,
+        partitions: Partitions,
+        admission: Admission,
+        endings: Endings,
     ) -> None:
         self._bus = bus
         self._once = once
@@ -66,7 +74,7 @@ class Generations:
         self._admission = admission
         self._endings = endings
         self._sessions = Bucket(bus, "sessions")
-        self._generations = Bucket(bus, "generations")
+        self._generations = Bucket(bus, "generations", settings.deleted_life)
 
     async def create(self, question: CreateGeneration) -> GenerationCreated:
         """Raises Refusal as api.md's table has it, and BusError."""

@@ -46,8 +46,8 @@ class Sessions:
         self._models = models
         self._partitions = partitions
         self._pulse = pulse
-        self._sessions = Bucket(bus, "sessions")
-        self._generations = Bucket(bus, "generations")
+        self._sessions = Bucket(bus, "sessions", settings.deleted_life)
+        self._generations = Bucket(bus, "generations", settings.deleted_life)
         self._revoked = Bucket(bus, "revoked")
 
     async def find(self, tenant: str, sid: str) -> Session:

@@ -25,6 +25,8 @@ class ControlSettings(RoleSettings):
     token_life: float = Field(24 * HOUR, ge=1, le=36 * HOUR, description="of session and login tokens")
     ticket_life: float = Field(60, ge=1, le=300, description="of a one-use ticket for a session")
     login_ticket_life: float = Field(300, ge=1, le=300, description="of the ticket in the page's address")
+    idempotency_life: float = Field(24 * HOUR, ge=120, description="a repeat under its key is answered so long")
+    deleted_life: int = Field(24 * 3600, ge=60, description="OKOMEs that were away so long miss no deletion")
     job_wait: float = Field(300, ge=0.1, description="a generation that no worker takes expires after it")
     default_model: str = Field("", description="where neither request nor session names one; empty: the first real one")
     api_key: SecretStr = Field(SecretStr(""), description="the first API key; only its hash is kept")

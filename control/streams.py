@@ -12,7 +12,7 @@ from control.settings import ControlSettings
 SECOND = 1_000_000_000
 DUPLICATES = 120 * SECOND  # a job is queued once, however often its publish is repeated
 
-BUCKET_TTL = {"nodes": 10.0, "revoked": REVOKED_FOR, "tickets": 300.0, "idempotency": 24 * 3600.0}  # seconds
+BUCKET_TTL = {"nodes": 10.0, "revoked": REVOKED_FOR, "tickets": 300.0}  # seconds
 
 DESCRIPTIONS = {
     "keys": "API keys by hash; and the key between ingress and node",
@@ -71,7 +71,7 @@ def jobs_config(settings: ControlSettings) -> dict[str, Any]:
 
 def bucket_config(bucket: str, settings: ControlSettings) -> dict[str, Any]:
     """A NATS KV bucket as `nats kv` makes it (ADR-8)."""
-    ttl = BUCKET_TTL.get(bucket)
+    ttl = settings.idempotency_life if bucket == "idempotency" else BUCKET_TTL.get(bucket)
     return {
         "name": f"KV_{bucket}",
         "subjects": [f"$KV.{bucket}.>"],
@@ -83,6 +83,7 @@ def bucket_config(bucket: str, settings: ControlSettings) -> dict[str, Any]:
         "num_replicas": settings.replicas,
         "allow_direct": True,
         "allow_rollup_hdrs": True,
+        "allow_msg_ttl": True,  # of deletions, which would outlive what they delete for ever
         "deny_delete": True,
         **({"max_age": int(ttl * SECOND)} if ttl else {}),
     }
@@ -103,7 +104,7 @@ def repaired(found: dict[str, Any], wanted: dict[str, Any]) -> dict[str, Any] | 
     left out when somebody else made it. An incarnation that is there is never replaced here.
     """
     changes: dict[str, Any] = {}
-    for name in ("max_age", "max_bytes", "num_replicas", "allow_direct", "duplicate_window"):
+    for name in ("max_age", "max_bytes", "num_replicas", "allow_direct", "duplicate_window", "allow_msg_ttl"):
         if name in wanted and found.get(name) != wanted[name]:
             changes[name] = wanted[name]
     if not found.get("description") and wanted.get("description"):

@@ -50,7 +50,7 @@ class Sweeper:
         self._open = opened
         self._endings = endings
         self._sessions = Bucket(bus, "sessions")
-        self._generations = Bucket(bus, "generations")
+        self._generations = Bucket(bus, "generations", settings.deleted_life)
         self._active_since: float | None = None
         self._unheld: dict[str, float] = {}  # gid -> since when nobody is seen to hold it
         self._next_look: dict[str, float] = {}

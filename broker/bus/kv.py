@@ -29,11 +29,16 @@ class Entry(NamedTuple):
 
 
 class Bucket:
-    """One bucket. Keys are whole subject tokens separated by dots."""
+    """One bucket. Keys are whole subject tokens separated by dots.
 
-    def __init__(self, bus: Bus, name: str) -> None:
+    `deleted_life`: whole seconds for which the bucket remembers what is deleted here, so that watchers who were away
+    learn of it (its stream must allow TTLs of messages); 0: until its own TTL, or for ever.
+    """
+
+    def __init__(self, bus: Bus, name: str, deleted_life: int = 0) -> None:
         self.name = name
         self.stream = f"KV_{name}"
+        self._deletion = {"KV-Operation": "DEL", **({"Nats-TTL": f"{deleted_life}s"} if deleted_life else {})}
         self._bus = bus
         self._prefix = f"$KV.{name}."
 
@@ -77,7 +82,7 @@ class Bucket:
                 self._prefix + key,
                 b"",
                 expect_last=revision,
-                headers={"KV-Operation": "DEL"},
+                headers=self._deletion,
                 timeout=2.0,
             )
         except WrongLastSequence as error:
@@ -152,7 +157,8 @@ class Watch:
     """A bucket (or the keys that match) kept in memory. `on_change(key, value)`; value None is a deletion or its age.
 
     Entries that the bucket forgets by its TTL are not announced by the server: a reader of a bucket with a TTL looks at
-    the time inside the record.
+    the time inside the record. Where such entries are many, `remember` False keeps none of them here, for ever; then
+    `on_change` is all there is, and a bucket that was made anew is not told as the deletion of what the old one had.
     """
 
     def __init__(
@@ -163,8 +169,10 @@ class Watch:
         *,
         keys: str = ">",
         on_change: Callable[[str, bytes | None], None] | None = None,
+        remember: bool = True,
     ) -> None:
         self.entries: dict[str, bytes] = {}
+        self._remember = remember
         self._bus = bus
         self._prefix = f"$KV.{bucket}."
         self._on_change = on_change
@@ -218,7 +226,7 @@ class Watch:
         entry = _entry(Stored(seq, subject, data, headers))
         if entry is None:
             self.entries.pop(key, None)
-        else:
+        elif self._remember:
             self.entries[key] = entry.value
         if self._on_change is not None:
             self._on_change(key, entry.value if entry else None)

@@ -12,6 +12,7 @@ from broker.bus import operations as ops
 from broker.bus.credentials import Revocations, Verifier
 from broker.bus.errors import Refusal
 from broker.bus.kv import Bucket
+from broker.bus.log import last
 from broker.bus.nats import Bus, Msg
 from broker.bus.records import Session
 from broker.bus.subjects import is_session_id, log_stream
@@ -147,6 +148,21 @@ async def test_a_deleted_session_is_cancelled_revoked_purged_and_forgotten(okome
         revocations.take(f"sid.{sid}", entry.value)
         assert revocations.revoked((await verifier(bus)).session(made.token))
         assert (await refusal(bus, "session_delete", ops.OfSession(TENANT, sid))).code == "unknown_session"
+
+
+async def test_what_is_deleted_keeps_no_place_for_ever(okome: Okome, bus: Bus) -> None:
+    """The deletions themselves are forgotten by the buckets: of a session, of its generations, and of one that lost."""
+    async with worker(okome, bus):
+        sid = await new_session(bus)
+        made = await generate(bus, sid)
+        await answer(bus, sid, made, "a")
+        await bus.ask("session_delete", ops.OfSession(TENANT, sid), dict)
+    for bucket, key in (("sessions", f"{TENANT}.{sid}"), ("generations", f"{sid}.{made.generation_id}")):
+        deletion = await last(bus, f"KV_{bucket}", f"$KV.{bucket}.{key}")
+        assert deletion is not None
+        assert deletion.headers is not None
+        assert deletion.headers["KV-Operation"] == "DEL"
+        assert deletion.headers["Nats-TTL"] == f"{okome.settings.deleted_life}s"
 
 
 async def test_a_session_made_twice_under_one_idempotency_key_is_one(okome: Okome, bus: Bus) -> None:

@@ -53,9 +53,10 @@ async def test_a_running_system_can_be_given_more_partitions_and_another_age(fre
     async with connected(fresh_nats.url) as bus:
         await provision(bus, settings(fresh_nats.url, partitions=1))
         first = (await bus.api("STREAM.INFO.TOK_00"))["config"]
-        await provision(bus, settings(fresh_nats.url, partitions=2, log_max_age=120))
+        await provision(bus, settings(fresh_nats.url, partitions=2, log_max_age=120, idempotency_life=240))
         second = (await bus.api("STREAM.INFO.TOK_00"))["config"]
         assert second["max_age"] == 120 * 10**9
+        assert (await bus.api("STREAM.INFO.KV_idempotency"))["config"]["max_age"] == 240 * 10**9
         assert second["metadata"]["incarnation"] == first["metadata"]["incarnation"]
         assert (await bus.api("STREAM.INFO.TOK_01"))["config"]["discard"] == "new"
 
@@ -77,7 +78,9 @@ async def test_buckets_are_those_of_the_nats_command(fresh_nats: NatsServer) -> 
         await Bucket(bus, "sessions").put("acme.x", b"hello")
         store = await client.jetstream().key_value("sessions")
         assert (await store.get("acme.x")).value == b"hello"
-        assert (await bus.api("STREAM.INFO.KV_sessions"))["config"]["allow_direct"]
+        made = (await bus.api("STREAM.INFO.KV_sessions"))["config"]
+        assert made["allow_direct"]
+        assert made["allow_msg_ttl"]
         nodes = (await bus.api("STREAM.INFO.KV_nodes"))["config"]
         assert nodes["max_age"] == bucket_config("nodes", settings("nats://x"))["max_age"] == 10 * 10**9
     await client.close()

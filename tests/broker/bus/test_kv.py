@@ -190,6 +190,38 @@ async def test_any_nats_client_reads_and_writes_the_same_bucket(bus: Bus, nats_u
     await client.close()
 
 
+async def test_a_deletion_that_has_a_life_is_itself_forgotten(bus: Bus) -> None:
+    """Else whatever was deleted would keep a place in the bucket for ever; who watches has learned of it by then."""
+    mortal = Bucket(bus, await make_bucket(bus, allow_msg_ttl=True), deleted_life=1)
+    watch = Watch(bus, mortal.name, "test")
+    await watch.start()
+    await mortal.put("other", b"stays")
+    await mortal.delete("k", await mortal.put("k", b"1"))
+    await eventually(lambda: list(watch.entries) == ["other"] and watch.seq == 3)
+    async with asyncio.timeout(HEALED):
+        while (await bus.api(f"STREAM.INFO.{mortal.stream}"))["state"]["messages"] > 1:
+            continue
+    await mortal.create("k", b"again")
+    await eventually(lambda: watch.entries == {"other": b"stays", "k": b"again"})
+    await watch.close()
+
+
+async def test_what_a_watch_does_not_remember_it_only_tells(bus: Bus) -> None:
+    bucket = await new(bus)
+    seen: list[tuple[str, bytes | None]] = []
+    watch = Watch(bus, bucket.name, "test", on_change=lambda key, value: seen.append((key, value)), remember=False)
+    await bucket.put("a", b"1")
+    await watch.start()
+    await bucket.delete("a")
+    await eventually(lambda: seen == [("a", b"1"), ("a", None)])
+    await bucket.put("b", b"2")
+    await eventually(lambda: len(seen) == 3)
+    assert watch.entries == {}
+    watch._forget()
+    assert len(seen) == 3, "a bucket that was made anew deletes nothing of what was told"
+    await watch.close()
+
+
 async def test_a_watch_has_what_is_there_and_what_comes(bus: Bus) -> None:
     bucket = await new(bus)
     await bucket.put("t1.a", b"1")
