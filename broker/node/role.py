@@ -113,7 +113,10 @@ async def _watch(stack: AsyncExitStack, bus: Bus, node: str, access: Access, vie
         viewers.revoke()
 
     takers = {"keys": access.take_key, "jwks": access.verifier.take, "revoked": revoke}
-    watches = {name: Watch(bus, name, f"{node}-{name}", on_change=takers[name]) for name in WATCHED}
+    # Revocations forget by themselves what is too old; and what a lost bucket had revoked stays revoked.
+    watches = {
+        name: Watch(bus, name, f"{node}-{name}", on_change=takers[name], remember=name != "revoked") for name in WATCHED
+    }
     deadline = asyncio.get_running_loop().time() + 30
     for watch in watches.values():
         while True:
