@@ -22,7 +22,7 @@ from compose.chaos.world import CLUSTER
 ELECTION = 9.0
 """Longest election by NATS's own constants (4 to 9 s), and what the failure table adds to it is 1 s."""
 CUT = 6.0
-SIGN_TIMEOUT = 12.0
+SIGN_TIMEOUT = 25.0
 BEHIND = 5  # frames by which a replica must lag, so that it is not only a moment late
 
 

@@ -15,7 +15,8 @@ async def _held(round: Round, seconds: float) -> tuple[str, str]:
     """A running answer and its newest delivery."""
     await round.work(seconds)
     held = await deliveries(round.system.bus)
-    mine = [one.asked[0].gid for one in round.crowd.watched if one.asked[0].gid in held]
+    going = [one.asked[0].gid for one in round.crowd.watched if not one.viewers[0].ended]
+    mine = [gid for gid in going if gid in held]
     if not mine:
         raise Spoiled("no worker holds a job of this round")
     gid = round.rng.choice(sorted(mine))
@@ -28,13 +29,13 @@ def _viewer(round: Round, gid: str) -> Viewer:
 
 @scenario("a job is in the queue twice", bound=0.25)
 async def job_duplicated(round: Round) -> None:
-    gid, _ = await _held(round, 3)
+    gid, _ = await _held(round, 4)
     await round.hurt(duplicate(round.system.bus, gid, wrong=round.control))
 
 
 @scenario("a delivery is given back although its worker lives", bound=0.25)
 async def job_redelivered(round: Round) -> None:
-    gid, reply = await _held(round, 3)
+    gid, reply = await _held(round, 4)
     await round.hurt(redeliver(round.system.bus, gid, NOWHERE if round.control else reply))
 
 
@@ -47,7 +48,7 @@ async def job_stale_nak(round: Round) -> None:
 
 @scenario("an old delivery is acknowledged: the job is gone, its worker goes on", bound=0.25)
 async def job_stale_ack(round: Round) -> None:
-    gid, reply = await _held(round, 3)
+    gid, reply = await _held(round, 4)
     viewer = _viewer(round, gid)
     await round.hurt(settle(round.system.bus, gid, NOWHERE if round.control else reply, lambda: not viewer.ended))
 

@@ -86,7 +86,7 @@ async def stream_recreated(round: Round) -> None:
 
 @scenario("a partition is full: its running answer ends in words, and the others go on", weight=3)
 async def stream_full(round: Round) -> None:
-    watched = await round.work(4, rate=100, burst=4, tokens=400)
+    watched = await round.work(5, rate=300, burst=4, tokens=1500)
     session = round.rng.choice(watched)
     partition = partition_of(session.sid)
     for one in watched:
