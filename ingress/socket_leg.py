@@ -26,6 +26,7 @@ class _Told(msgspec.Struct):
 
     request_id: str = ""
     after: str = ""
+    earliest: str = ""
     code: str = ""
 
 
@@ -79,6 +80,7 @@ class Dialogue:
                 return text, Turn.CLOSED, _tell(message.data).code
             case "reset":
                 self.caught_up = False
+                self.cursor = _tell(message.data).earliest or self.cursor  # the old one is lost
             case "accepted" | "rejected":
                 self._unanswered.pop(_tell(message.data).request_id, None)
             case name if name in TERMINAL and self._until_done and self.caught_up:

@@ -10,12 +10,21 @@ from __future__ import annotations
 from enum import Enum, auto
 from typing import NamedTuple
 
+import msgspec
+
 from broker.bus.frames import TERMINAL
 
 MAX_EVENT = 8 * 1024 * 1024
 """Bytes of one event; the largest is a `start` or `message` with a body of 1 MiB, JSON-escaped."""
 
 _TERMINAL = frozenset(name.encode() for name in TERMINAL)
+
+
+class _Reset(msgspec.Struct):
+    earliest: str = ""
+
+
+_reset = msgspec.json.Decoder(_Reset)
 
 
 class EventTooLarge(Exception):
@@ -29,10 +38,10 @@ class Event(NamedTuple):
     name: bytes  # b"" where there is no `event:` line
     id: bytes | None  # None where there is no `id:` line
     cursor: bytes | None = None  # of a private line `: c <cursor>` inside this event
-    data: bytes = b""  # of `hello`, `closed`, `reconnect` and `served_by` only: the others are nobody's business here
+    data: bytes = b""  # of those in `_READ` only: the others are nobody's business here
 
 
-_READ = frozenset({b"hello", b"closed", b"reconnect", b"served_by"})
+_READ = frozenset({b"hello", b"closed", b"reconnect", b"reset", b"served_by"})
 
 
 class Splitter:
@@ -100,6 +109,14 @@ def _read(raw: bytes) -> Event:
     return Event(raw, name, id_, cursor, data)
 
 
+def _earliest(data: bytes) -> bytes:
+    """Where a stream goes on after `reset`; b"" where that is not told."""
+    try:
+        return _reset.decode(data).earliest.encode()
+    except (msgspec.DecodeError, RecursionError):
+        return b""
+
+
 class Turn(Enum):
     """What an event means for the leg it came on."""
 
@@ -144,6 +161,7 @@ class Splice:
                 return event.raw, Turn.CLOSED
             elif name == b"reset":
                 self.caught_up = False  # history begins anew, and ends anew
+                self.cursor = _earliest(event.data) or self.cursor  # the old one is lost: it would be reset once more
             elif name in _TERMINAL and self.until_done and self.caught_up:
                 self.finished = True
                 turn = Turn.FINISHED

@@ -106,6 +106,15 @@ def test_after_a_reset_history_is_announced_again() -> None:
     assert take(splice, reset + CAUGHT_UP) == [(reset, Turn.GO_ON), (CAUGHT_UP, Turn.GO_ON)]
 
 
+def test_after_a_reset_the_next_leg_begins_where_it_says() -> None:
+    """At the place before, which is lost, it would be reset once more; a node that still had that would repeat it."""
+    splice = Splice()
+    take(splice, HELLO % 5 + b'event: reset\ndata: {"earliest":"i-9","reason":"expired_or_foreign"}\n\n')
+    assert splice.cursor == b"i-9"
+    take(splice, b"event: reset\ndata: [\n\n")
+    assert splice.cursor == b"i-9", "one that cannot be read says nothing"
+
+
 def test_words_of_the_node_about_itself_are_not_shown() -> None:
     splice = Splice()
     assert take(splice, b'event: served_by\ndata: {"node":"n"}\n\n') == [(b"", Turn.GO_ON)]
