@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from typing import Any
 
 import msgspec
 import pytest
@@ -18,7 +19,7 @@ INCARNATION = "abcd1234"
 
 def _frames() -> list[Frame]:
     """An answer of four tokens with a takeover behind the second."""
-    told = [
+    told: list[tuple[str, int, str, int, int, dict[str, Any]]] = [
         ("start", 1, "a", 0, 0, {"epoch": 1, "worker": "w"}),
         ("token", 1, "a", 0, 2, {"text": "3.0 3.1 ", "n": 2}),
         ("attempt", 2, "b", 2, 0, {"epoch": 2, "worker": "v"}),

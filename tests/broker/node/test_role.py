@@ -84,7 +84,7 @@ async def deaf(
 
     async def lossy(self: Follow, msg: Msg) -> None:
         if cut.is_set() and self.stream == "KV_revoked":
-            self._heard_at = asyncio.get_running_loop().time()  # as if by heartbeats from a minority
+            self._silence.hear(asyncio.get_running_loop().time())  # as if by heartbeats from a minority
         else:
             await receive(self, msg)
 

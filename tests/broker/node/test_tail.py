@@ -159,7 +159,7 @@ async def test_a_tail_the_leader_is_ahead_of_for_too_long_is_lost_moves_and_come
 
     async def happily(self: Follow, msg: Msg) -> None:
         if cut and self.stream == "TOK_00":
-            self._heard_at = asyncio.get_running_loop().time()  # as if by a heartbeat that counts what has come
+            self._silence.hear(asyncio.get_running_loop().time())  # as if by a heartbeat that counts what has come
         else:
             await receive(self, msg)
 
