@@ -30,7 +30,7 @@ from gpu_worker.arbiter import Arbiter
 from gpu_worker.believed import believed
 from gpu_worker.engines import Engine, EngineFailed, Finish, ModelCard, Piece, Prefix, Prompt
 from gpu_worker.interruption import Interrupt, Interruption
-from gpu_worker.metrics import CANCELS, PAUSED, Measured
+from gpu_worker.metrics import CANCELS, PAUSED, RESUMED, Measured
 from gpu_worker.outbox import Outbox, State, Stop, next_epoch
 from gpu_worker.publisher import Publisher
 from gpu_worker.pulse import Pulse
@@ -229,7 +229,9 @@ class Answer:
             self._recheck.cancel()
             self._recheck = None
         if not self.arbiter.paused(self._loop.time()):
-            self._flowing.set()
+            if not self._flowing.is_set():
+                self._flowing.set()
+                RESUMED.labels(self.arbiter.resumed_by).inc()
             return
         if self._flowing.is_set():
             self._flowing.clear()

@@ -49,6 +49,11 @@ class Arbiter:
             return False
         return True
 
+    @property
+    def resumed_by(self) -> str:
+        """What ended a pause: `viewers`, `max_pause` or `silence`. Asked when `paused` has just become False."""
+        return "max_pause" if self._spent else "viewers" if self._heard else "silence"
+
     def changes_at(self) -> float | None:
         """When a pause may end by itself: ask again then, or when something is heard. None: not paused."""
         if self._paused_at is None or not self._heard:

@@ -22,6 +22,7 @@ FENCED = Counter("okome_worker_fenced_total", "Attempts that found another write
 TAKEOVERS = Counter("okome_worker_takeovers_total", "Generations taken over from another attempt", ["model"])
 CANCELS = Counter("okome_worker_cancels_total", "Generations cancelled, by what asked for it", ["by"])
 PAUSED = Counter("okome_worker_pauses_total", "Times that an engine was paused because all viewers lagged")
+RESUMED = Counter("okome_worker_resumes_total", "Pauses of an engine that are over, by what ended them", ["by"])
 NAKS = Counter("okome_worker_dead_worker_naks_total", "Jobs of silent workers that this one gave back to the queue")
 ADOPTED = Counter("okome_worker_adopted_total", "Deliveries of a job that was already held here")
 

@@ -58,6 +58,10 @@ class Beats:
         live = [beat for beat in self.live() if beat.models]
         return [beat.worker for beat in live if gid in beat.held] or [beat.worker for beat in live]
 
+    def by_generation(self) -> dict[str, str]:
+        """Who holds each generation that anybody says to hold. Reads every beat: not for every viewer."""
+        return {gid: beat.worker for beat in self.live() for gid in beat.held}
+
     async def _receive(self, msg: Msg) -> None:
         worker, now = msg.subject.rpartition(".")[2], asyncio.get_running_loop().time()
         _, before = self._raw.get(worker, (now, []))

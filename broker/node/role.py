@@ -59,8 +59,8 @@ async def main(settings: NodeSettings, stop: asyncio.Event) -> None:
         stack.push_async_callback(warmth.close)
         tails = Tails(bus, settings, warmth.ended)
         stack.push_async_callback(tails.close)
-        viewers = Viewers(bus, tails, history, access, settings, node)
         beats = Beats(bus)
+        viewers = Viewers(bus, tails, history, access, beats, settings, node)
         operations = Operations(bus, history, beats, warmth)
         app = App(
             api.build(operations, access, Waiting(viewers), tails, settings),

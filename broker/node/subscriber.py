@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
+from enum import StrEnum
 from typing import NamedTuple
 
 from broker.bus.chain import Chain
@@ -25,7 +26,15 @@ from broker.node.ring import Ring
 from broker.node.tail import Tail
 
 BATCH = 128  # events in one write
+LOW_WATER = 4  # who lagged keeps up again when no more than the fourth part of its ring is before it
 MAX_NOTICES = 32  # events about the session that wait for a slow reader; the oldest are dropped: they have no id
+
+
+class Demand(StrEnum):
+    """What a reader asks of whoever writes."""
+
+    FLOWING = "flowing"
+    LAGGING = "lagging"
 
 
 class Start(NamedTuple):
@@ -49,11 +58,12 @@ class Subscriber:
         *,
         until_done: bool = False,
         pacer: Pacer | None = None,
+        on_flowing: Callable[[Ring], None] = lambda ring: None,
     ) -> None:
         self.tenant = tenant
         self.sid = sid
         self.seq = 0  # of the last frame given out, or to the pacer
-        self.behind = False  # it reads the log, not the ring
+        self.demand: Demand | None = None  # nobody knows while it attaches
         self.end_reason = "client_gone"
         self.sent_at = 0.0
         self._tail = tail
@@ -62,6 +72,7 @@ class Subscriber:
         self._node = node
         self._until_done = until_done
         self._pacer = pacer
+        self._on_flowing = on_flowing  # it lagged, or had just come, and keeps up
         self._waiter: asyncio.Future[None] | None = None
         self._notices: deque[Event] = deque(maxlen=MAX_NOTICES)
         self._last_words: list[Event] | None = None
@@ -104,6 +115,19 @@ class Subscriber:
         """This node is going away: tell the client where to go on."""
         self._leave_after = after_ms  # the cursor is that of the moment when this is said
         self.end("node_leaving")
+
+    def measure(self, ring: Ring) -> Demand | None:
+        """It lags once its ring has lost its place (the high-water mark), and until it is near the ring's end again
+        (the low one). Between the two it stays what it was, so that a worker is not told something else at every look.
+
+        A reader that is stuck in a write cannot look itself: this is called from outside as well.
+        """
+        backlog = ring.backlog(self.seq)
+        if backlog is None:
+            self.demand = Demand.LAGGING
+        elif backlog <= len(ring) // LOW_WATER:
+            self.demand = Demand.FLOWING
+        return self.demand
 
     async def nothing_left(self) -> bool:
         """For a reconnect that only waits for an answer: nothing behind its cursor, nothing running, nothing queued."""
@@ -194,6 +218,8 @@ class Subscriber:
                 target, caught_up = (await self._tail.locate(self.sid)).last, False
                 continue
             ring = self._tail.ring(self.sid)
+            if self.demand is not Demand.FLOWING and self.measure(ring) is Demand.FLOWING:
+                self._on_flowing(ring)
             ahead = ring.floor is not None and self.seq > ring.last
             if not caught_up and not ahead and self.seq >= target:
                 caught_up = True
@@ -205,9 +231,8 @@ class Subscriber:
                     return
                 continue
             if ahead:
-                self.behind = False  # another node was quicker than this one's tail: wait for it
+                pass  # another node was quicker than this one's tail: wait for it
             elif ring.holds(self.seq):
-                self.behind = False
                 if batch := self._read_ring(ring, live=caught_up):
                     if self._until_done and caught_up and (end := _end_of(batch)) is not None:
                         self.end_reason = "done"
@@ -216,7 +241,6 @@ class Subscriber:
                     yield batch
                     continue
             else:
-                self.behind = True
                 if batch := await self._read_log():
                     if self._until_done and caught_up and (end := _end_of(batch)) is not None:
                         self.end_reason = "done"

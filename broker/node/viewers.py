@@ -6,6 +6,7 @@ Heartbeats, revocations, expiry, demand to workers and the drain go over this on
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import random
 from typing import NamedTuple
@@ -19,11 +20,13 @@ from broker.bus.nats import Bus
 from broker.bus.subjects import parse_cursor, partition_of, worker_subject
 from broker.node import metrics
 from broker.node.access import Access, Principal
+from broker.node.beats import Beats
 from broker.node.events import Event, closed
 from broker.node.history import History
 from broker.node.pacer import Pacer
+from broker.node.ring import Ring
 from broker.node.settings import NodeSettings
-from broker.node.subscriber import Start, Subscriber
+from broker.node.subscriber import Demand, Start, Subscriber
 from broker.node.tails import Tails
 
 log = structlog.get_logger("node")
@@ -45,7 +48,14 @@ class Viewers:
     """All open connections of this node."""
 
     def __init__(
-        self, bus: Bus, tails: Tails, history: History, access: Access, settings: NodeSettings, node: str
+        self,
+        bus: Bus,
+        tails: Tails,
+        history: History,
+        access: Access,
+        beats: Beats,
+        settings: NodeSettings,
+        node: str,
     ) -> None:
         self.draining = False
         self.stale = ""  # why new streams are put off, "" while they are not
@@ -53,12 +63,13 @@ class Viewers:
         self._tails = tails
         self._history = history
         self._access = access
+        self._beats = beats
         self._settings = settings
         self._node = node
         self.empty = asyncio.Event()
         self.empty.set()
         self._viewers: dict[Subscriber, Viewer] = {}
-        self._demanded: dict[str, tuple[str, float]] = {}  # sid -> what its worker was told last, and when
+        self._demanded: dict[str, tuple[Demand, str, float]] = {}  # sid -> what was said last, to whom, and when
 
     def __len__(self) -> int:
         return len(self._viewers)
@@ -85,7 +96,15 @@ class Viewers:
         loop = asyncio.get_running_loop()
         pacer = Pacer(self._settings.pacer_window) if paced and self._settings.pacer_window else None
         subscriber = Subscriber(
-            tail, self._history, who.tenant, sid, start, self._node, until_done=until_done, pacer=pacer
+            tail,
+            self._history,
+            who.tenant,
+            sid,
+            start,
+            self._node,
+            until_done=until_done,
+            pacer=pacer,
+            on_flowing=lambda ring: self._tell(ring, Demand.FLOWING),  # at once: it may be what a worker waits for
         )
         subscriber.sent_at = loop.time()
         self._viewers[subscriber] = Viewer(subscriber, who, transport, loop.time())
@@ -131,7 +150,7 @@ class Viewers:
             expires = viewer.principal.expires_at
             if expires and seconds >= expires + LEEWAY:
                 subscriber.end("token_expired", closed("token_expired", "the token has expired"))
-        self._demand(now)
+        self._demand()
 
     def revoke(self) -> None:
         """A revocation came in: end what it concerns."""
@@ -161,27 +180,38 @@ class Viewers:
     def _of(self, sid: str) -> list[Subscriber]:
         return [subscriber for subscriber in self._viewers if subscriber.sid == sid]
 
-    def _demand(self, now: float) -> None:
-        """Tell workers whether anybody keeps up: on change, and every DEMAND_INTERVAL."""
-        states: dict[str, tuple[str, str]] = {}
+    def _demand(self) -> None:
+        """Tell workers whether anybody keeps up. Who attaches just now is nobody who does or does not."""
+        read: set[str] = set()
+        holders: dict[str, str] | None = None
         for tail in self._tails.running():
             for ring, readers in tail.sessions():
-                if not ring.worker or not ring.chain.open:
-                    continue
-                ahead = [r for r in readers if isinstance(r, Subscriber) and not r.behind and ring.holds(r.seq)]
-                states[ring.sid] = ("flowing" if ahead else "lagging", ring.worker)
-        for sid, (state, worker) in states.items():
-            said, at = self._demanded.get(sid, ("", 0.0))
-            if said == state and now - at < DEMAND_INTERVAL:
-                continue
-            payload = json.dumps({"sid": sid, "node": self._node, "state": state}).encode()
-            try:
-                self._bus.publish_now(worker_subject(worker, "demand"), payload)
-            except BusUnavailable:
-                return  # silence never pauses a worker
-            self._demanded[sid] = (state, now)
-        for sid in self._demanded.keys() - states.keys():
+                read.add(ring.sid)
+                if ring.chain.open and not ring.worker:  # the ring began behind the `start` that names it
+                    holders = self._beats.by_generation() if holders is None else holders
+                    ring.worker = holders.get(ring.chain.gid, "")
+                known = [reader for reader in readers if isinstance(reader, Subscriber) and reader.demand]
+                for subscriber in known:
+                    subscriber.measure(ring)
+                if known:
+                    lag = all(subscriber.demand is Demand.LAGGING for subscriber in known)
+                    self._tell(ring, Demand.LAGGING if lag else Demand.FLOWING)
+        for sid in self._demanded.keys() - read:
             del self._demanded[sid]
+
+    def _tell(self, ring: Ring, state: Demand) -> None:
+        """On change, and every DEMAND_INTERVAL. What is not said does not pause a worker."""
+        if not ring.worker or not ring.chain.open:
+            self._demanded.pop(ring.sid, None)
+            return
+        now = asyncio.get_running_loop().time()
+        said, to, at = self._demanded.get(ring.sid, (None, "", 0.0))
+        if (said, to) == (state, ring.worker) and now - at < DEMAND_INTERVAL:
+            return
+        payload = json.dumps({"sid": ring.sid, "node": self._node, "state": state}).encode()
+        with contextlib.suppress(BusUnavailable):
+            self._bus.publish_now(worker_subject(ring.worker, "demand"), payload)
+            self._demanded[ring.sid] = (state, ring.worker, now)
 
 
 def read_start(after: str | None, last_event_id: str | None) -> Start:

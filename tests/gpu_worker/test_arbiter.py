@@ -12,6 +12,7 @@ def test_silence_never_pauses() -> None:
     assert arbiter.paused(1)
     assert arbiter.changes_at() == 5
     assert not arbiter.paused(5), "a node that fell silent does not count"
+    assert arbiter.resumed_by == "silence"
 
 
 def test_one_that_flows_keeps_it_going_for_all() -> None:
@@ -23,6 +24,7 @@ def test_one_that_flows_keeps_it_going_for_all() -> None:
     assert arbiter.paused(1)
     arbiter.hear("n1", FLOWING, 2)
     assert not arbiter.paused(2)
+    assert arbiter.resumed_by == "viewers"
 
 
 def test_a_node_that_fell_silent_does_not_hold_up_a_pause() -> None:
@@ -40,6 +42,7 @@ def test_a_pause_never_lasts_longer_than_max_pause_and_needs_a_flow_before_the_n
         assert arbiter.paused(second)
     arbiter.hear("n1", LAGGING, 20)
     assert not arbiter.paused(20)
+    assert arbiter.resumed_by == "max_pause"
     arbiter.hear("n1", LAGGING, 22)
     assert not arbiter.paused(22), "max_pause is over: it goes on whatever they say"
     arbiter.hear("n1", FLOWING, 24)
