@@ -22,6 +22,8 @@ from broker.bus.records import Idempotency, decode, encode
 
 PATIENCE = 3.0  # seconds a repeat waits for the first answer before it takes the work over
 TRIES = 5
+NOT_ASKED = ("idempotency_key", "warm_worker")
+"""What is in a question and not in the client's body: a node's hint is another one once the first answer has ended."""
 
 Answer = TypeVar("Answer", bound=msgspec.Struct)
 
@@ -29,7 +31,8 @@ Answer = TypeVar("Answer", bound=msgspec.Struct)
 def fingerprint(question: msgspec.Struct) -> str:
     """Of the body: the same question under the same key has the same one."""
     fields = msgspec.to_builtins(question)
-    fields.pop("idempotency_key", None)
+    for name in NOT_ASKED:
+        fields.pop(name, None)
     return hashlib.sha256(msgspec.json.encode(fields, order="deterministic")).hexdigest()
 
 

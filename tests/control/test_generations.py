@@ -339,6 +339,14 @@ async def test_a_repeat_gets_the_first_answer_and_makes_nothing(okome: Okome, bu
         assert (await generate(bus, other, key="k")).generation_id != first.generation_id
 
 
+async def test_a_repeat_that_another_hint_comes_with_is_a_repeat(okome: Okome, bus: Bus) -> None:
+    """The node that it comes through knows by then who holds the session warm: the client has asked the same."""
+    sid = await new_session(bus)
+    async with worker(okome, bus):
+        first = await generate(bus, sid, key="k")
+        assert await generate(bus, sid, key="k", warm="w1") == first
+
+
 async def test_another_body_under_the_same_key_is_a_mismatch(okome: Okome, bus: Bus) -> None:
     sid = await new_session(bus)
     async with worker(okome, bus):
