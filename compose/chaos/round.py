@@ -12,14 +12,11 @@ from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
-from broker.bus.errors import BusError
-from broker.bus.frames import Frame, decode_frame
-from broker.bus.log import read_all, stream_info
 from broker.bus.script import Script
-from broker.bus.subjects import log_stream, log_subject, partition_of
 from compose.chaos.checker import Broken, check_log, check_transcript, takeovers
 from compose.chaos.crowd import Crowd, NotAdmitted, Watched
 from compose.chaos.fault import DidNotHappen, Fault
+from compose.chaos.log import read_log
 from compose.chaos.record import Injection, Stall, Violation
 from compose.chaos.record import Round as Record
 from compose.chaos.scenario import Scenario
@@ -208,7 +205,7 @@ class Round:
                 continue
             try:
                 async with asyncio.timeout(LOG_TIMEOUT):
-                    frames, incarnation = await self._log(one.sid)
+                    frames, incarnation = await read_log(self.system.bus, one.sid)
             except TimeoutError:
                 self.broken("stuck", one.sid, "the log could not be read")
                 continue
@@ -228,16 +225,6 @@ class Round:
         if taken and not self.scenario.takeovers:
             self.broken("takeover", "", f"{taken} takeovers, and every worker lived")
         return tokens, generations, taken, resets
-
-    async def _log(self, sid: str) -> tuple[list[Frame], str]:
-        stream = log_stream(partition_of(sid))
-        while True:
-            try:
-                stored = await read_all(self.system.bus, stream, log_subject(sid))
-                info = await stream_info(self.system.bus, stream)
-                return [decode_frame(message.data, message.seq) for message in stored], info.incarnation
-            except BusError:
-                await asyncio.sleep(0.2)
 
     def _verdict(self, began: float, over: float, tokens: int, generations: int, taken: int, resets: int) -> Verdict:
         injections = []

@@ -14,6 +14,7 @@ import ssl
 from collections.abc import Callable
 from enum import StrEnum
 from typing import NamedTuple
+from urllib.parse import urlencode
 
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake
@@ -61,7 +62,8 @@ class ViewerRefused(Exception):
 class Viewer:
     """Watches `sid` at `door()`, an ingress's URL asked for at every connect.
 
-    `patience`: seconds of silence that it bears before it comes back over another connection.
+    `patience`: seconds of silence that it bears before it comes back over another connection. `ticket`: shown instead
+    of the token; it opens nothing a second time.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class Viewer:
         transport: Transport = Transport.SSE,
         after: str = "0",
         patience: float = HEARTBEATS_MISSED,
+        ticket: str = "",
         tls: ssl.SSLContext | None = None,
         receive_buffer: int = 0,
     ) -> None:
@@ -91,6 +94,7 @@ class Viewer:
         self._door = door
         self._token = token
         self._after = after
+        self._ticket = ticket
         self._tls = tls
         self._receive_buffer = receive_buffer
         self._changed = asyncio.Event()
@@ -161,15 +165,19 @@ class Viewer:
 
     # -- the two transports ------------------------------------------------------------------------------------------
 
-    def _query(self) -> str:
-        after = self.cursor or self._after
-        return f"?after={after}" if after else ""
+    def _query(self, after: str) -> str:
+        fields = {"after": after, "ticket": self._ticket}
+        query = urlencode({name: value for name, value in fields.items() if value})
+        return f"?{query}" if query else ""
+
+    def _credential(self) -> dict[str, str]:
+        return {} if self._ticket else {"authorization": f"Bearer {self._token}"}
 
     async def _sse(self, terminals: int) -> None:
-        headers = {"authorization": f"Bearer {self._token}", "accept": "text/event-stream"}
+        headers = {**self._credential(), "accept": "text/event-stream"}
         if self.cursor:
             headers["last-event-id"] = self.cursor
-        path = f"/v1/sessions/{self.sid}/events{'' if self.cursor else self._query()}"
+        path = f"/v1/sessions/{self.sid}/events{self._query('' if self.cursor else self._after)}"
         async with asyncio.timeout(CONNECT_TIMEOUT):
             connection = await Connection.open(
                 self._door(), "GET", path, headers, tls=self._tls, receive_buffer=self._receive_buffer
@@ -195,10 +203,10 @@ class Viewer:
             connection.close()
 
     async def _ws(self, terminals: int) -> None:
-        url = f"{self._door().replace('http', 'ws', 1)}/v1/sessions/{self.sid}/ws{self._query()}"
+        path = f"/v1/sessions/{self.sid}/ws{self._query(self.cursor or self._after)}"
         async with connect(
-            url,
-            additional_headers={"Authorization": f"Bearer {self._token}"},
+            self._door().replace("http", "ws", 1) + path,
+            additional_headers=self._credential(),
             subprotocols=["okome.v1"],  # type: ignore[list-item]
             compression=None,
             ping_interval=None,

@@ -108,6 +108,17 @@ class Stream:
         except BlockingIOError:
             return taken
 
+    async def fill(self) -> int:
+        """Write until nothing between here and the reader takes any more; how many bytes it took."""
+        sent = quiet = 0
+        while quiet < 20:  # stuck for twenty rounds of the loop in which others could move
+            taken = self.stuff()
+            sent += taken
+            quiet = 0 if taken else quiet + 1
+            assert sent < 64 << 20, "something buffers without bound"
+            await asyncio.sleep(0.005)
+        return sent
+
     def finish(self) -> None:
         self._raw.shutdown(socket.SHUT_WR)
 
@@ -282,14 +293,7 @@ def test_who_does_not_read_is_not_read_for(loop: Loop) -> None:
     async def scene() -> None:
         async with place() as at:
             client, server = await at.both()
-            sent = 0
-            quiet = 0
-            while quiet < 20:  # stuck for twenty rounds of the loop in which others could move
-                taken = server.stuff()
-                sent += taken
-                quiet = 0 if taken else quiet + 1
-                assert sent < 64 << 20, "something buffers without bound"
-                await asyncio.sleep(0.005)
+            sent = await server.fill()
             assert at.link.held - at.link.unread <= 2 * HIGH_WATER
             assert await client.exactly(sent) == b"x" * sent
 
@@ -303,13 +307,7 @@ def test_a_reader_that_stalls_on_a_delayed_link_gets_all_of_it_later(loop: Loop)
         async with place() as at:
             at.link.delay = 0.02
             client, server = await at.both()
-            quiet = sent = 0
-            while quiet < 20:
-                taken = server.stuff()
-                sent += taken
-                quiet = 0 if taken else quiet + 1
-                assert sent < 64 << 20, "something buffers without bound"
-                await asyncio.sleep(0.005)
+            sent = await server.fill()
             at.link.delay = 0.0
             assert await client.exactly(sent) == b"x" * sent
 
@@ -353,10 +351,7 @@ def test_a_cut_does_not_wait_for_a_side_that_does_not_read(loop: Loop) -> None:
     async def scene() -> None:
         async with place() as at:
             client, server = await at.both()
-            quiet = 0
-            while quiet < 10:
-                quiet = 0 if server.stuff() else quiet + 1
-                await asyncio.sleep(0.005)
+            await server.fill()
             at.link.hush()
             await client.send(b"unread")
             await eventually(lambda: at.link.unread > 0)
@@ -516,13 +511,7 @@ def test_silence_keeps_next_to_nothing_in_memory(loop: Loop) -> None:
             at.link.hush()
             new = await at.client()
             for stream in (old, new):
-                quiet = sent = 0
-                while quiet < 10:
-                    taken = stream.stuff()
-                    sent += taken
-                    quiet = 0 if taken else quiet + 1
-                    assert sent < 64 << 20, "something buffers without bound"
-                    await asyncio.sleep(0.005)
+                await stream.fill()
             assert at.link.held > 0
             assert at.link.held - at.link.unread <= 4 * HIGH_WATER
 
@@ -537,10 +526,8 @@ def test_who_breaks_off_in_silence_is_missed_afterwards(loop: Loop, stuck: bool)
         async with place() as at:
             client, server = await at.both()
             await server.send(b"unread")
-            quiet = 0
-            while stuck and quiet < 10:
-                quiet = 0 if server.stuff() else quiet + 1
-                await asyncio.sleep(0.005)
+            if stuck:
+                await server.fill()
             await eventually(lambda: not client.silent())
             at.link.hush()
             client.close()  # with bytes unread: RST
@@ -589,13 +576,7 @@ def test_a_delayed_link_keeps_so_much_and_no_more(loop: Loop) -> None:
         async with place() as at:
             at.link.delay = 60.0
             client, _ = await at.both()
-            quiet = sent = 0
-            while quiet < 10:
-                taken = client.stuff()
-                sent += taken
-                quiet = 0 if taken else quiet + 1
-                assert sent < 64 << 20, "something buffers without bound"
-                await asyncio.sleep(0.005)
+            await client.fill()
 
     play(loop, scene)
 

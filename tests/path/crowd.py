@@ -1,50 +1,52 @@
-"""A crowd of viewers, each watching a scripted generation of its own; every transcript is checked at the end."""
+"""A crowd that watches a system of the tests, judged as a fault run judges its own: to the byte, by script and log."""
 
 import asyncio
-import json
-from collections.abc import AsyncIterator
+import random
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import NamedTuple
 
+from broker.bus.nats import Bus
+from broker.bus.script import Script
+from compose.chaos.checker import check_log, check_transcript
+from compose.chaos.crowd import Crowd, Watched
+from compose.chaos.log import read_log
+from compose.chaos.viewer import Viewer
 from tests.fixtures.system import System
-from tests.path.viewer import Viewer, call, check_transcript
 
 DEADLINE = 60.0
 
 
-class Watched(NamedTuple):
-    viewer: Viewer
-    seed: int
-    tokens: int
+def crowd_of(system: System, key: str = "") -> Crowd:
+    """Nobody yet; sessions are opened with `key`, or the system's own."""
+    return Crowd(lambda: system.url, key or system.api_key, random.Random(1))
 
 
-async def start(system: System, seed: int, tokens: int, rate: float) -> Watched:
-    """A new session, its viewer, and a scripted generation in it."""
-    created = await call(system.url, "POST", "/v1/sessions", system.api_key, {"model": "scripted"})
-    assert created.status == 201, created.body
-    session = created.json()
-    viewer = Viewer(system.url, session["session_id"], session["token"])
-    script = json.dumps({"tokens": tokens, "rate": rate, "seed": seed})
-    path = f"/v1/sessions/{viewer.sid}/generations"
-    for _ in range(50):
-        accepted = await call(system.url, "POST", path, session["token"], {"prompt": script})
-        if accepted.status != 503:
-            break
-        await asyncio.sleep(float(accepted.headers["retry-after"]) / 10)  # what a client does when told so
-    assert accepted.status == 202, accepted.body
-    return Watched(viewer, seed, tokens)
+def told(viewer: Viewer) -> list[tuple[str, str, bytes]]:
+    """The stored events it saw, without the moment of each: name, id and data."""
+    return [(event.name, event.id, event.data) for event in viewer.stored()]
 
 
 @asynccontextmanager
 async def watching(system: System, sessions: int, tokens: int, rate: float) -> AsyncIterator[list[Watched]]:
-    """So many generations that are being watched; at the end all are waited for, and every transcript is checked."""
-    async with asyncio.timeout(DEADLINE):
-        watched = list(await asyncio.gather(*(start(system, seed, tokens, rate) for seed in range(1, sessions + 1))))
-        async with asyncio.TaskGroup() as tasks:
-            for one in watched:
-                tasks.create_task(one.viewer.watch())
-            await asyncio.gather(*(one.viewer.seen(5) for one in watched))  # all are in the middle of it
-            yield watched
-    for one in watched:
-        check_transcript(one.viewer.stored(), seed=one.seed, tokens=one.tokens)
-        assert "reset" not in one.viewer.names()
+    """So many answers that have begun, every third watched over WebSocket; at the end all are waited for and judged."""
+    scripts = [Script(tokens=tokens, rate=rate, seed=seed) for seed in range(1, sessions + 1)]
+    async with asyncio.timeout(DEADLINE), crowd_of(system) as crowd:
+        watched = await crowd.gather(scripts)
+        await crowd.underway(1)
+        yield watched
+        assert await crowd.over(DEADLINE) == []
+        await judge(system, watched)
+
+
+async def judge(system: System, watched: Sequence[Watched]) -> None:
+    """Nothing of what they saw is broken; AssertionError names every rule that is. The caller has the deadline."""
+    bus = await Bus.connect(system.nats_url, "judge")
+    try:
+        for one in watched:
+            frames, incarnation = await read_log(bus, one.sid)
+            broken = check_log(frames, one.asked)
+            for viewer in one.viewers:
+                broken += check_transcript(viewer.events, frames, one.asked, incarnation)
+            assert broken == [], one.sid
+    finally:
+        await bus.close()

@@ -17,12 +17,15 @@ from typing import Any
 import psutil
 import pytest
 
+from broker.bus.frames import CANCELLED
 from broker.bus.nats import Bus, Msg
 from broker.bus.operations import CreateKey, RevokeKey
+from broker.bus.script import Script
 from broker.bus.subjects import beat_subject
+from compose.chaos.http import call
+from compose.chaos.viewer import Viewer, ViewerRefused
 from tests.fixtures.system import System
-from tests.path.crowd import DEADLINE, Watched, start, watching
-from tests.path.viewer import Viewer, call, check_transcript
+from tests.path.crowd import DEADLINE, crowd_of, judge, told, watching
 
 NODE, WORKER, INGRESS, LATE = 300, -300, 180, -240
 JOB_WAIT = 60  # less than the two replicas differ: whoever counts by the other's clock finds everything too old
@@ -85,21 +88,6 @@ def said_by(token: str) -> dict[str, Any]:
     return claims
 
 
-async def new_session(system: System, key: str = "") -> dict[str, Any]:
-    created = await call(system.url, "POST", "/v1/sessions", key or system.api_key, {"model": "scripted"})
-    assert created.status == 201, created.body
-    session: dict[str, Any] = created.json()
-    return session
-
-
-async def ask(system: System, session: dict[str, Any], **script: Any) -> str:
-    """A generation in it, by the session's token; its id."""
-    path = f"/v1/sessions/{session['session_id']}/generations"
-    accepted = await call(system.url, "POST", path, session["token"], {"prompt": json.dumps(script)})
-    assert accepted.status == 202, accepted.body
-    return str(accepted.json()["generation_id"])
-
-
 async def test_the_clocks_are_off(system: System) -> None:
     """The fault happened: each role says another time, and both replicas answer."""
     for name in ("node-1", "node-2"):
@@ -107,14 +95,19 @@ async def test_the_clocks_are_off(system: System) -> None:
         assert abs(int(answer.headers["x-okome-clock"]) / 1000 - time.time() - NODE) < ROOM
     assert await asyncio.to_thread(environment_of, system, "ingress") == str(INGRESS)
     signed: set[int] = set()
-    async with asyncio.timeout(DEADLINE):
+    async with asyncio.timeout(DEADLINE), crowd_of(system) as crowd:
         while len(signed) < 2:
-            behind = time.time() - said_by((await new_session(system))["token"])["iat"]
+            behind = time.time() - said_by((await crowd.open()).token)["iat"]
             signed.add(next(offset for offset in (0, LATE) if abs(behind + offset) < ROOM))
     async with watching(system, sessions=1, tokens=20, rate=50) as (one,):
         pass
-    start = json.loads(one.viewer.stored()[0].data)
+    start = json.loads(one.viewers[0].stored()[0].data)
     assert abs(start["t"] / 1000 - time.time() - WORKER) < ROOM
+
+
+def greeted(viewer: Viewer) -> bool:
+    """It is connected: the first `hello` has come."""
+    return bool(viewer.events)
 
 
 def environment_of(system: System, name: str) -> str:
@@ -126,12 +119,13 @@ async def test_answers_are_exact_and_resume_at_every_place(system: System) -> No
     async with watching(system, sessions=OFTEN, tokens=40, rate=100) as watched:
         pass
     for one in watched:
-        stored = one.viewer.stored()
-        again = Viewer(system.url, one.viewer.sid, one.viewer._token)
-        again.cursor = stored[len(stored) // 2].id
+        stored = told(one.viewers[0])
+        middle = len(stored) // 2
+        again = Viewer(lambda: system.url, one.sid, one.token)
+        again.cursor = stored[middle][1]
         async with asyncio.timeout(DEADLINE):
             await again.watch()
-        assert again.stored() == stored[len(stored) // 2 + 1 :]
+        assert told(again) == stored[middle + 1 :]
 
 
 async def test_who_logs_in_is_logged_in(system: System) -> None:
@@ -145,96 +139,86 @@ async def test_who_logs_in_is_logged_in(system: System) -> None:
 
 async def test_a_ticket_opens_once_and_its_stream_survives_its_node(system: System) -> None:
     """The second leg rests on what the first node admitted and on the ingress's word, dated by the second node."""
-    sessions = [await new_session(system) for _ in range(OFTEN)]
-    watched = []
-    for seed, session in enumerate(sessions, 1):
-        path = f"/v1/sessions/{session['session_id']}/tickets"
-        made = await call(system.url, "POST", path, session["token"], {"scope": "read"})
-        assert made.status == 201, made.body
-        viewer = Viewer(system.url, session["session_id"], "", ticket=made.json()["ticket"])
-        watched.append(Watched(viewer, seed, 120))
-    async with asyncio.timeout(DEADLINE), asyncio.TaskGroup() as tasks:
-        for one in watched:
-            tasks.create_task(one.viewer.watch())
-        await asyncio.gather(*(one.viewer.connected.wait() for one in watched))
-        for one, session in zip(watched, sessions, strict=True):
-            await ask(system, session, tokens=one.tokens, seed=one.seed, rate=20)
-        await asyncio.gather(*(one.viewer.seen(5) for one in watched))
-        serving = {json.loads(one.viewer.events[0].data)["node"] for one in watched}
-        killed = await asyncio.to_thread(system.kill, sorted(serving)[0])
-    for one in watched:
-        check_transcript(one.viewer.stored(), seed=one.seed, tokens=one.tokens)
-        assert one.viewer.connections == 1, "a ticket opens nothing a second time: the ingress bridged it"
-    assert any(sum(event.name == "served_by" for event in one.viewer.events) > 1 for one in watched)
+    async with asyncio.timeout(DEADLINE), crowd_of(system) as crowd:
+        watched = [await crowd.open() for _ in range(OFTEN)]
+        for session in watched:
+            path = f"/v1/sessions/{session.sid}/tickets"
+            made = await call(system.url, "POST", path, session.token, {"scope": "read"})
+            assert made.status == 201, made.body
+            session.viewers.append(Viewer(lambda: system.url, session.sid, "", ticket=made.json()["ticket"]))
+        viewers = crowd.viewers
+        async with asyncio.TaskGroup() as tasks:
+            for viewer in viewers:
+                tasks.create_task(viewer.watch())
+            await asyncio.gather(*(viewer.changed(greeted) for viewer in viewers))
+            for seed, session in enumerate(watched, 1):
+                await crowd.ask(session, Script(tokens=120, seed=seed, rate=20))
+            await crowd.underway()
+            killed = await asyncio.to_thread(system.kill, viewers[0].node)
+        await judge(system, watched)
+    assert all(viewer.connections == 1 for viewer in viewers), "a ticket opens nothing a second time: it was bridged"
+    assert any(sum(event.name == "served_by" for event in viewer.events) > 1 for viewer in viewers)
     await asyncio.to_thread(system.wait_restarted, killed)
 
 
 async def test_a_cancel_stops_what_runs(system: System) -> None:
-    for seed in range(3):
-        one = await start(system, seed, 100_000, 200)
-        async with asyncio.timeout(DEADLINE), asyncio.TaskGroup() as tasks:
-            tasks.create_task(one.viewer.watch())
-            await one.viewer.seen(5)
-            gid = json.loads(one.viewer.stored()[0].data)["generation_id"]
-            path = f"/v1/sessions/{one.viewer.sid}/generations/{gid}/cancel"
-            assert (await call(system.url, "POST", path, one.viewer._token)).status == 202
-        assert one.viewer.stored()[-1].name == "cancelled"
+    async with asyncio.timeout(DEADLINE), crowd_of(system) as crowd:
+        for seed in range(3):
+            session = await crowd.open()
+            viewer = crowd.watch(session)
+            asked = await crowd.ask(session, Script(tokens=100_000, rate=200, seed=seed))
+            asked.ends = (CANCELLED,)
+            await viewer.seen(3)
+            await crowd.cancel(session, asked)
+        assert await crowd.over(DEADLINE) == []
+        await judge(system, crowd.watched)
 
 
 async def test_what_a_revoked_key_opened_ends_and_opens_no_more(system: System, bus: Bus) -> None:
     """Whichever replica signed and whichever one revokes: a token of the one that is ahead looks younger than it."""
-    for number in range(OFTEN):
-        key = await bus.ask("key_create", CreateKey(name=f"k{number}"), dict)
-        session = await new_session(system, key["key"])
-        viewer = Viewer(system.url, session["session_id"], session["token"])
-        watching = asyncio.create_task(viewer.watch())
-        try:
-            async with asyncio.timeout(DEADLINE):
-                await viewer.connected.wait()
-            await bus.ask("key_revoke", RevokeKey(id=key["id"]), dict)
-            with pytest.raises(AssertionError, match="token_revoked"):  # it comes back as it was, and is refused
-                await asyncio.wait_for(watching, 5)
-        finally:
-            watching.cancel()
-        assert json.loads(viewer.events[-1].data)["code"] == "token_revoked"
+    async with asyncio.timeout(DEADLINE):
+        for number in range(OFTEN):
+            key = await bus.ask("key_create", CreateKey(name=f"k{number}"), dict)
+            async with crowd_of(system, key["key"]) as crowd:
+                session = await crowd.open()
+                viewer = crowd.watch(session)
+                await viewer.changed(greeted)
+                await bus.ask("key_revoke", RevokeKey(id=key["id"]), dict)
+                with pytest.raises(ViewerRefused, match="token_revoked"):  # it comes back as it was, and is refused
+                    await session.tasks[0]
+            assert json.loads(viewer.events[-1].data)["code"] == "token_revoked"
 
 
 async def test_what_waits_for_a_worker_neither_expires_early_nor_is_forgotten(system: System) -> None:
     """The replica that sweeps counts in its own time, not from the moment at which another one's clock stood."""
-    sessions = [await new_session(system) for _ in range(OFTEN)]
-    viewers = [Viewer(system.url, session["session_id"], session["token"]) for session in sessions]
-    async with asyncio.timeout(DEADLINE), asyncio.TaskGroup() as tasks:
-        watches = [tasks.create_task(viewer.watch()) for viewer in viewers]
-        await asyncio.gather(*(viewer.connected.wait() for viewer in viewers))
+    async with asyncio.timeout(DEADLINE), crowd_of(system) as crowd:
+        watched = [await crowd.open() for _ in range(OFTEN)]
+        await asyncio.gather(*(crowd.watch(session).changed(greeted) for session in watched))
+        last = watched[-1]
         system.kill("worker", signal.SIGSTOP)
         try:
-            gids = [await ask(system, session, tokens=20, seed=seed) for seed, session in enumerate(sessions)]
-            path = f"/v1/sessions/{viewers[-1].sid}/generations/{gids[-1]}/cancel"
-            assert (await call(system.url, "POST", path, sessions[-1]["token"])).status == 202
-            await watches[-1]  # the sweeper has looked at the last one, so it has looked at them all
+            for seed, session in enumerate(watched):
+                asked = await crowd.ask(session, Script(tokens=20, seed=seed))
+            asked.ends = (CANCELLED,)
+            await crowd.cancel(last, asked)
+            await last.tasks[0]  # the sweeper has looked at the last one, so it has looked at them all
         finally:
             system.kill("worker", signal.SIGCONT)
-    assert [event.name for event in viewers[-1].stored()] == ["start", "cancelled"]
-    for seed, viewer in enumerate(viewers[:-1]):
-        check_transcript(viewer.stored(), seed=seed, tokens=20)
+        assert await crowd.over(DEADLINE) == []
+        await judge(system, watched)
+    assert [event.name for event in last.viewers[0].stored()] == ["start", "cancelled"]
 
 
 async def test_a_conversation_is_in_its_order_whichever_replicas_took_its_turns(system: System) -> None:
-    session = await new_session(system)
-    for seed in range(1, OFTEN + 1):
-        await ask(system, session, tokens=2, seed=seed, rate=0)
-        viewer = Viewer(system.url, session["session_id"], session["token"])
-        async with asyncio.timeout(DEADLINE):
-            await viewer.watch(seed)
-    fresh = Viewer(system.url, session["session_id"], session["token"], after="")
-    watching = asyncio.create_task(fresh.watch())
-    try:
-        async with asyncio.timeout(DEADLINE):
-            while "caught_up" not in fresh.names():
-                fresh._changed.clear()
-                await fresh._changed.wait()
-    finally:
-        watching.cancel()
-    told = await call(system.url, "GET", f"/v1/sessions/{session['session_id']}/messages", session["token"])
-    said = [one["content"] for one in told.json()["messages"] if one["role"] == "assistant"]
+    async with asyncio.timeout(DEADLINE), crowd_of(system) as crowd:
+        session = await crowd.open()
+        viewer = crowd.watch(session, terminals=OFTEN)
+        for seed in range(1, OFTEN + 1):
+            await crowd.ask(session, Script(tokens=2, seed=seed, rate=0))
+            await viewer.changed(lambda one, turns=seed: one.ended == turns)  # type: ignore[misc]
+        await judge(system, [session])
+        fresh = crowd.watch(session, after="")
+        await fresh.changed(lambda one: "caught_up" in one.names())
+    messages = await call(system.url, "GET", f"/v1/sessions/{session.sid}/messages", session.token)
+    said = [one["content"] for one in messages.json()["messages"] if one["role"] == "assistant"]
     assert said == [f"{seed}.0 {seed}.1 " for seed in range(1, OFTEN + 1)]

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from compose.chaos.http import call
+from compose.chaos.viewer import Viewer
 from tests.fixtures.system import System
-from tests.path.viewer import Viewer, call
 
 DEADLINE = 60.0
 
@@ -31,7 +32,7 @@ def text_of(viewer: Viewer) -> str:
 async def test_a_plain_question_is_answered_in_readable_text_and_more_than_one_event(system: System) -> None:
     created = await call(system.url, "POST", "/v1/sessions", system.api_key, {"model": "smollm2"})
     sid = created.json()["session_id"]
-    viewer = Viewer(system.url, sid, system.api_key)
+    viewer = Viewer(lambda: system.url, sid, system.api_key)
     async with asyncio.timeout(DEADLINE):
         await asked(system, sid, "What is the capital of France?")
         await viewer.watch()
@@ -44,7 +45,7 @@ async def test_a_plain_question_is_answered_in_readable_text_and_more_than_one_e
 async def test_the_next_turn_knows_what_was_said_before(system: System) -> None:
     created = await call(system.url, "POST", "/v1/sessions", system.api_key, {"model": "smollm2"})
     sid = created.json()["session_id"]
-    viewer = Viewer(system.url, sid, system.api_key)
+    viewer = Viewer(lambda: system.url, sid, system.api_key)
     async with asyncio.timeout(DEADLINE):
         await asked(system, sid, "My name is Aiko. Say hello to me by my name.")
         await viewer.watch(1)
@@ -58,11 +59,11 @@ async def test_the_next_turn_knows_what_was_said_before(system: System) -> None:
 async def test_an_engine_child_killed_mid_answer_costs_an_epoch(system: System) -> None:
     created = await call(system.url, "POST", "/v1/sessions", system.api_key, {"model": "smollm2"})
     sid = created.json()["session_id"]
-    viewer = Viewer(system.url, sid, system.api_key)
+    viewer = Viewer(lambda: system.url, sid, system.api_key)
     async with asyncio.timeout(DEADLINE):
         await asked(system, sid, "Write a long story about a lighthouse keeper and the sea.", max_tokens=120)
         watch = asyncio.create_task(viewer.watch())
-        await viewer.seen(12)
+        await viewer.seen(10)
         await asyncio.to_thread(system.kill, "engine")
         await watch
     names = [event.name for event in viewer.stored()]

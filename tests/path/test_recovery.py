@@ -16,7 +16,6 @@ from compose.chaos.round import Round, Verdict
 from compose.chaos.scenarios import CATALOGUE
 from compose.chaos.world import RECOVERY
 
-
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 

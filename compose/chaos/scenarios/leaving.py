@@ -10,12 +10,13 @@ from broker.bus.chain import Chain
 from broker.bus.clock import now_ms
 from broker.bus.errors import ChainBroken
 from broker.bus.frames import CANCELLED, TERMINAL, Frame, decode_frame
-from broker.bus.log import last, read_all
+from broker.bus.log import last
 from broker.bus.subjects import log_stream, log_subject, partition_of
 from compose.chaos import gauges
 from compose.chaos.crowd import Watched
 from compose.chaos.faults.abort import Aborters, abort, nowhere
 from compose.chaos.faults.leave import leave
+from compose.chaos.log import read_log
 from compose.chaos.round import Round
 from compose.chaos.scenario import scenario
 from compose.chaos.viewer import Transport
@@ -155,14 +156,13 @@ async def _terminal(round: Round, sid: str) -> Frame:
 
 async def _closed(round: Round, session: Watched) -> None:
     """Whatever was asked for in it has ended, once."""
-    stored = await read_all(round.system.bus, log_stream(partition_of(session.sid)), log_subject(session.sid))
-    if not stored:
+    if not (await read_log(round.system.bus, session.sid))[0]:
         return
     await _terminal(round, session.sid)
-    stored = await read_all(round.system.bus, log_stream(partition_of(session.sid)), log_subject(session.sid))
+    frames, _ = await read_log(round.system.bus, session.sid)
     chain = Chain()
     try:
-        for message in stored:
-            chain.advance(decode_frame(message.data, message.seq))
+        for frame in frames:
+            chain.advance(frame)
     except ChainBroken as error:
         round.broken("chain", session.sid, str(error))

@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Callable
 from urllib.parse import urlsplit
 
-from compose.chaos.crowd import Watched
 from compose.chaos.fault import Fault
 from compose.chaos.faults import link as faults
 from compose.chaos.faults import wire
@@ -21,6 +20,7 @@ SILENT = 2.5  # seconds: longer than any silence after which others act
 DELAY = 0.2
 TRICKLE = 1000.0  # bytes per second
 NODE, WORKER = "node-2", "worker-2"  # the parts that stand behind links
+KICKS = 6  # one after the other, in one round
 PATIENCE = 1.0  # seconds without anything after which an impatient client comes back
 
 
@@ -48,16 +48,21 @@ async def _connected(round: Round, link: Link) -> None:
         await round.system.until(lambda: link.connections >= len(round.crowd.running()))
 
 
-async def _through(round: Round, name: str, seconds: float) -> tuple[list[Watched], list[Viewer]]:
-    """A crowd, and those of it whose tokens pass through a linked part."""
-    watched = await round.work(seconds)
+async def _through(round: Round, name: str, seconds: float) -> list[Viewer]:
+    """Those of a crowd whose tokens pass through a linked part."""
+    await round.work(seconds)
     for _ in range(3):
         if through := round.crowd.on(name):
-            break
-        watched += await round.work(seconds)  # nobody's tokens pass there
-    else:
-        through = round.crowd.on(name)
-    return watched, through
+            return through
+        await round.work(seconds)  # nobody's tokens pass there
+    return round.crowd.on(name)
+
+
+async def _break(round: Round, part: str, way: str, end: Callable[[Link, Link], Fault]) -> None:
+    """End every connection of a linked part's `way`, `http` or `nats`."""
+    link = round.system.links[f"{part}.{way}"]
+    through = await _through(round, part, 2.5)
+    await round.hurt(end(link, await _aim(round, link)), through)
 
 
 # -- clients and ingress ---------------------------------------------------------------------------------------------
@@ -66,8 +71,8 @@ async def _through(round: Round, name: str, seconds: float) -> tuple[list[Watche
 @scenario("every client's connection is closed under it", bound=1.0, weight=8)
 async def client_cut(round: Round) -> None:
     link = await _clients(round)
-    await round.work(2.5)
-    for _ in range(3):
+    await round.work(3)
+    for _ in range(KICKS):
         await _connected(round, link)
         await round.hurt(faults.cut(link, await _aim(round, link)))
 
@@ -75,8 +80,8 @@ async def client_cut(round: Round) -> None:
 @scenario("every client's connection is broken by RST", bound=1.0, weight=8)
 async def client_reset(round: Round) -> None:
     link = await _clients(round)
-    await round.work(2.5)
-    for _ in range(3):
+    await round.work(3)
+    for _ in range(KICKS):
         await _connected(round, link)
         await round.hurt(faults.reset(link, await _aim(round, link)))
 
@@ -122,16 +127,12 @@ async def reader_trickles(round: Round) -> None:
 
 @scenario("every connection between ingresses and a node is broken by RST", bound=0.25, links=True, weight=8)
 async def node_link_reset(round: Round) -> None:
-    link = round.system.links[f"{NODE}.http"]
-    _, through = await _through(round, NODE, 2.5)
-    await round.hurt(faults.reset(link, await _aim(round, link)), through)
+    await _break(round, NODE, "http", faults.reset)
 
 
 @scenario("every connection between ingresses and a node is closed", bound=0.25, links=True, weight=8)
 async def node_link_cut(round: Round) -> None:
-    link = round.system.links[f"{NODE}.http"]
-    _, through = await _through(round, NODE, 2.5)
-    await round.hurt(faults.cut(link, await _aim(round, link)), through)
+    await _break(round, NODE, "http", faults.cut)
 
 
 @scenario("the way between ingresses and a node is half open", bound=1.5, links=True)
@@ -142,7 +143,7 @@ async def node_link_half_open(round: Round) -> None:
 @scenario("everything between ingresses and a node takes 200 ms longer each way", bound=0.5, links=True)
 async def node_link_delay(round: Round) -> None:
     link = round.system.links[f"{NODE}.http"]
-    _, through = await _through(round, NODE, 2.5)
+    through = await _through(round, NODE, 2.5)
     await round.hurt(faults.delay(link, await _aim(round, link), DELAY), through)
     await asyncio.sleep(1)
 
@@ -152,9 +153,7 @@ async def node_link_delay(round: Round) -> None:
 
 @scenario("a node's connection to NATS is broken by RST", bound=0.5, links=True, weight=6)
 async def node_nats_reset(round: Round) -> None:
-    link = round.system.links[f"{NODE}.nats"]
-    _, through = await _through(round, NODE, 2.5)
-    await round.hurt(faults.reset(link, await _aim(round, link)), through)
+    await _break(round, NODE, "nats", faults.reset)
 
 
 @scenario("a node's connection to NATS is half open; its viewers are moved", bound=2.5, links=True)
@@ -164,9 +163,7 @@ async def node_nats_half_open(round: Round) -> None:
 
 @scenario("a worker's connection to NATS is broken by RST", bound=0.5, links=True, weight=6)
 async def worker_nats_reset(round: Round) -> None:
-    link = round.system.links[f"{WORKER}.nats"]
-    _, through = await _through(round, WORKER, 2.5)
-    await round.hurt(faults.reset(link, await _aim(round, link)), through)
+    await _break(round, WORKER, "nats", faults.reset)
 
 
 @scenario(
@@ -181,7 +178,7 @@ async def worker_two_believe(round: Round) -> None:
 
 async def _half_open(round: Round, name: str, part: str, *, seconds: float = 4.0) -> None:
     link = round.system.links[name]
-    _, through = await _through(round, part, seconds)
+    through = await _through(round, part, seconds)
     fault = faults.half_open([link], [await _aim(round, link)])
     await round.hurt(fault, through)
     await asyncio.sleep(SILENT)
@@ -200,7 +197,7 @@ async def _lost(
     *,
     instead: bytes | None = None,
 ) -> Fault:
-    _, through = await _through(round, part, seconds)
+    through = await _through(round, part, seconds)
     tap = round.system.taps[f"{part}.nats"]
     fault = wire.lose(tap, part, wanted, what, wrong=round.control, instead=instead)
     await round.hurt(fault, through)
