@@ -1,0 +1,187 @@
+"""A WebSocket over many legs: every event once, every request carried out and answered once, whatever is lost."""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from typing import Any
+
+import pytest
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from ingress.socket_leg import Dialogue
+from ingress.sse_leg import Turn
+from tests.models.machine import finds, plays
+
+AUTH = b'{"event":"auth","data":{"token":"t"}}'
+
+
+def message(event: str, place: int | None = None, **data: Any) -> bytes:
+    fields = {"event": event, **({"id": f"inc-{place}"} if place is not None else {}), "data": data}
+    return json.dumps(fields, separators=(",", ":")).encode()
+
+
+class Dialogues(RuleBasedStateMachine):
+    """The log is the numbers 1, 2, 3 …; nodes share what they have carried out, as OKOME does by the request's id."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dialogue = Dialogue()
+        self.dialogue.from_client(AUTH)
+        self.log = 0
+        self.floor = 0  # what is not above it has aged out
+        self.carried_out: dict[str, str] = {}
+        self.from_node: deque[bytes] = deque()
+        self.to_node: deque[bytes] = deque()
+        self.place = 0  # what the client has, or was told that it cannot have
+        self.names: list[str] = []
+        self.answers: list[tuple[str, str]] = []
+        self.asked = 0
+        self.legs = 0
+        self.leg(admitted=False)
+
+    def leg(self, *, admitted: bool) -> None:
+        """What was on its way, both ways, is lost; the next node begins at the cursor and is told first what is due."""
+        cursor = self.dialogue.cursor
+        after = int(cursor.partition("-")[2]) if cursor else 0
+        self.from_node = deque([message("hello", after)])
+        if after < self.floor:
+            after = self.floor
+            self.from_node.append(message("reset", earliest=f"inc-{after}"))
+        self.from_node += [message("token", place) for place in range(after + 1, self.log + 1)]
+        self.from_node.append(message("caught_up", cursor=f"inc-{self.log}"))
+        self.to_node = deque(self.dialogue.repeated(admitted=admitted)) if self.legs else deque([AUTH])
+        self.legs += 1
+        if not admitted:
+            assert self.to_node[0] == AUTH, "who asks is told first"
+
+    @rule(count=st.integers(1, 3))
+    def write(self, count: int) -> None:
+        for _ in range(count):
+            self.log += 1
+            self.from_node.append(message("token", self.log))
+
+    @rule(keep=st.integers(0, 4))
+    def age(self, keep: int) -> None:
+        self.floor = max(self.floor, self.log - keep)
+
+    @rule(cancel=st.booleans())
+    def ask(self, cancel: bool) -> None:
+        self.asked += 1
+        text = message("cancel" if cancel else "generate", request_id=f"r{self.asked}")
+        self.dialogue.from_client(text)
+        self.to_node.append(text)
+
+    @rule(count=st.integers(1, 5))
+    def node_reads(self, count: int) -> None:
+        for _ in range(min(count, len(self.to_node))):
+            read = json.loads(self.to_node.popleft())
+            if read["event"] == "auth":
+                continue
+            request = read["data"]["request_id"]
+            generation = self.carried_out.setdefault(request, f"g{len(self.carried_out)}")
+            self.from_node.append(message("accepted", request_id=request, generation_id=generation))
+
+    @rule(count=st.integers(1, 8))
+    def relay_reads(self, count: int) -> None:
+        for _ in range(min(count, len(self.from_node))):
+            forward, turn, _ = self.dialogue.from_node(self.from_node.popleft())
+            if forward:
+                self.take(json.loads(forward))
+            if turn is Turn.LEAVE:
+                self.leg(admitted=True)
+                return
+
+    @rule(admitted=st.booleans())
+    def node_dies(self, admitted: bool) -> None:
+        self.leg(admitted=admitted)
+
+    @rule()
+    def node_leaves(self) -> None:
+        self.from_node.append(message("reconnect", cursor=f"inc-{self.log}", after_ms=0))
+
+    def take(self, event: dict[str, Any]) -> None:
+        self.names.append(event["event"])
+        match event["event"]:
+            case "token":
+                place = int(event["id"].partition("-")[2])
+                assert place == self.place + 1, f"not one after the other: {place} after {self.place}"
+                self.place = place
+            case "reset":
+                assert self.place < self.floor, "reset for nothing"
+                self.place = int(event["data"]["earliest"].partition("-")[2])
+            case "accepted":
+                self.answers.append((event["data"]["request_id"], event["data"]["generation_id"]))
+
+    @invariant()
+    def the_seam_is_not_seen(self) -> None:
+        assert self.names.count("hello") <= 1, "a seam was seen"
+        assert self.names.count("caught_up") <= 1 + self.names.count("reset"), "a seam was seen"
+        assert not {"reconnect", "served_by"} & set(self.names), "a seam was seen"
+
+    def teardown(self) -> None:
+        for _ in range(200):
+            self.node_reads(100)
+            self.relay_reads(100)
+        self.the_seam_is_not_seen()
+        assert self.place == self.log, f"{self.log - self.place} are missing"
+        assert sorted(dict(self.answers)) == sorted(f"r{number + 1}" for number in range(self.asked)), "not answered"
+        assert all(self.carried_out[request] == generation for request, generation in self.answers)
+
+
+def test_a_sockets_events_come_once_and_its_requests_are_answered() -> None:
+    plays(Dialogues, examples=800)
+
+
+# -- the rules, taken out one by one -----------------------------------------------------------------------------------
+
+
+def what_was_not_answered_is_not_repeated(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Dialogue, "repeated", lambda dialogue, *, admitted: [] if admitted else [AUTH])
+
+
+def the_cursor_does_not_move(patch: pytest.MonkeyPatch) -> None:
+    def from_node(dialogue: Dialogue, text: bytes) -> tuple[bytes, Turn, str]:
+        before = dialogue.cursor
+        told = original(dialogue, text)
+        dialogue.cursor = before
+        return told
+
+    original = Dialogue.from_node
+    patch.setattr(Dialogue, "from_node", from_node)
+
+
+def a_reset_does_not_move_the_cursor(patch: pytest.MonkeyPatch) -> None:
+    def from_node(dialogue: Dialogue, text: bytes) -> tuple[bytes, Turn, str]:
+        before = dialogue.cursor
+        told = original(dialogue, text)
+        if b'"reset"' in text:
+            dialogue.cursor = before
+        return told
+
+    original = Dialogue.from_node
+    patch.setattr(Dialogue, "from_node", from_node)
+
+
+def hello_is_forwarded_on_every_leg(patch: pytest.MonkeyPatch) -> None:
+    def from_node(dialogue: Dialogue, text: bytes) -> tuple[bytes, Turn, str]:
+        dialogue.hello = False
+        return original(dialogue, text)
+
+    original = Dialogue.from_node
+    patch.setattr(Dialogue, "from_node", from_node)
+
+
+RULES = [
+    (what_was_not_answered_is_not_repeated, "not answered"),
+    (the_cursor_does_not_move, "not one after the other"),
+    (a_reset_does_not_move_the_cursor, "reset for nothing"),
+    (hello_is_forwarded_on_every_leg, "a seam was seen"),
+]
+
+
+@pytest.mark.parametrize(("broken", "saying"), RULES)
+def test_the_model_notices_when(broken: Any, saying: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken(monkeypatch)
+    finds(Dialogues, saying)
