@@ -83,7 +83,7 @@ class Player:
                 target=order.running or world.name,
                 command=replay(order, order.scenarios, 0),
                 began=datetime.now(UTC).isoformat(timespec="seconds"),
-                machine=_machine(),
+                machine=machine(),
                 version=VERSION,
                 control=order.control,
             )
@@ -183,7 +183,8 @@ def replay(order: Order, scenarios: Sequence[str], number: int) -> str:
     return shlex.join([*words, *(["--control"] if order.control else [])])
 
 
-def _machine() -> str:
+def machine() -> str:
+    """What this runs on, in words."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return f"{platform.system()} {platform.machine()}, {cores} cores, Python {platform.python_version()}"
 

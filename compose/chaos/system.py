@@ -44,6 +44,7 @@ class System:
         self.api_key = ""
         self.url = ""
         self.nats_url = ""
+        self.redis_url = ""
         self.links: dict[str, Link] = {}
         """`<part>.http` before a node, `<part>.nats` between a role and NATS, `<from>><to>` between NATS servers."""
         self.taps: dict[str, NatsTap] = {}
@@ -92,6 +93,10 @@ class System:
     def log(self, id: str) -> str:
         """What a part has written."""
         return self._keepers[id].log_file.read_text(errors="replace")
+
+    def last_end(self, id: str) -> str:
+        """How a part's process ended last, in words; "" where none has."""
+        return self._keepers[id].last_end
 
     @property
     def decoy(self) -> Process:
@@ -149,7 +154,7 @@ class System:
         options = Options(port=0, data=data.path, **self.world.options)
         environment = {**os.environ, **self.world.environment}
         planned = plan.make(options, data, ports, self.api_key, environment)
-        self.url, self.nats_url = planned.url, planned.nats_url
+        self.url, self.nats_url, self.redis_url = planned.url, planned.nats_url, planned.redis_url
         stages = [[await self._linked(part) for part in stage] for stage in planned.stages]
         probe = Probe()
         self._stack.push_async_callback(probe.close)

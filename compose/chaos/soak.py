@@ -1,0 +1,282 @@
+"""A soak: a system churns for half an hour, and whatever every process holds is read again and again, at rest.
+
+Waves of churn with a rest behind each. At rest nobody is there but a few who always are, so what is counted then is
+what was left behind; a leak of one file in a thousand sessions is a staircase among numbers that stand still.
+
+The first third warms up and is left out. In the last third one process is killed or drained in every wave, always the
+second one of its role: the first ones live through all of it and are judged over both thirds, the second ones over the
+calm third alone. A process that was started anew begins a new series.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import tempfile
+from collections import Counter
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import median
+
+import msgspec
+
+from broker.bus.script import Script
+from broker.bus.version import VERSION
+from compose.chaos import gauges, holdings
+from compose.chaos.churn import Churn
+from compose.chaos.crowd import Crowd, Watched
+from compose.chaos.faults.process import kill, terminate
+from compose.chaos.gauges import Reading
+from compose.chaos.run import machine
+from compose.chaos.system import System
+from compose.chaos.trend import Point, Trend, trend
+from compose.chaos.viewer import Transport
+from compose.chaos.world import World
+
+MANY = "1000000/minute"  # limits that count, and refuse nobody
+
+SOAK = World(
+    "soak",
+    "two of everything but the servers, and short lives for all that is kept for a while, so that it is soon full",
+    {"engine": "scripted", "controls": 2, "nodes": 2, "workers": 2, "ingresses": 2},
+    {
+        "OKOME_INGRESS_KEY_LIMIT": MANY,
+        "OKOME_INGRESS_SESSION_LIMIT": MANY,
+        "OKOME_INGRESS_IP_LIMIT": MANY,
+        "OKOME_INGRESS_PARTITIONS": "8",
+        "OKOME_CONTROL_PARTITIONS": "8",
+        "OKOME_CONTROL_LOG_MAX_AGE": "60",
+        # NATS holds the block that it writes to in memory; of these, blocks are a mebibyte.
+        "OKOME_CONTROL_LOG_MAX_BYTES": str(4 * 1024 * 1024),
+        "OKOME_CONTROL_JOBS_MAX_BYTES": str(4 * 1024 * 1024),
+        "OKOME_CONTROL_IDEMPOTENCY_LIFE": "120",
+        "OKOME_CONTROL_DELETED_LIFE": "60",
+        "OKOME_NODE_PARTITION_BYTES": str(256 * 1024),
+        "OKOME_NODE_TAIL_IDLE_TIMEOUT": "3",
+        "OKOME_WORKER_GRACE": "2",
+    },
+)
+
+WAVES = 30
+SHORTEST_WAVE, LONGEST_WAVE = 20.0, 60.0
+"""Seconds, the rest included."""
+REST = 9.0
+"""Seconds until what is kept for the next one is let go: connections to a node 5 s, a tail here 3 s, a grace 2 s."""
+SAMPLES, SAMPLE_INTERVAL = 3, 0.5
+"""Readings of one rest, of which the median counts."""
+STANDING = 6
+"""Viewers who are there from the beginning to the end."""
+
+MIB = 1024.0 * 1024.0
+RESOLUTIONS = {gauges.RSS: MIB, holdings.USED: MIB}
+"""The smallest rises that are worth a word; of all that is counted it is 1."""
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """So many waves of so many seconds each, of which the last `rest` are quiet; `sessions` at a time.
+
+    `warm`: the first waves, which are left out; `calm`: the wave from which on something dies in each.
+    """
+
+    waves: int
+    wave: float
+    sessions: int
+    warm: int
+    calm: int
+    rest: float = REST
+
+
+def plan(minutes: float, sessions: int) -> Plan:
+    """As many waves as there is room for, each as long as it may be: a third warm-up, a third calm."""
+    wave = min(LONGEST_WAVE, max(SHORTEST_WAVE, minutes * 60 / WAVES))
+    waves = max(1, round(minutes * 60 / wave))
+    return Plan(waves, wave, sessions, warm=waves // 3, calm=waves - waves // 3)
+
+
+class Series(msgspec.Struct, frozen=True):
+    """One gauge of one process, at every rest. `measured`: from which reading on it counts."""
+
+    process: str
+    gauge: str
+    points: tuple[Point, ...]
+    measured: int
+
+    @property
+    def trend(self) -> Trend:
+        return trend(self.points[self.measured :], RESOLUTIONS.get(self.gauge, 1.0))
+
+
+class Soak(msgspec.Struct, frozen=True):
+    """What a soak leaves. `series`: of the processes that lived through all of it; `calm`: of those that were killed,
+    until then. `did`: what the churn counted, in all and since it was warm. `killed`: by process, how often and how."""
+
+    command: str
+    at: str
+    machine: str
+    version: str
+    plan: Plan
+    seconds: float
+    measured_seconds: float
+    did: dict[str, int]
+    measured: dict[str, int]
+    killed: dict[str, int]
+    fell: tuple[str, ...]
+    series: tuple[Series, ...]
+    calm: tuple[Series, ...]
+
+
+async def soak(minutes: float, seed: int, sessions: int, progress: Callable[[str], None]) -> Soak:
+    """Start a system, churn, end it. `sessions`: so many live at a time. Raises StartFailed, NotBack."""
+    with tempfile.TemporaryDirectory(prefix="okome-soak-", ignore_cleanup_errors=True) as directory:
+        async with System(SOAK, Path(directory)) as system:
+            soaking = Soaking(system, plan(minutes, sessions), seed, progress)
+            await soaking.run()
+            return soaking.told(f"okome chaos soak --minutes {minutes:g} --seed {seed} --sessions {sessions}")
+
+
+class Soaking:
+    """One soak of one system that runs."""
+
+    def __init__(self, system: System, plan: Plan, seed: int, progress: Callable[[str], None]) -> None:
+        self.plan = plan
+        self.churn = Churn(system, seed)
+        self.readings: list[tuple[float, dict[str, tuple[int, dict[str, float]]]]] = []
+        """At every rest: when, and by process its pid and gauges."""
+        self.killed: Counter[str] = Counter()
+        self.fell: list[str] = []
+        """Processes that ended although nobody had killed them, and how."""
+        self._restarts = {one.id: one.restarts for one in system.processes()}
+        self._system = system
+        self.rng = random.Random(f"{seed}/soak")
+        self._progress = progress
+        self._loop = asyncio.get_running_loop()
+        self._began = self._loop.time()
+        self._warm_at = self._began
+        self._warm_did: Counter[str] = Counter()
+
+    async def run(self) -> None:
+        """All waves. Raises NotBack."""
+        standing = Crowd(lambda: self._system.process("ingress-1").url, self._system.api_key, self.rng)
+        async with standing:
+            for number in range(STANDING):
+                session = await standing.open()
+                standing.watch(session, Transport.WS if number % 3 == 2 else Transport.SSE, terminals=10**9)
+            for number in range(self.plan.waves):
+                await self._wave(number, standing)
+
+    async def _wave(self, number: int, standing: Crowd) -> None:
+        if number == self.plan.warm:
+            self._warm_at, self._warm_did = self._loop.time(), Counter(self.churn.did)
+        seconds = max(0.2, self.plan.wave - self.plan.rest - SAMPLES * SAMPLE_INTERVAL)
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self.churn.wave(seconds, self.plan.sessions))
+            tasks.create_task(self._stir(standing.watched, seconds))
+            if number >= self.plan.calm:
+                tasks.create_task(self._kill(self.rng.uniform(0.1, 0.5) * seconds))
+        if number >= self.plan.calm:
+            for viewer in standing.viewers:
+                viewer.kick()  # those that the fault has moved are placed as they were
+        await asyncio.sleep(self.plan.rest)
+        for one in self._system.processes():
+            if one.restarts != self._restarts.get(one.id, one.restarts):
+                self.fell.append(f"{one.id} in wave {number + 1}: {self._system.last_end(one.id)}")
+                self._restarts[one.id] = one.restarts
+        self.readings.append((self._loop.time() - self._began, await self._read()))
+        self._progress(self._line(number))
+
+    async def _stir(self, standing: list[Watched], seconds: float) -> None:
+        """Those who are always there ask for something, too, one after the other."""
+        crowd = Crowd(lambda: self._system.url, self._system.api_key, self.rng)
+        for session in standing:
+            await asyncio.sleep(seconds / (len(standing) + 1))
+            for viewer in session.viewers:
+                viewer.events.clear()
+            await crowd.ask(session, Script(tokens=20, rate=50, seed=7))
+            session.asked.clear()
+
+    async def _kill(self, delay: float) -> None:
+        await asyncio.sleep(delay)
+        victim = self.rng.choice([one for one in self._system.processes() if one.id in _MORTAL])
+        strike = self.rng.choice((kill, terminate))
+        fault = strike(victim, victim)
+        await fault.strike()
+        await fault.happened()
+        self.killed[f"{victim.id} {'killed' if strike is kill else 'drained'}"] += 1
+        back = await self._system.back(victim)
+        self._restarts[back.id] = back.restarts
+        await self._system.whole()
+
+    # -- reading -----------------------------------------------------------------------------------------------------
+
+    async def _read(self) -> dict[str, tuple[int, dict[str, float]]]:
+        """The median of a few readings."""
+        samples: list[Reading] = []
+        for _ in range(SAMPLES):
+            await asyncio.sleep(SAMPLE_INTERVAL)
+            samples.append(_merged(await gauges.read(self._system), await holdings.read(self._system)))
+        pids = {one.id: one.pid for one in self._system.processes()}
+        return {
+            id: (pids.get(id, 0), {gauge: median(_all(samples, id, gauge)) for gauge in held})
+            for id, held in samples[-1].items()
+        }
+
+    def _line(self, number: int) -> str:
+        now = self.readings[-1][1]
+        resident = sum(held.get(gauges.RSS, 0.0) for _, held in now.values()) / MIB
+        files = sum(held.get(gauges.FDS, 0.0) for _, held in now.values())
+        return (
+            f"wave {number + 1} of {self.plan.waves}: {self.churn.did['sessions']} sessions so far; "
+            f"at rest {resident:.1f} MiB, {files:g} files"
+        )
+
+    # -- telling -----------------------------------------------------------------------------------------------------
+
+    def told(self, command: str) -> Soak:
+        """What was read so far."""
+        seconds = self._loop.time() - self._began
+        last = {id: pid for id, (pid, _) in self.readings[-1][1].items()}
+        return Soak(
+            command=command,
+            at=datetime.now(UTC).isoformat(timespec="seconds"),
+            machine=machine(),
+            version=VERSION,
+            plan=self.plan,
+            seconds=seconds,
+            measured_seconds=self._loop.time() - self._warm_at,
+            did=dict(self.churn.did),
+            measured=dict(self.churn.did - self._warm_did),
+            killed=dict(self.killed),
+            fell=tuple(self.fell),
+            series=tuple(self.series_of(len(self.readings), frozenset(last) - _MORTAL)),
+            calm=tuple(self.series_of(self.plan.calm, _MORTAL & frozenset(last))),
+        )
+
+    def series_of(self, until: int, ids: frozenset[str]) -> list[Series]:
+        """Of the processes that lived until then, from when the one began that was there then."""
+        readings = self.readings[:until]
+        found = []
+        for id in sorted(ids & readings[-1][1].keys()):
+            pid, held = readings[-1][1][id]
+            own = [(at, told[id]) for at, told in readings if id in told and told[id][0] == pid]
+            for gauge in sorted(held):
+                points = tuple((at, values.get(gauge, 0.0)) for at, (_, values) in own)
+                found.append(Series(id, gauge, points, max(0, self.plan.warm - (len(readings) - len(own)))))
+        return found
+
+
+_MORTAL = frozenset({"control-2", "node-2", "worker-2", "ingress-2"})
+
+
+def _merged(one: Reading, other: Reading) -> Reading:
+    """Together, with the files that are connections of a bounded pool counted apart."""
+    both = {id: {**one.get(id, {}), **other.get(id, {})} for id in {**one, **other}}
+    for held in both.values():
+        if gauges.FDS in held:
+            held[gauges.FDS] -= held.get(holdings.POOLED, 0.0)
+    return both
+
+
+def _all(samples: list[Reading], id: str, gauge: str) -> list[float]:
+    """A gauge that was not told in one of them counts as the others say."""
+    return [sample[id][gauge] for sample in samples if gauge in sample.get(id, {})]
