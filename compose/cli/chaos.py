@@ -151,3 +151,21 @@ async def exactness(cuts: int, seed: int, page: Path | None) -> None:
     if page is not None:
         page.write_text(render(measured))
     print(f"{measured.exact} of {measured.cuts} takeovers go on as without one")
+
+
+async def soak(minutes: float, seed: int, sessions: int, page: Path | None) -> None:
+    """Churn for so long, and say what every process holds afterwards. Raises CommandFailed."""
+    from compose.chaos import soak as soaking
+    from compose.chaos.soak_page import page as render
+    from compose.chaos.whole import NotBack
+    from compose.up.keeper import StartFailed
+
+    try:
+        soaked = await soaking.soak(minutes, seed, sessions, lambda said: print(said, file=sys.stderr))
+    except (StartFailed, NotBack) as error:
+        raise CommandFailed(str(error)) from error
+    told = render(soaked)
+    if page is not None:
+        page.write_text(told)
+    else:
+        print(told)

@@ -356,6 +356,20 @@ def chaos_exactness(
         asyncio.run(run.exactness(cuts, seed, write))
 
 
+@chaos.command("soak")
+def chaos_soak(
+    minutes: Annotated[float, typer.Option(min=1, help="How long; half an hour tells most.")] = 30,
+    seed: Annotated[int, typer.Option(help="Draws the same churn again.")] = 1,
+    sessions: Annotated[int, typer.Option(min=1, max=1000, help="Sessions that live at the same time.")] = 12,
+    write: Annotated[Path | None, typer.Option(help="The page that is written, such as docs/soak.md.")] = None,
+) -> None:
+    """Churn for a while, and tell what every process holds more of afterwards."""
+    with outcome():
+        from compose.cli import chaos as run
+
+        asyncio.run(run.soak(minutes, seed, sessions, write))
+
+
 def _announce(name: str, what: str) -> None:
     """A command that has its place but no body yet; it says so and fails, whatever it is given."""
 
