@@ -24,7 +24,6 @@ from typing import Any, TypeVar
 import msgspec
 import nats
 import nats.errors
-import nats.micro
 import nats.micro.service
 import structlog
 from nats.aio.client import Client

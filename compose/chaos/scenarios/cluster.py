@@ -13,6 +13,7 @@ from broker.bus.subjects import JOBS_STREAM, log_stream, log_subject, partition_
 from compose.chaos.fault import Fault, comes_true
 from compose.chaos.faults.process import kill, lame_duck
 from compose.chaos.faults.stream import step_down
+from compose.chaos.http import call
 from compose.chaos.link import Link
 from compose.chaos.round import Round
 from compose.chaos.scenario import scenario
@@ -121,7 +122,10 @@ async def replica_lags(round: Round) -> None:
 
 
 def _cut_off(round: Round, victim: Process) -> Fault:
-    """Nothing passes between a server and the others: no FIN, no RST, silence. Proven by its stale answer to a get."""
+    """Nothing passes between a server and the others: no FIN, no RST, silence.
+
+    Proven by its stale answer to a get, or by its own word that it has lost the others.
+    """
     links = [link for name, link in round.system.links.items() if victim.id in name.split(">")]
     struck = [Link("decoy")] if round.control else links
     addresses = {f"nats-{number}": url for number, url in enumerate(round.system.nats_url.split(","), 1)}
@@ -150,13 +154,15 @@ def _cut_off(round: Round, victim: Process) -> Fault:
         finally:
             await bus.close()
             await majority.close()
-        return None
+        # A replica that has just been started answers no gets yet; but it misses its leader like everybody.
+        health = await call(victim.url, "GET", "/healthz?js-meta-only=true", "")
+        return f"{victim.id} has lost the others: {health.body[:120].decode()}" if health.status != 200 else None
 
     async def undo() -> None:
         for link in struck:
             link.speak()
 
     where = urlsplit(addresses[victim.id])
-    what = f"a stale answer of {victim.id} at port {where.port}"
+    what = f"a stale answer of {victim.id} at port {where.port}, or its loss of the others,"
     timeout = 2.0 if round.control else SIGN_TIMEOUT
     return Fault(f"routes of {victim.id}", strike, lambda: comes_true(stale, what, timeout), undo)
