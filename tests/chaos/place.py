@@ -8,7 +8,6 @@ import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
-import pytest
 import uvloop
 
 from compose.chaos.link import LOOPBACK, Link
@@ -16,12 +15,6 @@ from compose.chaos.link import LOOPBACK, Link
 DEADLINE = 20.0
 Loop = Callable[[], asyncio.AbstractEventLoop]
 LOOPS = [asyncio.new_event_loop, uvloop.new_event_loop]
-
-
-@pytest.fixture(params=LOOPS, ids=["asyncio", "uvloop"])
-def loop(request: pytest.FixtureRequest) -> Loop:
-    made: Loop = request.param
-    return made
 
 
 def play(loop: Loop, scene: Callable[[], object]) -> None:

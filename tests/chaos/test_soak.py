@@ -20,6 +20,7 @@ PLAN = Plan(waves=FEWEST, wave=0.2, sessions=8, warm=0, calm=FEWEST, rest=0.0)
 LEFT = 12
 """Viewers that come in every wave, and never go."""
 HELLO_TIMEOUT = 10.0
+ONCE = 1.5  # seconds: lives begin spread over one
 
 
 class LeakyChurn(Churn):
@@ -31,7 +32,7 @@ class LeakyChurn(Churn):
 
     async def wave(self, seconds: float, abreast: int) -> None:
         if not self.did["sessions"]:
-            await super().wave(seconds, abreast)
+            await super().wave(ONCE, abreast)
         session = await self._crowd_left.open()
         for _ in range(LEFT):
             self._crowd_left.watch(session, terminals=10**9)
