@@ -311,7 +311,7 @@ def a_job_is_acknowledged_however_its_writing_ended(patch: pytest.MonkeyPatch) -
 
 RULES = [
     (publishes_carry_no_fence, "ChainBroken|begins with a start"),
-    (another_writers_frame_is_taken_for_ones_own, "ChainBroken|is not in the log|not ended"),
+    (another_writers_frame_is_taken_for_ones_own, "ChainBroken|is not in the log|not ended|asked to go on from"),
     (what_was_not_acknowledged_is_forgotten, "ChainBroken|not ended"),
     (a_refused_publish_is_taken_for_a_stored_one, "ChainBroken|is not in the log"),
     (the_end_in_the_log_is_not_looked_for, "ChainBroken"),
