@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack
 import structlog
 
 from broker.bus.errors import BusError
-from broker.bus.health import Health, serve
+from broker.bus.health import NATS, Health, serve
 from broker.bus.kv import Watch
 from broker.bus.lifecycle import launch
 from broker.bus.log import get
@@ -86,6 +86,8 @@ async def main(settings: NodeSettings, stop: asyncio.Event) -> None:
         stack.push_async_callback(beats.close)
         presence = Presence(bus, node, settings.public_url or f"http://{settings.host}:{port}")
         await _listen(bus, node, viewers, stop)
+        # Ingresses ask for it, and compare: at once, so that nodes that are cut off together say so together.
+        health.looks[NATS] = lambda: None if bus.round_trip_ok else "NATS does not answer"
         health.set("starting", None)
         presence.set("ready", 0)
         await presence.announce()
@@ -93,7 +95,7 @@ async def main(settings: NodeSettings, stop: asyncio.Event) -> None:
         async with asyncio.TaskGroup() as tasks:
             work = [
                 tasks.create_task(presence.run(), name="presence"),
-                tasks.create_task(_tick(bus, viewers, tails, presence, health), name="tick"),
+                tasks.create_task(_tick(viewers, tails, presence, health), name="tick"),
                 tasks.create_task(_judge_revocations(bus, revoked, viewers), name="revocations"),
                 tasks.create_task(_measure_lag(), name="loop-lag"),
             ]
@@ -150,13 +152,12 @@ async def _listen(bus: Bus, node: str, viewers: Viewers, stop: asyncio.Event) ->
     await bus.subscribe(node_subject(node, "drain"), on_drain)
 
 
-async def _tick(bus: Bus, viewers: Viewers, tails: Tails, presence: Presence, health: Health) -> None:
+async def _tick(viewers: Viewers, tails: Tails, presence: Presence, health: Health) -> None:
     """Once a second: everything that goes over all viewers or tails."""
     loop = asyncio.get_running_loop()
     while True:
         await asyncio.sleep(1.0)
         lost = [tail for tail in tails.running() if tail.lost]
-        health.set("nats", None if bus.round_trip_ok else "NATS does not answer")
         health.set("tails", f"{len(lost)} partitions cannot be followed" if lost else None)
         health.set("revocations", viewers.stale or None)
         presence.set("draining" if viewers.draining else "ready" if health.ready else "unready", len(viewers))
