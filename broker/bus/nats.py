@@ -1,7 +1,7 @@
 """The connection to NATS: the only file that knows nats-py.
 
 What it works around, each with a test (tests/broker/bus/test_nats.py):
-- a frozen peer hangs nats-py's reconnect for minutes when the send buffer is full: a watchdog pings twice a second and
+- a frozen peer hangs nats-py's reconnect for minutes when the send buffer is full: a watchdog pings all the time and
   aborts the transport when a ping is not answered in time;
 - the late pong of a ping that was given up (`flush` with a timeout) ends nats-py's read loop for good, silently: our
   pings are never cancelled, and a connection on which nothing is read any more is let go like a frozen one;
@@ -40,10 +40,11 @@ __all__ = ["Bus", "Handler", "Msg", "Service", "Subscription"]
 Handler = Callable[[bytes], Awaitable[bytes]]
 Answer = TypeVar("Answer")
 
-PING_INTERVAL = 0.5
-PING_TIMEOUT = 1.0
+PING_INTERVAL = 0.25
+PING_TIMEOUT = 0.75
 NOT_NOW = frozenset({10006, 10008, 10009, 10118})  # API errors of a cluster that starts, has no leader, or is cut
 REPLY_TIMEOUT = 1.0  # of `call`: after this a publish is undecided
+_MANY, _API = "m", "a"  # what the tokens of such questions begin with; those of others are numbers
 
 log = structlog.get_logger("bus")
 
@@ -195,7 +196,7 @@ class Bus:
             if not answer.done():
                 answer.set_result(msg)
 
-        token = self._expect(take)
+        token = self._expect(take, _API if subject.startswith("$JS.API.") else "")
         try:
             self.publish_now(subject, payload, self._inbox + token, headers)
             async with asyncio.timeout(timeout):
@@ -243,7 +244,7 @@ class Bus:
             if is_last(msg):
                 done.set_result(True)
 
-        token = self._expect(take, many=True)
+        token = self._expect(take, _MANY)
         try:
             self.publish_now(subject, payload, self._inbox + token)
             async with asyncio.timeout(timeout):
@@ -312,19 +313,17 @@ class Bus:
 
     # -- inside ----------------------------------------------------------------------------------------------------
 
-    def _expect(self, on_reply: Callable[[Msg | None], None], *, many: bool = False) -> str:
+    def _expect(self, on_reply: Callable[[Msg | None], None], kind: str = "") -> str:
         self._token += 1
-        token = f"m{self._token}" if many else str(self._token)
-        self._replies[token] = on_reply
+        self._replies[token := f"{kind}{self._token}"] = on_reply
         return token
 
     async def _on_reply(self, msg: Msg) -> None:
         token = msg.subject.rpartition(".")[2]
-        if token.startswith("m"):
-            if take := self._replies.get(token):
-                take(msg)
-            return
-        self._settle(token, msg)
+        if not token.startswith(_MANY):
+            self._settle(token, msg)
+        elif take := self._replies.get(token):
+            take(msg)
 
     def _settle(self, token: str, msg: Msg | None) -> None:
         self._calls.pop(token, None)
@@ -396,8 +395,9 @@ class Bus:
 
     async def _on_disconnected(self) -> None:
         self._forget_unsent()
-        for token in list(self._calls):
-            self._settle(token, None)  # the answer would have come this way: undecided now, not in REPLY_TIMEOUT
+        for token in list(self._replies):  # a server's own answer would have come this way; OKOME's may still come
+            if token in self._calls or token.startswith(_API):
+                self._settle(token, None)
         if not self._closed:
             log.warning("bus.disconnected", bus=self.id)
 

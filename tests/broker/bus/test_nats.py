@@ -22,9 +22,16 @@ from tests.fixtures.nats_server import NatsServer
 
 QUICK = 0.3  # seconds in which what is answered at once has been answered
 FROZEN = 3.0  # seconds until a frozen server has been left
+DEADLINE = 20.0
 
 Loop = Callable[[], asyncio.AbstractEventLoop]
 LOOPS = pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+
+
+def lose_connection(bus: Bus) -> None:
+    """As a RST would."""
+    assert bus._client._transport is not None
+    bus._client._transport._io_writer.transport.abort()  # type: ignore[attr-defined]
 
 
 async def nothing(_: Msg) -> None:
@@ -328,6 +335,46 @@ def test_a_connection_that_nothing_reads_any_more_is_let_go(loop: Loop, nats: Na
             await bus.request("$JS.API.INFO")
 
     play(loop, story, nats)
+
+
+async def test_a_question_to_the_server_is_undecided_as_soon_as_its_connection_is_lost(
+    fresh_bus: Bus, fresh_nats: NatsServer
+) -> None:
+    """Its answer would have come that way. Who asks again does so now, not when the time of the first is over."""
+    fresh_nats.freeze()
+    question = asyncio.create_task(fresh_bus.api("INFO", timeout=DEADLINE))
+    await asyncio.sleep(0)  # it has been sent
+    lose_connection(fresh_bus)
+    began = time.monotonic()
+    try:
+        with pytest.raises(BusUnavailable):
+            await question
+        assert time.monotonic() - began < DEADLINE / 2
+        assert not fresh_bus.connected, "no server has answered"
+    finally:
+        fresh_nats.thaw()
+
+
+async def test_what_somebody_else_was_asked_may_be_answered_after_the_connection_was_lost(
+    bus: Bus, nats: NatsServer
+) -> None:
+    """OKOME takes its time, and to ask it twice is not for the connection to decide."""
+    asked: asyncio.Queue[str] = asyncio.Queue()
+
+    async def take(msg: Msg) -> None:
+        asked.put_nowait(msg.reply)
+
+    async with connected(nats.url) as okome:
+        await okome.subscribe("slow.operation", take)
+        await okome.request("$JS.API.INFO")
+        answer = asyncio.create_task(bus.request("slow.operation", timeout=DEADLINE))
+        reply = await asyncio.wait_for(asked.get(), DEADLINE)
+        reconnects = bus._client.stats["reconnects"]
+        lose_connection(bus)
+        await eventually(lambda: bus._client.stats["reconnects"] > reconnects and bus.connected)
+        await bus.request("$JS.API.INFO")
+        await okome.publish(reply, b"done")
+        assert (await answer).data == b"done"
 
 
 async def test_subscriptions_and_questions_survive_a_killed_server(fresh_bus: Bus, fresh_nats: NatsServer) -> None:
