@@ -1,25 +1,20 @@
-"""The stream nodes: who they are (KV `nodes`), how they are (asked four times a second), which one serves a session.
-
-A node is judged by its silence: no answer to a check and not a byte on any other connection. A frozen process, a
-half-open connection and a lost machine look the same and are noticed in `down_after` + one tick. A node is called down
-for silence only while another one is up: when all are silent, the reason is here or everywhere, and moving streams
-would help nobody.
-"""
+"""The stream nodes: who they are (KV `nodes`), how they are (asked four times a second), which one serves a session."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 from collections.abc import Callable, Collection
-from enum import StrEnum
 from urllib.parse import urlsplit
 
 import structlog
 
 from broker.bus.clock import SKEW, now_ms
+from broker.bus.health import NATS, reasons_in
 from broker.bus.records import Node, decode
 from broker.bus.subjects import partition_name, random_id
 from ingress.headers import CLOCK, Field, value
+from ingress.judgement import Health, Span, cut_off, judge
 from ingress.metrics import Metrics
 from ingress.placement import Placement
 from ingress.settings import IngressSettings
@@ -32,26 +27,6 @@ LATE = 0.2  # a tick that comes later than this says that we were stopped oursel
 FORGET_AFTER = 12.0  # the bucket keeps a node for 10 s
 DOWN_CHECK_TIMEOUT = 5.0
 IDLE_CONNECTIONS = 64
-
-
-class Health(StrEnum):
-    UP = "up"
-    UNREADY = "unready"  # answers, but not "ready": nothing new for it, what it serves stays
-    SUSPECT = "suspect"  # silent for `suspect_after`: nothing new for it
-    DOWN = "down"  # silent for `down_after` or refused: what it served is moved
-
-
-def judge(
-    silence: float, *, ready: bool, refused: bool, suspect_after: float, down_after: float, others_up: bool
-) -> Health:
-    """Pure: what `silence` seconds mean."""
-    if refused:
-        return Health.DOWN
-    if silence > down_after and others_up:
-        return Health.DOWN
-    if silence > suspect_after:
-        return Health.SUSPECT
-    return Health.UP if ready else Health.UNREADY
 
 
 def clock_ahead(fields: list[Field], now: int) -> int:
@@ -81,14 +56,23 @@ class Member:
         self.clock_ahead = 0  # ms that its clock is ahead of ours, as it said when it was last asked
         self.ready = False
         self.refused = False
+        self.well: Span | None = None  # its first "ready" in a row, and when it was asked for the last one
+        self.deaf_since: float | None = None  # the first of its answers in a row that it does not hear NATS
         self.open: set[NodeConnection] = set()
         self.idle: list[NodeConnection] = []
         self.closers: set[Callable[[], None]] = set()  # of connections that are not NodeConnections (WebSocket)
+        self.streams: set[Callable[[], None]] = set()  # moves one away that is served here
         self.check: asyncio.Task[None] | None = None
 
     @property
     def live(self) -> bool:
         return self.health is Health.UP and not self.draining
+
+    def answered(self, asked_at: float, now: float, *, ready: bool, deaf: bool) -> None:
+        self.refused = False
+        self.ready = ready
+        self.well = (self.well[0] if self.well else now, asked_at) if ready else None
+        self.deaf_since = (self.deaf_since or now) if deaf else None
 
 
 class Nodes:
@@ -213,6 +197,14 @@ class Nodes:
         for close in list(member.closers):
             close()
 
+    def _move(self, member: Member) -> None:
+        """Streams, and what waits for an answer, go to another node. An answer that has begun needs no NATS."""
+        for move in list(member.streams):
+            move()
+        for connection in list(member.open):
+            if connection.waiting:
+                connection.fail()
+
     # -- health ------------------------------------------------------------------------------------------------------
 
     def _refused(self, member: Member) -> None:
@@ -232,17 +224,20 @@ class Nodes:
                 down = member.health is Health.DOWN
                 head = await connection.ask(request, DOWN_CHECK_TIMEOUT if down else self._settings.down_after)
                 whole: asyncio.Future[NodeLost | None] = self._loop.create_future()
-                connection.take(lambda data: None, whole.set_result)
+                said: list[bytes] = []
+                connection.take(said.append, whole.set_result)
                 async with asyncio.timeout(self._settings.down_after):
                     await whole
                 if not connection.reusable:
                     connection.abort()
                     connection = None
-                member.refused = False
-                member.ready = head.status == 200
+                ready = head.status == 200
+                deaf = not ready and NATS in reasons_in(b"".join(said))
+                member.answered(started, self._loop.time(), ready=ready, deaf=deaf)
                 member.clock_ahead = clock_ahead(head.fields, now_ms())
             except (NodeLost, TimeoutError):
                 member.ready = member.ready and not member.refused
+                member.well = None
                 if connection is not None:
                     connection.abort()
                     connection = None
@@ -268,13 +263,15 @@ class Nodes:
     def _judge(self, member: Member) -> None:
         if self._members.get(member.id) is not member:
             return
+        others = [other for other in self._members.values() if other is not member and other.live]
         health = judge(
             self._loop.time() - member.heard_at,
             ready=member.ready,
             refused=member.refused,
             suspect_after=self._settings.suspect_after,
             down_after=self._settings.down_after,
-            others_up=any(other.live for other in self._members.values() if other is not member),
+            others_up=bool(others),
+            alone=cut_off(member.deaf_since, [other.well for other in others], self._settings.cut_off_after),
         )
         if health is member.health:
             return
@@ -283,3 +280,5 @@ class Nodes:
         self._place()
         if health is Health.DOWN:
             self._drop(member)
+        elif health is Health.CUT_OFF:
+            self._move(member)

@@ -46,6 +46,12 @@ class IngressSettings(RoleSettings):
     suspect_after: float = Field(0.4, gt=0, description="silence after which a node gets no new streams")
     down_after: float = Field(0.8, gt=0, description="silence after which its streams are moved")
 
+    cut_off_after: float = Field(
+        0.5,
+        gt=0,
+        description="a node that does not hear NATS for so long while another does: its streams are moved",
+    )
+
     key_limit: str = Field("12000/minute", description="requests per API key, token or login; empty: no limit")
     session_limit: str = Field("600/minute", description="requests per session; empty: no limit")
     ip_limit: str = Field("24000/minute", description="requests per client address; empty: no limit")

@@ -1,7 +1,7 @@
 """One event stream of one client, over as many legs as it takes.
 
-A leg ends when its node dies, falls silent, leaves or stops; the next one begins at the last cursor that was forwarded.
-The client sees whole events, each once, and one `served_by` per leg; never the seam.
+A leg ends when its node dies, falls silent, is cut off, leaves or stops; the next one begins at the last cursor that
+was forwarded. The client sees whole events, each once, and one `served_by` per leg; never the seam.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from ingress import answer
 from ingress.client import ClientConnection
 from ingress.headers import ADMISSION, REQUEST_ID, Field, to_client
 from ingress.http import Exchange, payload
+from ingress.judgement import Health
 from ingress.leg import Leg, NoNode, Undecided, reach, read_problem
 from ingress.membership import Nodes
 from ingress.metrics import Metrics
@@ -42,6 +43,7 @@ class End(StrEnum):
     STOPPED = "stopped"  # a clean end without `closed`: another leg
     SILENT = "silent"  # not even a heartbeat: another leg
     DRAIN = "drain"  # the node is leaving: another leg
+    CUT_OFF = "cut_off"  # the node does not hear NATS: another leg
     REFUSED = "refused"  # `closed`, come again later: another node first
     CLOSED = "closed"  # the node said so, and why
     FINISHED = "finished"  # the terminal event of until=done
@@ -51,7 +53,7 @@ class End(StrEnum):
     ANSWERED = "answered"  # no stream at all: an ordinary answer
 
 
-_AGAIN = frozenset({End.LOST, End.STOPPED, End.SILENT, End.DRAIN, End.REFUSED})
+_AGAIN = frozenset({End.LOST, End.STOPPED, End.SILENT, End.DRAIN, End.CUT_OFF, End.REFUSED})
 ELSEWHERE = frozenset({"unavailable", "overloaded"})  # codes of a `closed` that another node may not say
 
 
@@ -267,9 +269,13 @@ class EventStream:
         if self._client.congested:
             leg.connection.pause()
         leg.connection.take(self._on_body, self._on_end)
+        leg.member.streams.add(self._move)
+        if leg.member.health is Health.CUT_OFF:  # meanwhile
+            self._move()
         try:
             return await self._until_ended()
         finally:
+            leg.member.streams.discard(self._move)
             self._drop_leg()
 
     def _start(self, leg: Leg) -> None:
@@ -297,6 +303,9 @@ class EventStream:
                     self._heard_at = now  # it is we who do not read
                 elif now - self._heard_at >= silence:
                     return End.SILENT
+
+    def _move(self) -> None:
+        self._over(End.CUT_OFF)
 
     def _drop_leg(self) -> None:
         leg, self._leg = self._leg, None

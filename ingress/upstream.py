@@ -68,6 +68,11 @@ class NodeConnection(asyncio.Protocol):
 
     # -- asking ----------------------------------------------------------------------------------------------------
 
+    @property
+    def waiting(self) -> bool:
+        """It was asked, and its answer has not begun."""
+        return self._head is not None
+
     async def ask(self, payload: bytes, timeout: float, *, bodiless: bool = False) -> Head:
         """Send a request and wait for the response's head; raises NodeLost, TimeoutError. Cancelling closes it."""
         if self._transport is None or self.lost:

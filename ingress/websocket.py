@@ -21,6 +21,7 @@ from websockets.typing import Subprotocol
 from broker.bus.errors import Refusal
 from ingress.client import ClientConnection
 from ingress.headers import ADMISSION, REQUEST_ID, Field, to_client, to_node, tokens, value
+from ingress.judgement import Health
 from ingress.leg import PAUSE, NoNode
 from ingress.membership import Member, Nodes
 from ingress.metrics import Metrics
@@ -272,9 +273,13 @@ class SocketStream:
         for data, text in waiting:
             socket.send(data, text)
         socket.take(self._from_node, self._node_closed)
+        member.streams.add(self._move)
+        if member.health is Health.CUT_OFF:  # meanwhile
+            self._move()
         try:
             end, code, reason = await self._until_ended()
         finally:
+            member.streams.discard(self._move)
             self._node = None
             self._client.on_pause = self._client.on_resume = None
             self._client.resume_reading()
@@ -293,6 +298,9 @@ class SocketStream:
                     self._heard_at = now
                 elif now - self._heard_at >= silence:
                     return End.SILENT, ABNORMAL, "silent"
+
+    def _move(self) -> None:
+        self._over(End.CUT_OFF, ABNORMAL, "cut off from NATS")
 
     def _resume(self) -> None:
         self._heard_at = self._loop.time()

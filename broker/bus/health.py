@@ -21,6 +21,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
 SEND_BUFFER = 64 * 1024  # bytes, which the kernel doubles
+NATS = "nats"  # what a role is not ready because of that does not hear NATS
 
 _TASKS = Gauge("okome_tasks", "asyncio tasks that have not ended, that of the question included")
 
@@ -32,10 +33,13 @@ class Health:
         self.role = role
         self.id = id
         self.reasons: dict[str, str] = {"starting": "not started yet"}  # what -> why
+        self.looks: dict[str, Callable[[], str | None]] = {}  # what -> why not, found out whenever somebody asks
         self.extra: Callable[[], dict[str, Any]] = dict  # more fields for /version
 
     @property
     def ready(self) -> bool:
+        for what, look in self.looks.items():
+            self.set(what, look())
         return not self.reasons
 
     def set(self, what: str, why: str | None) -> None:
@@ -51,8 +55,9 @@ class Health:
             case "/livez":
                 return 200, "text/plain", b"ok\n"
             case "/readyz":
-                body = "ok\n" if self.ready else "".join(f"{what}: {why}\n" for what, why in self.reasons.items())
-                return (200 if self.ready else 503), "text/plain", body.encode()
+                if self.ready:
+                    return 200, "text/plain", b"ok\n"
+                return 503, "text/plain", "".join(f"{what}: {why}\n" for what, why in self.reasons.items()).encode()
             case "/metrics":
                 _TASKS.set(len(asyncio.all_tasks()))
                 return 200, CONTENT_TYPE_LATEST, generate_latest()
@@ -67,6 +72,11 @@ class Health:
             return
         found = self.answer(scope["path"]) or (404, "text/plain", b"not found\n")
         await respond(send, *found)
+
+
+def reasons_in(body: bytes) -> frozenset[str]:
+    """Because of what a role is not ready, of its answer to /readyz."""
+    return frozenset(line.partition(b":")[0].decode("latin-1") for line in body.splitlines() if b":" in line)
 
 
 async def respond(send: Send, status: int, content_type: str, body: bytes, *more: tuple[bytes, bytes]) -> None:

@@ -68,6 +68,7 @@ class FakeNode:
     id: str
     log: Log
     ready: bool = True
+    deaf: bool = False  # not ready, because it does not hear NATS
     silent: bool = False  # takes requests and answers nothing, as a frozen process
     cut_after: int = -1
     half: bool = False
@@ -146,9 +147,10 @@ class FakeNode:
             await self.thawed.wait()
         path = urlsplit(target).path
         if path == "/readyz":
-            status = b"200 OK" if self.ready else b"503 Not Ready"
+            status = b"200 OK" if self.ready and not self.deaf else b"503 Not Ready"
+            said = b"nats: NATS does not answer\n" if self.deaf else b"ok\n"
             clock = b"" if self.clock is None else b"x-okome-clock: %d\r\n" % self.clock()
-            writer.write(b"HTTP/1.1 " + status + b"\r\n" + clock + b"content-length: 3\r\n\r\nok\n")
+            writer.write(b"HTTP/1.1 " + status + b"\r\n" + clock + b"content-length: %d\r\n\r\n" % len(said) + said)
             return True
         request = Seen(method, target, headers, body)
         self.seen.append(request)

@@ -1,4 +1,4 @@
-"""Who is live: judged by silence, and never all at once for a reason of our own."""
+"""Who is live, and what becomes of what a node holds that is not."""
 
 from __future__ import annotations
 
@@ -6,29 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 from broker.bus.clock import SKEW, now_ms
-from ingress.membership import Health, clock_ahead, judge
+from broker.bus.records import Node
+from ingress.judgement import Health
+from ingress.membership import Member, clock_ahead
+from tests.ingress.conftest import Raw
 from tests.ingress.fake_node import SID
 
 Make = Callable[..., Any]
-
-
-def at(silence: float, *, ready: bool = True, refused: bool = False, others_up: bool = True) -> Health:
-    return judge(silence, ready=ready, refused=refused, suspect_after=0.5, down_after=1.0, others_up=others_up)
-
-
-def test_silence_is_suspect_and_then_down() -> None:
-    assert at(0.1) is Health.UP
-    assert at(0.1, ready=False) is Health.UNREADY
-    assert at(0.6) is Health.SUSPECT
-    assert at(1.1) is Health.DOWN
-
-
-def test_when_nobody_else_is_up_silence_proves_nothing() -> None:
-    assert at(60.0, others_up=False) is Health.SUSPECT
-
-
-def test_a_refused_connection_is_down_at_once() -> None:
-    assert at(0.0, refused=True, others_up=False) is Health.DOWN
 
 
 async def test_a_node_that_is_not_ready_gets_nothing_new(node: Make, ingress: Make) -> None:
@@ -75,6 +59,7 @@ async def test_a_node_that_comes_back_on_its_port_is_live_again(node: Make, ingr
     relay = await ingress(a, b)
     await a.stop()
     await relay.until(lambda: relay.nodes.live == {"node-b"})
+    assert relay.nodes.members["node-a"].well is None, "it has to be well for a while again to prove anything"
     await a.start()
     await relay.until(lambda: relay.nodes.live == {"node-a", "node-b"})
 
@@ -98,3 +83,53 @@ async def test_a_silent_node_is_down_and_what_it_held_is_let_go(node: Make, ingr
     a.silent = False
     a.thawed.set()
     await relay.until(lambda: member.health is Health.UP)
+
+
+def test_how_long_a_node_is_well_or_deaf_is_told_by_its_answers_in_a_row() -> None:
+    """Well at least from when the first came until the last was asked for; deaf since no sooner than it said so."""
+    member = Member(Node("node-a", "http://127.0.0.1:1", "ready", 0, 0), 0.0)
+    member.answered(1.0, 1.1, ready=True, deaf=False)
+    member.answered(2.0, 2.1, ready=True, deaf=False)
+    assert (member.well, member.deaf_since) == ((1.1, 2.0), None)
+    member.answered(3.0, 3.1, ready=False, deaf=True)
+    member.answered(4.0, 4.1, ready=False, deaf=True)
+    assert (member.well, member.deaf_since) == (None, 3.1)
+    member.answered(5.0, 5.1, ready=True, deaf=False)
+    assert (member.well, member.deaf_since) == ((5.1, 5.0), None)
+
+
+async def test_a_node_that_does_not_hear_nats_is_cut_off_until_it_does(node: Make, ingress: Make) -> None:
+    a, b = await node("node-a"), await node("node-b")
+    relay = await ingress(a, b)
+    member = relay.nodes.members["node-a"]
+    a.deaf = True
+    await relay.until(lambda: member.health is Health.CUT_OFF)
+    assert relay.nodes.live == {"node-b"}
+    a.deaf = False
+    await relay.until(lambda: member.health is Health.UP)
+
+
+async def test_a_node_that_is_not_ready_for_another_reason_is_not_cut_off(node: Make, ingress: Make) -> None:
+    """A partition without a leader is nobody's own fault: elsewhere its viewers would find nothing either."""
+    a, b = await node("node-a"), await node("node-b")
+    relay = await ingress(a, b, cut_off_after=0.1, check_interval=0.02)
+    member, other = relay.nodes.members["node-a"], relay.nodes.members["node-b"]
+    a.ready = False
+    await relay.until(lambda: member.health is Health.UNREADY)
+    since = other.well[1]
+    await relay.settled(lambda: other.well is not None and other.well[1] - since > 0.5)
+    assert member.health is Health.UNREADY
+
+
+async def test_a_request_that_waits_for_a_cut_off_node_is_answered_by_another(node: Make, ingress: Make) -> None:
+    nodes = [await node("node-a"), await node("node-b")]
+    relay = await ingress(*nodes)
+    path = f"/v1/sessions/{SID}/generations"
+    first = next(each for each in nodes if each.id == relay.nodes.choose(SID[:2]).id)
+    first.answers[path] = lambda seen, writer: b""  # never
+    raw = await Raw.open(relay.port)
+    raw.send(b"POST %b HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\n{}" % path.encode())
+    await relay.settled(lambda: first.seen)
+    first.deaf = True
+    answer = await raw.answer()
+    assert answer.json["node"] != first.id

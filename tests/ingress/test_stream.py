@@ -118,6 +118,56 @@ async def test_a_leaving_node_is_left_without_the_client_seeing_it(node: Make, i
     assert relay.count("okome_ingress_splices_total", transport="sse", reason="drain") == 1
 
 
+async def test_a_node_that_does_not_hear_nats_is_left_at_the_last_cursor_and_for_good(
+    node: Make, ingress: Make, log: Log
+) -> None:
+    """It answers its checks and heartbeats its streams. Once it hears again, nobody is moved back."""
+    nodes = [await node("node-a"), await node("node-b")]
+    relay = await ingress(*nodes)
+    log.tokens(0, 2)
+    client = await EventClient.open(relay.port)
+    await client.until("caught_up")
+    first = serving(*nodes)
+    first.deaf = True
+    await client.until("served_by")
+    log.tokens(2, 5)
+    await client.tokens(7)
+    first.deaf = False
+    await relay.until(lambda: relay.nodes.live == {"node-a", "node-b"})
+    log.tokens(7, 5)
+    await client.tokens(12)
+    assert client.transcript == expected(12)
+    assert [e.data["node"] for e in client.events if e.name == "served_by"] == [
+        first.id,
+        next(n.id for n in nodes if n is not first),
+    ]
+    assert relay.count("okome_ingress_splices_total", transport="sse", reason="cut_off") == 1
+
+
+async def test_when_no_node_hears_nats_nobody_is_moved(node: Make, ingress: Make, log: Log) -> None:
+    """The only server dies and comes back: the nodes notice both one after the other."""
+    nodes = [await node("node-a"), await node("node-b")]
+    relay = await ingress(*nodes, check_interval=0.02, cut_off_after=1.0)
+    client = await EventClient.open(relay.port)
+    await client.until("caught_up")
+    first = serving(*nodes)
+    second = next(n for n in nodes if n is not first)
+    member, other = relay.nodes.members[first.id], relay.nodes.members[second.id]
+    first.deaf = True
+    await relay.settled(lambda: member.deaf_since is not None)
+    second.deaf = True
+    await relay.settled(lambda: other.deaf_since is not None)
+    now = asyncio.get_running_loop().time
+    await relay.settled(lambda: now() > other.deaf_since + 1.2)
+    second.deaf = False
+    await relay.settled(lambda: other.live)
+    first.deaf = False
+    await relay.settled(lambda: member.live)
+    log.tokens(0, 3)
+    await client.tokens(3)
+    assert client.names.count("served_by") == 1
+
+
 async def test_a_stream_without_even_a_heartbeat_is_moved(node: Make, ingress: Make, log: Log) -> None:
     """The node answers its checks, but this stream is dead: the silence limit, not the health check, notices."""
     nodes = [await node("node-a"), await node("node-b")]

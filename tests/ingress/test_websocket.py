@@ -121,6 +121,20 @@ async def test_a_drain_is_not_shown(node: Make, ingress: Make, log: Log) -> None
         assert "reconnect" not in client.names
 
 
+async def test_a_node_that_does_not_hear_nats_is_left_at_the_last_cursor(node: Make, ingress: Make, log: Log) -> None:
+    nodes = [await node("node-a"), await node("node-b")]
+    relay = await ingress(*nodes)
+    log.tokens(0, 2)
+    async with viewer(relay) as client:
+        await client.until("caught_up")
+        serving(*nodes).deaf = True
+        await client.until("served_by")
+        log.tokens(2, 3)
+        await client.tokens(5)
+        assert client.transcript == expected(5)
+        assert relay.count("okome_ingress_splices_total", transport="ws", reason="cut_off") == 1
+
+
 async def test_an_unanswered_request_is_sent_again_on_the_next_leg(node: Make, ingress: Make, log: Log) -> None:
     """By its request_id, and an answered one is not."""
     nodes = [await node("node-a", admission=""), await node("node-b", admission="")]

@@ -19,6 +19,7 @@ from broker.node.events import Event
 from broker.node.subscriber import Start, Subscriber
 from ingress.client import ClientConnection
 from ingress.headers import value
+from ingress.judgement import Health
 from ingress.leg import Leg
 from ingress.membership import Member, Nodes
 from ingress.metrics import Metrics
@@ -39,7 +40,9 @@ class LegModel:
     """What one node writes, as a connection that the relay reads."""
 
     def __init__(self, node: NodeModel, session: SessionModel, start: Start, *, until_done: bool) -> None:
-        self.id = node.name  # as of a member of the table of nodes
+        self.id = node.name  # this and the next two as of a member of the table of nodes
+        self.health = Health.UP
+        self.streams: set[Callable[[], None]] = set()
         self.written = bytearray()
         self.subscriber: Subscriber | None = None
         self._whole = False

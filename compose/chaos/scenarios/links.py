@@ -17,6 +17,7 @@ from compose.chaos.viewer import Viewer
 from compose.chaos.world import TIGHT
 
 SILENT = 2.5  # seconds: longer than any silence after which others act
+LONG_SILENT = 6.0  # seconds: nobody waits for its end
 DELAY = 0.2
 TRICKLE = 1000.0  # bytes per second
 NODE, WORKER = "node-2", "worker-2"  # the parts that stand behind links
@@ -158,7 +159,7 @@ async def node_nats_reset(round: Round) -> None:
 
 @scenario("a node's connection to NATS is half open; its viewers are moved", bound=2.5, links=True)
 async def node_nats_half_open(round: Round) -> None:
-    await _half_open(round, f"{NODE}.nats", NODE)
+    await _half_open(round, f"{NODE}.nats", NODE, silent=LONG_SILENT)
 
 
 @scenario("a worker's connection to NATS is broken by RST", bound=0.5, links=True, weight=6)
@@ -176,12 +177,12 @@ async def worker_two_believe(round: Round) -> None:
     await _half_open(round, f"{WORKER}.nats", WORKER, seconds=5.0)
 
 
-async def _half_open(round: Round, name: str, part: str, *, seconds: float = 4.0) -> None:
+async def _half_open(round: Round, name: str, part: str, *, seconds: float = 4.0, silent: float = SILENT) -> None:
     link = round.system.links[name]
     through = await _through(round, part, seconds)
     fault = faults.half_open([link], [await _aim(round, link)])
     await round.hurt(fault, through)
-    await asyncio.sleep(SILENT)
+    await asyncio.sleep(silent)
     await round.heal(fault)
 
 

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from broker.bus.health import App, Health, Receive, Scope, Send, serve
+from broker.bus.health import App, Health, Receive, Scope, Send, reasons_in, serve
 from broker.bus.version import VERSION
 
 
@@ -47,6 +47,26 @@ async def test_a_role_is_alive_before_it_is_ready_and_says_why_it_is_not() -> No
         health.set("nats", None)
         status, _, body = await fetch(port, "/readyz")
         assert (status, body) == (200, b"ok\n")
+
+
+async def test_what_is_found_out_by_looking_is_looked_at_whenever_somebody_asks() -> None:
+    """And who asks can tell because of what it is not ready."""
+    health = Health("node", "n1")
+    health.set("starting", None)
+    why: str | None = "no round trip: 1 s"
+    health.looks["nats"] = lambda: why
+    assert not health.ready
+    health.set("tails", "2 partitions cannot be followed")
+    async with serving(health) as port:
+        status, _, body = await fetch(port, "/readyz")
+        assert status == 503
+        assert reasons_in(body) == {"nats", "tails"}
+        why = None
+        assert reasons_in((await fetch(port, "/readyz"))[2]) == {"tails"}
+        health.set("tails", None)
+        status, _, body = await fetch(port, "/readyz")
+        assert status == 200
+        assert not reasons_in(body)
 
 
 async def test_metrics_version_and_nothing_else() -> None:

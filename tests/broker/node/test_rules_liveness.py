@@ -15,6 +15,7 @@ import httpx
 import pytest
 
 from broker.bus.clock import now_ms
+from broker.bus.health import reasons_in
 from broker.bus.kv import Bucket
 from broker.bus.nats import Bus, Msg
 from broker.bus.records import Revocation, encode
@@ -115,6 +116,23 @@ async def test_a_partition_without_a_leader_is_not_served_to_newcomers(
             await ready(node, True)
             await author.done()
             assert (await events.until("done"))[-1]["data"] == author.data[-1]
+
+
+async def test_a_node_that_does_not_hear_nats_says_so_to_whoever_asks(
+    fresh_nats: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At once, so that nodes which are cut off together say so together: ingresses compare."""
+    async with node_on(fresh_nats, Bus, monkeypatch) as (node, bus):
+        assert reasons_in((await node.http.get("/readyz")).content) == set()
+        fresh_nats.freeze()
+        async with asyncio.timeout(DEADLINE):
+            while bus.round_trip_ok:  # noqa: ASYNC110 - there is no event to wait for
+                await asyncio.sleep(0.01)
+        answer = await node.http.get("/readyz")
+        assert answer.status_code == 503
+        assert "nats" in reasons_in(answer.content)
+        fresh_nats.thaw()
+        await ready(node, True)
 
 
 async def test_a_node_that_may_have_missed_a_revocation_takes_nobody_new(
