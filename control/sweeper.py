@@ -103,10 +103,11 @@ class Sweeper:
         self._next_look = {gid: at for gid, at in self._next_look.items() if gid in self._unheld}
         due = []
         for gid, since in self._unheld.items():
-            if now - since >= SETTLE and now >= self._next_look.get(gid, 0.0):
+            record = records.get(gid)  # it may have ended since it was noted: the lanes were looked at meanwhile
+            if record is not None and now - since >= SETTLE and now >= self._next_look.get(gid, 0.0):
                 # What somebody asked to cancel is looked at every time: it is being waited for.
-                self._next_look[gid] = now if records[gid].cancel else now + min(LOOK, self._settings.job_wait / 2)
-                due.append(records[gid])
+                self._next_look[gid] = now if record.cancel else now + min(LOOK, self._settings.job_wait / 2)
+                due.append(record)
         return due
 
     async def _sweep_one(self, record: Generation) -> None:

@@ -23,6 +23,7 @@ from broker.bus.records import Generation, Job, Message, Request, decode, encode
 from broker.bus.subjects import JOBS_STREAM, log_stream, log_subject, partition_of
 from control.app import Okome
 from control.lanes import empty_lane
+from control.sweeper import SETTLE
 from control.transcript import closed
 from tests.control.okome import (
     DEADLINE,
@@ -259,6 +260,29 @@ async def test_a_record_that_never_got_the_place_is_forgotten(
     await until(gone, "it is forgotten")
     assert await jobs(bus) == {}
     assert await frames(bus, sid) == []
+
+
+async def test_a_generation_that_ends_while_the_lanes_are_looked_at_is_passed_over(
+    okome: Okome, bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody was seen to hold it, and before it is looked at its record says that it has ended: the sweeper goes on."""
+    sweeper = okome.sweeper
+    swept = 0
+    async with worker(okome, bus):
+        made = await generate(bus, await new_session(bus))
+        loop = asyncio.get_running_loop()
+        await until(
+            lambda: loop.time() - sweeper._unheld.get(made.generation_id, loop.time()) > SETTLE, "nobody holds it"
+        )
+
+        async def meanwhile_it_ends(now: float) -> None:
+            nonlocal swept
+            swept += 1
+            sweeper._next_look.clear()
+            sweeper._open.records.pop(made.generation_id, None)
+
+        monkeypatch.setattr(sweeper, "_sweep_lanes", meanwhile_it_ends)
+        await until(lambda: swept > 2, "it sweeps on")
 
 
 async def test_the_jobs_in_a_dead_workers_lane_go_to_the_common_queue(okome: Okome, bus: Bus) -> None:
