@@ -11,6 +11,7 @@ calm third alone. A process that was started anew begins a new series.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 import tempfile
 from collections import Counter
@@ -19,19 +20,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
 
-import msgspec
-
 from broker.bus.script import Script
 from broker.bus.version import VERSION
 from compose.chaos import gauges, holdings
 from compose.chaos.churn import Churn
-from compose.chaos.crowd import Crowd, Watched
+from compose.chaos.crowd import Crowd, NotAdmitted, Watched
 from compose.chaos.faults.process import kill, terminate
 from compose.chaos.gauges import Reading
 from compose.chaos.run import machine
+from compose.chaos.soaked import MIB, SAMPLE_INTERVAL, SAMPLES, STANDING, Plan, Series, Soak, plan
 from compose.chaos.system import System
-from compose.chaos.trend import Point, Trend, trend
-from compose.chaos.viewer import Transport
+from compose.chaos.viewer import Transport, Viewer
 from compose.chaos.world import World
 
 MANY = "1000000/minute"  # limits that count, and refuse nobody
@@ -44,10 +43,9 @@ SOAK = World(
         "OKOME_INGRESS_KEY_LIMIT": MANY,
         "OKOME_INGRESS_SESSION_LIMIT": MANY,
         "OKOME_INGRESS_IP_LIMIT": MANY,
-        "OKOME_INGRESS_PARTITIONS": "8",
-        "OKOME_CONTROL_PARTITIONS": "8",
+        "OKOME_INGRESS_PARTITIONS": "4",
+        "OKOME_CONTROL_PARTITIONS": "4",
         "OKOME_CONTROL_LOG_MAX_AGE": "60",
-        # NATS holds the block that it writes to in memory; of these, blocks are a mebibyte.
         "OKOME_CONTROL_LOG_MAX_BYTES": str(4 * 1024 * 1024),
         "OKOME_CONTROL_JOBS_MAX_BYTES": str(4 * 1024 * 1024),
         "OKOME_CONTROL_IDEMPOTENCY_LIFE": "120",
@@ -58,80 +56,22 @@ SOAK = World(
     },
 )
 
-WAVES = 30
-SHORTEST_WAVE, LONGEST_WAVE = 20.0, 60.0
-"""Seconds, the rest included."""
-REST = 9.0
-"""Seconds until what is kept for the next one is let go: connections to a node 5 s, a tail here 3 s, a grace 2 s."""
-SAMPLES, SAMPLE_INTERVAL = 3, 0.5
-"""Readings of one rest, of which the median counts."""
-STANDING = 6
-"""Viewers who are there from the beginning to the end."""
-
-MIB = 1024.0 * 1024.0
-RESOLUTIONS = {gauges.RSS: MIB, holdings.USED: MIB}
-"""The smallest rises that are worth a word; of all that is counted it is 1."""
-
-
-class Plan(msgspec.Struct, frozen=True):
-    """So many waves of so many seconds each, of which the last `rest` are quiet; `sessions` at a time.
-
-    `warm`: the first waves, which are left out; `calm`: the wave from which on something dies in each.
-    """
-
-    waves: int
-    wave: float
-    sessions: int
-    warm: int
-    calm: int
-    rest: float = REST
-
-
-def plan(minutes: float, sessions: int) -> Plan:
-    """As many waves as there is room for, each as long as it may be: a third warm-up, a third calm."""
-    wave = min(LONGEST_WAVE, max(SHORTEST_WAVE, minutes * 60 / WAVES))
-    waves = max(1, round(minutes * 60 / wave))
-    return Plan(waves, wave, sessions, warm=waves // 3, calm=waves - waves // 3)
-
-
-class Series(msgspec.Struct, frozen=True):
-    """One gauge of one process, at every rest. `measured`: from which reading on it counts."""
-
-    process: str
-    gauge: str
-    points: tuple[Point, ...]
-    measured: int
-
-    @property
-    def trend(self) -> Trend:
-        return trend(self.points[self.measured :], RESOLUTIONS.get(self.gauge, 1.0))
-
-
-class Soak(msgspec.Struct, frozen=True):
-    """What a soak leaves. `series`: of the processes that lived through all of it; `calm`: of those that were killed,
-    until then. `did`: what the churn counted, in all and since it was warm. `killed`: by process, how often and how."""
-
-    command: str
-    at: str
-    machine: str
-    version: str
-    plan: Plan
-    seconds: float
-    measured_seconds: float
-    did: dict[str, int]
-    measured: dict[str, int]
-    killed: dict[str, int]
-    fell: tuple[str, ...]
-    series: tuple[Series, ...]
-    calm: tuple[Series, ...]
+_MORTAL = ("control-2", "node-2", "worker-2", "ingress-2")
 
 
 async def soak(minutes: float, seed: int, sessions: int, progress: Callable[[str], None]) -> Soak:
-    """Start a system, churn, end it. `sessions`: so many live at a time. Raises StartFailed, NotBack."""
+    """Start a system, churn, end it. `sessions`: so many live at a time. Raises StartFailed, NotBack.
+
+    Whoever cancels it gets what was read until then, if anything was.
+    """
     with tempfile.TemporaryDirectory(prefix="okome-soak-", ignore_cleanup_errors=True) as directory:
         async with System(SOAK, Path(directory)) as system:
             soaking = Soaking(system, plan(minutes, sessions), seed, progress)
-            await soaking.run()
+            try:
+                await soaking.run()
+            except asyncio.CancelledError:
+                if not soaking.readings:
+                    raise
             return soaking.told(f"okome chaos soak --minutes {minutes:g} --seed {seed} --sessions {sessions}")
 
 
@@ -148,7 +88,11 @@ class Soaking:
         """Processes that ended although nobody had killed them, and how."""
         self._restarts = {one.id: one.restarts for one in system.processes()}
         self._system = system
+        self._homes: dict[Viewer, str] = {}
+        """On which node those who are always there were placed first."""
         self.rng = random.Random(f"{seed}/soak")
+        deaths = [(id, strike) for id in _MORTAL for strike in (kill, terminate)]
+        self._deaths = itertools.cycle(self.rng.sample(deaths, len(deaths)))
         self._progress = progress
         self._loop = asyncio.get_running_loop()
         self._began = self._loop.time()
@@ -169,14 +113,17 @@ class Soaking:
         if number == self.plan.warm:
             self._warm_at, self._warm_did = self._loop.time(), Counter(self.churn.did)
         seconds = max(0.2, self.plan.wave - self.plan.rest - SAMPLES * SAMPLE_INTERVAL)
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self.churn.wave(seconds, self.plan.sessions))
-            tasks.create_task(self._stir(standing.watched, seconds))
-            if number >= self.plan.calm:
-                tasks.create_task(self._kill(self.rng.uniform(0.1, 0.5) * seconds))
-        if number >= self.plan.calm:
-            for viewer in standing.viewers:
-                viewer.kick()  # those that the fault has moved are placed as they were
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self.churn.wave(seconds, self.plan.sessions))
+                tasks.create_task(self._stir(standing.watched, seconds))
+                if number >= self.plan.calm:
+                    tasks.create_task(self._kill(self.rng.uniform(0.1, 0.5) * seconds))
+        except ExceptionGroup as group:
+            raise group.exceptions[0] from group
+        for viewer in standing.viewers:
+            if viewer.node != self._homes.setdefault(viewer, viewer.node):
+                viewer.kick()  # a fault has moved it: it is placed anew, and what is counted can be compared
         await asyncio.sleep(self.plan.rest)
         for one in self._system.processes():
             if one.restarts != self._restarts.get(one.id, one.restarts):
@@ -192,13 +139,16 @@ class Soaking:
             await asyncio.sleep(seconds / (len(standing) + 1))
             for viewer in session.viewers:
                 viewer.events.clear()
-            await crowd.ask(session, Script(tokens=20, rate=50, seed=7))
+            try:
+                await crowd.ask(session, Script(tokens=20, rate=50, seed=7))
+            except NotAdmitted:
+                self.churn.did["given up"] += 1
             session.asked.clear()
 
     async def _kill(self, delay: float) -> None:
         await asyncio.sleep(delay)
-        victim = self.rng.choice([one for one in self._system.processes() if one.id in _MORTAL])
-        strike = self.rng.choice((kill, terminate))
+        id, strike = next(self._deaths)
+        victim = self._system.process(id)
         fault = strike(victim, victim)
         await fault.strike()
         await fault.happened()
@@ -248,8 +198,9 @@ class Soaking:
             measured=dict(self.churn.did - self._warm_did),
             killed=dict(self.killed),
             fell=tuple(self.fell),
-            series=tuple(self.series_of(len(self.readings), frozenset(last) - _MORTAL)),
-            calm=tuple(self.series_of(self.plan.calm, _MORTAL & frozenset(last))),
+            interrupted=len(self.readings) < self.plan.waves,
+            series=tuple(self.series_of(len(self.readings), frozenset(last) - frozenset(_MORTAL))),
+            calm=tuple(self.series_of(self.plan.calm, frozenset(_MORTAL) & frozenset(last))),
         )
 
     def series_of(self, until: int, ids: frozenset[str]) -> list[Series]:
@@ -263,9 +214,6 @@ class Soaking:
                 points = tuple((at, values.get(gauge, 0.0)) for at, (_, values) in own)
                 found.append(Series(id, gauge, points, max(0, self.plan.warm - (len(readings) - len(own)))))
         return found
-
-
-_MORTAL = frozenset({"control-2", "node-2", "worker-2", "ingress-2"})
 
 
 def _merged(one: Reading, other: Reading) -> Reading:

@@ -10,7 +10,7 @@ from pathlib import Path
 from string import Template
 
 from compose.chaos import gauges, holdings
-from compose.chaos.soak import MIB, REST, SAMPLES, STANDING, Series, Soak
+from compose.chaos.soaked import MIB, REST, SAMPLE_INTERVAL, SAMPLES, STANDING, Series, Soak
 from compose.chaos.trend import Trend, Verdict
 
 TEMPLATE = Path(__file__).with_name("soak.md")
@@ -32,15 +32,23 @@ ROWS = {
 
 ORDER = ("control", "node", "worker", "ingress", "nats", "redis", "jetstream")
 NAMES = {"control": "all of OKOME", "worker": "all workers", "jetstream": "JetStream"}
-BY_DESIGN = (holdings.POOLED, holdings.MESSAGES, holdings.KEYS)
-"""Gauges that are bounded otherwise, and told of elsewhere on the page."""
+LIVES = {
+    "stay": "viewers stayed to the end, over up to three turns",
+    "leave and return": "a viewer left, and another one came with its cursor",
+    "kicked": "viewers were cut off by RST, again and again, and came back over either transport",
+    "cancel": "the answer was cancelled: before its first token, in its middle, or when it was over",
+    "vanish": "whoever had asked went for good, or had never watched",
+    "operate": "every operation that the API has, refused credentials among them",
+    "abort": "clients broke off at any byte of any request",
+}
+"""The lives of `churn.py`, in words."""
 
 
 def page(soak: Soak) -> str:
     """The whole page. A name in the template that there is no figure for is a KeyError."""
     plan = soak.plan
     rows = [one for one in soak.series if one.gauge in ROWS]
-    others = [one for one in (*soak.series, *soak.calm) if one.gauge not in ROWS and not _by_design(one)]
+    others = [one for one in soak.judged if one.gauge not in ROWS]
     lives = max(1, soak.measured.get("sessions", 0))
     return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
         command=soak.command,
@@ -51,17 +59,18 @@ def page(soak: Soak) -> str:
         sessions=soak.did.get("sessions", 0),
         rate=f"{soak.did.get('sessions', 0) / soak.seconds:.1f}",
         standing=STANDING,
-        result=_result([one for one in (*soak.series, *soak.calm) if not _by_design(one)]),
+        result=_result(soak),
         survivors="\n".join(_row(one) for one in sorted(rows, key=_place)),
         others=len(others),
         exceptions=_exceptions(others),
         killed=", ".join(f"{what} {_times(often)}" for what, often in sorted(soak.killed.items())) or "nothing",
         mortals="\n".join(_mortal(id, soak.calm) for id in sorted({one.process for one in soak.calm})),
         fell=_fell(soak.fell),
-        did="\n".join(f"| {name} | {count} |" for name, count in sorted(soak.did.items(), key=lambda it: -it[1])),
+        lived="\n".join(f"| {said} | {soak.did.get(life, 0)} |" for life, said in LIVES.items()),
+        did=", ".join(f"{count} {name}" for name, count in soak.did.items() if name not in (*LIVES, "sessions")),
         deleted=soak.did.get("deletes", 0),
         wave=f"{plan.wave:g}",
-        rest=f"{REST + SAMPLES * 0.5:g}",
+        rest=f"{REST + SAMPLES * SAMPLE_INTERVAL:g}",
         samples=SAMPLES,
         warm=plan.warm,
         waves=plan.waves,
@@ -73,21 +82,19 @@ def page(soak: Soak) -> str:
     )
 
 
-def _result(judged: Sequence[Series]) -> str:
-    grows = [one for one in judged if one.trend.verdict is Verdict.GROWS]
+def _result(soak: Soak) -> str:
+    judged, grows = soak.judged, soak.leaks
     settles = [one for one in judged if one.trend.verdict is Verdict.SETTLES]
     unknown = [one for one in judged if one.trend.verdict is Verdict.UNKNOWN]
-    said = f"Of {len(judged)} gauges {len(grows) or 'none'} {'grows' if len(grows) == 1 else 'grow'} beyond noise"
+    said = f"Of {len(judged)} gauges {len(grows) or 'none'} {'grow' if len(grows) > 1 else 'grows'} beyond noise"
     said += f": {', '.join(f'{one.process} {one.gauge}' for one in grows)}." if grows else "."
     if settles:
         said += f" {len(settles)} rose and settled."
     if unknown:
         said += f" Of {len(unknown)} there were too few readings."
+    if soak.interrupted:
+        said += " It was broken off early."
     return said
-
-
-def _by_design(one: Series) -> bool:
-    return one.gauge.partition("{")[0] in BY_DESIGN
 
 
 def _place(one: Series) -> tuple[int, str, int]:
@@ -142,9 +149,9 @@ def _last(soak: Soak, gauge: str) -> float:
 def _stored(series: Sequence[Series]) -> Iterable[str]:
     logs = [0.0, 0.0]
     for one in series:
-        name = one.gauge.removeprefix(f'{holdings.MESSAGES}{{stream="').removesuffix('"}')
-        if name == one.gauge:
+        if not one.gauge.startswith(f"{holdings.MESSAGES}{{"):
             continue
+        name = one.gauge.split('"')[1]
         ends = (one.points[min(one.measured, len(one.points) - 1)][1], one.points[-1][1])
         if name.startswith("TOK_"):
             logs = [logs[0] + ends[0], logs[1] + ends[1]]

@@ -1,0 +1,93 @@
+"""What a soak is to do, and what it leaves: pure data, judged by `trend.py`, told by `soak_page.py`."""
+
+from __future__ import annotations
+
+import msgspec
+
+from compose.chaos import gauges, holdings
+from compose.chaos.trend import Point, Trend, Verdict, trend
+
+WAVES = 30
+SHORTEST_WAVE, LONGEST_WAVE = 20.0, 60.0
+"""Seconds, the rest included."""
+REST = 9.0
+"""Seconds until what is kept for the next one is let go: connections to a node 5 s, a tail here 3 s, a grace 2 s."""
+SAMPLES, SAMPLE_INTERVAL = 3, 0.5
+"""Readings of one rest, of which the median counts."""
+STANDING = 6
+"""Viewers who are there from the beginning to the end."""
+
+MIB = 1024.0 * 1024.0
+RESOLUTIONS = {gauges.RSS: MIB, holdings.USED: MIB}
+"""The smallest rises that are worth a word; of all that is counted it is 1."""
+BY_DESIGN = frozenset({holdings.POOLED, holdings.MESSAGES, holdings.KEYS})
+"""What is kept for a while, or up to a size: told, and not judged."""
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """So many waves of so many seconds each, of which the last `rest` are quiet; `sessions` at a time.
+
+    `warm`: the first waves, which are left out; `calm`: the wave from which on something dies in each.
+    """
+
+    waves: int
+    wave: float
+    sessions: int
+    warm: int
+    calm: int
+    rest: float = REST
+
+
+def plan(minutes: float, sessions: int) -> Plan:
+    """As many waves as there is room for, each as long as it may be: a third warm-up, a third calm."""
+    wave = min(LONGEST_WAVE, max(SHORTEST_WAVE, minutes * 60 / WAVES))
+    waves = max(1, round(minutes * 60 / wave))
+    return Plan(waves, wave, sessions, warm=waves // 3, calm=waves - waves // 3)
+
+
+class Series(msgspec.Struct, frozen=True):
+    """One gauge of one process, at every rest. `measured`: from which reading on it counts."""
+
+    process: str
+    gauge: str
+    points: tuple[Point, ...]
+    measured: int
+
+    @property
+    def trend(self) -> Trend:
+        return trend(self.points[self.measured :], RESOLUTIONS.get(self.gauge, 1.0))
+
+
+class Soak(msgspec.Struct, frozen=True):
+    """What a soak leaves. `series`: of the processes that lived through all of it; `calm`: of those that were killed,
+    until then. `did`: what the churn counted, in all and since it was warm. `killed`: by process, how often and how.
+    `fell`: what ended although nobody had killed it. `interrupted`: it was broken off, and is not worth much."""
+
+    command: str
+    at: str
+    machine: str
+    version: str
+    plan: Plan
+    seconds: float
+    measured_seconds: float
+    did: dict[str, int]
+    measured: dict[str, int]
+    killed: dict[str, int]
+    fell: tuple[str, ...]
+    interrupted: bool
+    series: tuple[Series, ...]
+    calm: tuple[Series, ...]
+
+    @property
+    def judged(self) -> list[Series]:
+        """All that must not grow."""
+        return [one for one in (*self.series, *self.calm) if one.gauge.partition("{")[0] not in BY_DESIGN]
+
+    @property
+    def leaks(self) -> list[Series]:
+        return [one for one in self.judged if one.trend.verdict is Verdict.GROWS]
+
+    @property
+    def passed(self) -> bool:
+        """Nothing grows, and nothing ended by itself."""
+        return not self.leaks and not self.fell
