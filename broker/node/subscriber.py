@@ -118,14 +118,15 @@ class Subscriber:
 
     def measure(self, ring: Ring) -> Demand | None:
         """It lags once its ring has lost its place (the high-water mark), and until it is near the ring's end again
-        (the low one). Between the two it stays what it was, so that a worker is not told something else at every look.
+        (the low one). Between the two it stays what it was, so that a worker is not told something else at every look;
+        who has just attached there has not lost its place.
 
         A reader that is stuck in a write cannot look itself: this is called from outside as well.
         """
         backlog = ring.backlog(self.seq)
         if backlog is None:
             self.demand = Demand.LAGGING
-        elif backlog <= len(ring) // LOW_WATER:
+        elif self.demand is None or backlog <= len(ring) // LOW_WATER:
             self.demand = Demand.FLOWING
         return self.demand
 
