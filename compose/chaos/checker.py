@@ -16,6 +16,7 @@ everything that went wrong.
 | takeover | another worker took over from one that lived |
 | cancel | a cancel was refused, or the log holds more than it may after one (judged by the scenario) |
 | grace | a session that nobody watched was cancelled too early, or not at all (by the scenario) |
+| pause | an engine waited for viewers who read, or not for ones who do not, or too long (by the scenario) |
 | left | a gauge did not come back to where it was (by the scenario) |
 """
 

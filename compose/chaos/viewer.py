@@ -11,6 +11,7 @@ import contextlib
 import json
 import random
 import ssl
+import time
 from collections.abc import Callable
 from enum import StrEnum
 from typing import NamedTuple
@@ -39,7 +40,7 @@ class Transport(StrEnum):
 
 
 class Seen(NamedTuple):
-    """One event as it arrived. `at`: loop time. `data`: the bytes of its JSON."""
+    """One event as it arrived. `at`: loop time, to the microsecond (uvloop's is in milliseconds). `data`: its JSON."""
 
     at: float
     name: str
@@ -195,7 +196,7 @@ class Viewer:
                 if not part:
                     return
                 *blocks, rest = (rest + part).split(b"\n\n")
-                now = asyncio.get_running_loop().time()
+                now = time.monotonic()
                 for block in blocks:
                     self._take_block(now, block)
         finally:
@@ -223,7 +224,7 @@ class Viewer:
                     await self._reading.wait()
                     async with asyncio.timeout(self.patience):
                         message = await connection.recv(decode=False)
-                    self._take_message(asyncio.get_running_loop().time(), message)
+                    self._take_message(time.monotonic(), message)
             finally:
                 self._connection = None
 

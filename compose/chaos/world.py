@@ -47,6 +47,13 @@ TIGHT = World(
     linked=frozenset({"node-2"}),
 )
 
+BRIMFUL = World(
+    "brimful",
+    "rings of a few frames, workers that wait 5 s at most for viewers who lag, and no link that could keep megabytes",
+    {"engine": "scripted", "nodes": 2, "workers": 2, "ingresses": 1},
+    {**NO_LIMITS, "OKOME_NODE_RING_FRAMES": "16", "OKOME_NODE_WARM_FRAMES": "16", "OKOME_WORKER_MAX_PAUSE": "5"},
+)
+
 CLUSTER = World(
     "cluster",
     "three NATS servers with three copies of everything, their routes through links",
@@ -108,5 +115,3 @@ IMPATIENT = World(
         "OKOME_NODE_TAIL_IDLE_TIMEOUT": "1",
     },
 )
-
-WORLDS = {world.name: world for world in (SINGLE, TIGHT, CLUSTER, RECOVERY, IMPATIENT)}

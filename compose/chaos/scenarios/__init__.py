@@ -2,6 +2,7 @@
 
 from compose.chaos.scenario import CATALOGUE
 from compose.chaos.scenarios import (
+    backpressure,
     cancel,
     clients,
     cluster,
@@ -17,6 +18,7 @@ from compose.chaos.scenarios import (
 
 __all__ = [
     "CATALOGUE",
+    "backpressure",
     "cancel",
     "clients",
     "cluster",
