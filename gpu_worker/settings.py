@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Any
+
+from pydantic import Field, SecretStr
 from pydantic_settings import SettingsConfigDict
 
 from broker.bus.settings import RoleSettings
 from gpu_worker.engines import EngineSettings
+from gpu_worker.engines.engine import Resume
 
 
 class WorkerSettings(RoleSettings):
@@ -16,11 +19,16 @@ class WorkerSettings(RoleSettings):
 
     engine: str = Field("smollm2", description="smollm2 · scripted · vllm · ollama · tensorflow · openai")
     threads: int = Field(1, ge=1, le=1024, description="threads of the model's computation")
-    slots: int = Field(4, ge=1, le=4096, description="generations that the engine decodes at once")
+    slots: int = Field(4, ge=1, le=65536, description="generations that the engine decodes at once")
     queue_limit: int = Field(16, ge=0, le=65536, description="generations held here that wait for a slot")
     context_length: int = Field(2048, ge=128, description="tokens of prompt and answer per slot")
     scripted_slots: int = Field(10_000, ge=1, le=100_000)
     engine_start_timeout: float = Field(60.0, gt=0)
+    openai_url: str = Field("", description="of the server that engine `openai` asks, with its /v1")
+    openai_key: SecretStr = SecretStr("")
+    openai_models: str = Field("", description="those of its models to serve, separated by commas; empty: all")
+    openai_resume: Resume = Field("continue", description="how it goes on with an answer that has begun")
+    openai_extra: dict[str, Any] = Field({}, description="JSON: fields of every request to it")
     max_pause: float = Field(20.0, gt=0, description="longest time that lagging viewers pause an engine")
     grace: float = Field(30.0, gt=0, description="silence of the nodes that had viewers before on_disconnect=cancel")
     cancel_interval: float = Field(5.0, gt=0, description="between two looks for a cancel whose nudge was lost")
@@ -34,4 +42,9 @@ class WorkerSettings(RoleSettings):
             queue_limit=self.queue_limit,
             start_timeout=self.engine_start_timeout,
             scripted_slots=self.scripted_slots,
+            openai_url=self.openai_url,
+            openai_key=self.openai_key.get_secret_value(),
+            openai_models=tuple(one.strip() for one in self.openai_models.split(",") if one.strip()),
+            openai_resume=self.openai_resume,
+            openai_extra=self.openai_extra,
         )

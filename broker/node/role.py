@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from contextlib import AsyncExitStack
 
 import structlog
 
-from broker.bus.errors import BusError
+from broker.bus.errors import BusError, BusUnavailable
 from broker.bus.health import NATS, Health, serve
 from broker.bus.kv import Watch
 from broker.bus.lifecycle import launch
@@ -85,7 +86,7 @@ async def main(settings: NodeSettings, stop: asyncio.Event) -> None:
         await beats.start()
         stack.push_async_callback(beats.close)
         presence = Presence(bus, node, settings.public_url or f"http://{settings.host}:{port}")
-        await _listen(bus, node, viewers, stop)
+        await _listen(bus, node, viewers, tails, stop)
         # Ingresses ask for it, and compare: at once, so that nodes that are cut off together say so together.
         health.looks[NATS] = lambda: None if bus.round_trip_ok else "NATS does not answer"
         health.set("starting", None)
@@ -100,6 +101,8 @@ async def main(settings: NodeSettings, stop: asyncio.Event) -> None:
                 tasks.create_task(_measure_lag(), name="loop-lag"),
             ]
             await stop.wait()
+            with contextlib.suppress(BusUnavailable):  # a hint: without it the first viewer of each waits a little
+                bus.publish_now(node_subject("all", "leaving"), _leaving(node, tails))
             await _drain(viewers, presence, health, settings.drain_timeout)
             for task in work:
                 task.cancel()
@@ -133,8 +136,8 @@ async def _watch(stack: AsyncExitStack, bus: Bus, node: str, access: Access, vie
     return watches["revoked"]
 
 
-async def _listen(bus: Bus, node: str, viewers: Viewers, stop: asyncio.Event) -> None:
-    """Nudges: `queued` and `ended` for every node, `drain` for this one."""
+async def _listen(bus: Bus, node: str, viewers: Viewers, tails: Tails, stop: asyncio.Event) -> None:
+    """Nudges: `queued`, `ended` and `leaving` for every node, `drain` for this one."""
 
     async def on_queued(msg: Msg) -> None:
         said = json.loads(msg.data)
@@ -144,12 +147,23 @@ async def _listen(bus: Bus, node: str, viewers: Viewers, stop: asyncio.Event) ->
         said = json.loads(msg.data)
         viewers.end_session(said["sid"], said["reason"])
 
+    async def on_leaving(msg: Msg) -> None:
+        said = json.loads(msg.data)
+        if said["node"] != node and not viewers.draining:
+            tails.warm(said["partitions"])  # by the time its viewers are told to go, their rings are here
+
     async def on_drain(msg: Msg) -> None:
         stop.set()
 
     await bus.subscribe(node_subject("all", "queued"), on_queued)
     await bus.subscribe(node_subject("all", "ended"), on_ended)
+    await bus.subscribe(node_subject("all", "leaving"), on_leaving)
     await bus.subscribe(node_subject(node, "drain"), on_drain)
+
+
+def _leaving(node: str, tails: Tails) -> bytes:
+    """Which partitions' viewers will go elsewhere."""
+    return json.dumps({"node": node, "partitions": [tail.partition for tail in tails.running() if tail.read]}).encode()
 
 
 async def _tick(viewers: Viewers, tails: Tails, presence: Presence, health: Health) -> None:

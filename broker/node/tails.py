@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+
+import structlog
 
 from broker.bus.errors import BusError, BusUnavailable, StoreRejected
 from broker.bus.log import STREAM_NOT_FOUND
@@ -12,6 +14,8 @@ from broker.node import metrics
 from broker.node.ring import Ring
 from broker.node.settings import NodeSettings
 from broker.node.tail import Tail
+
+log = structlog.get_logger("node")
 
 
 class Tails:
@@ -33,12 +37,14 @@ class Tails:
         if tail is not None:
             tail.idle_since = asyncio.get_running_loop().time()
             return tail
-        task = self._starting.get(partition)
-        if task is None:
-            task = asyncio.create_task(self._start(partition), name=f"start-tail-{partition}")
-            self._starting[partition] = task
-            task.add_done_callback(lambda done: self._starting.pop(partition, None))
+        task = self._starting.get(partition) or self._begin(partition)
         return await asyncio.shield(task)  # one viewer that goes away must not stop it for the others
+
+    def warm(self, partitions: Iterable[str]) -> None:
+        """Start these, where they do not run: viewers may come soon. Whoever comes is told if one cannot be had."""
+        for partition in partitions:
+            if partition not in self._tails and partition not in self._starting:
+                self._begin(partition)
 
     async def sweep(self, now: float) -> None:
         for partition, tail in list(self._tails.items()):
@@ -53,6 +59,17 @@ class Tails:
         await asyncio.gather(*self._starting.values(), return_exceptions=True)
         await asyncio.gather(*(tail.close() for tail in self._tails.values()))
         self._tails.clear()
+
+    def _begin(self, partition: str) -> asyncio.Task[Tail]:
+        def over(done: asyncio.Task[Tail]) -> None:
+            self._starting.pop(partition, None)
+            if not done.cancelled() and (error := done.exception()) is not None:
+                log.debug("node.tail_not_started", partition=partition, error=repr(error))
+
+        task = asyncio.create_task(self._start(partition), name=f"start-tail-{partition}")
+        self._starting[partition] = task
+        task.add_done_callback(over)
+        return task
 
     async def _start(self, partition: str) -> Tail:
         tail = Tail(self._bus, partition, self._settings, self._on_ended)

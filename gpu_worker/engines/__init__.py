@@ -15,10 +15,10 @@ from gpu_worker.engines.engine import (
     Prompt,
 )
 
-ENGINES = ("smollm2", "scripted")
+ENGINES = ("smollm2", "scripted", "openai")
 """The engines that exist."""
 
-ANNOUNCED = ("vllm", "ollama", "tensorflow", "openai")
+ANNOUNCED = ("vllm", "ollama", "tensorflow")
 """Names the command line knows, not built yet."""
 
 
@@ -35,6 +35,10 @@ def create(name: str, settings: EngineSettings | None = None) -> Engine:
             from gpu_worker.engines.smollm2 import SmolLM2Engine
 
             return SmolLM2Engine(settings)
+        case "openai":
+            from gpu_worker.engines.openai import OpenAIEngine
+
+            return OpenAIEngine(settings)
         case _ if name in ANNOUNCED:
             raise EngineUnavailable(f"engine {name!r} is not built yet; choose one of: {have}")
         case _:

@@ -13,9 +13,9 @@ from urllib.parse import urlsplit
 import msgspec
 import structlog
 
-from gpu_worker.engines import llama_http
+from gpu_worker.engines import http
 from gpu_worker.engines.engine import EngineFailed, EngineSettings
-from gpu_worker.engines.llama_http import Endpoint
+from gpu_worker.engines.http import Endpoint
 
 PROGRAM = Path(__file__).with_name("smollm2_child.py")
 END_TIMEOUT = 2.0
@@ -198,9 +198,9 @@ class Child:
                     return f"it ended with status {ended.result()}"
                 try:
                     async with asyncio.timeout(self._settings.health_timeout):
-                        await llama_http.call(endpoint, "GET", "/slots")
+                        await http.call(endpoint, "GET", "/slots")
                     missed = 0
-                except (TimeoutError, llama_http.Unreachable, llama_http.Broken, llama_http.Refused) as error:
+                except (TimeoutError, http.Unreachable, http.Broken, http.Refused) as error:
                     missed += 1
                     _log.warning("engine.health_missed", missed=missed, why=str(error) or "no answer in time")
             process.kill()

@@ -3,12 +3,13 @@
 An engine knows nothing of frames, fences, epochs or NATS; a worker knows nothing of models, slots or child processes.
 """
 
-from collections.abc import AsyncGenerator
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from collections.abc import AsyncGenerator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
 
 FinishReason = Literal["stop", "length", "content_filter", "tool_calls"]
 FailureCode = Literal["engine_failed", "context_length_exceeded", "overloaded"]
+Resume = Literal["continue", "prefill", "refuse"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +111,11 @@ class EngineSettings:
     110–128 alone but fall to a third as soon as other processes share the cores. context_length: per slot. batch:
     prompt tokens per step, see smollm2_child. cache_prompt: what a slot holds of a prompt is used again; without it
     every answer is computed from its first token on, as by a worker that never saw the session.
+
+    openai_url: of the server, up to and with its `/v1`. openai_models: those to serve, all that it has if empty.
+    openai_resume: how it is asked to go on with an answer that has begun: `continue` says so (vLLM, SGLang), `prefill`
+    only ends the messages with it (llama.cpp, DeepSeek), `refuse` where neither works. openai_extra: fields of every
+    request, over our own.
     """
 
     threads: int = 1
@@ -123,6 +129,11 @@ class EngineSettings:
     health_interval: float = 2.0
     health_timeout: float = 10.0
     scripted_slots: int = 10_000
+    openai_url: str = ""
+    openai_key: str = field(default="", repr=False)
+    openai_models: tuple[str, ...] = ()
+    openai_resume: Resume = "continue"
+    openai_extra: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Engine(Protocol):

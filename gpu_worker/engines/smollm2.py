@@ -15,7 +15,7 @@ from contextlib import contextmanager
 
 import msgspec
 
-from gpu_worker.engines import llama_http
+from gpu_worker.engines import http
 from gpu_worker.engines.child import Child
 from gpu_worker.engines.engine import (
     EngineFailed,
@@ -29,7 +29,7 @@ from gpu_worker.engines.engine import (
     Prefix,
     Prompt,
 )
-from gpu_worker.engines.llama_http import Answer, Broken, Refused, Unreachable
+from gpu_worker.engines.http import Answer, Broken, Refused, Unreachable
 
 MODEL = "smollm2"
 TEMPERATURE = 0.1
@@ -210,13 +210,11 @@ class SmolLM2Engine:
 
     async def _call(self, path: str, body: object) -> bytes:
         with await self._ask(path, body) as answer, _translated():
-            async with asyncio.timeout(self._settings.stall_timeout):
-                return await answer.whole()
+            return await answer.whole()
 
     async def _event(self, answer: Answer) -> _Event:
         with _translated():
-            async with asyncio.timeout(self._settings.stall_timeout):
-                data = await answer.event()
+            data = await answer.event()
             if data is None:
                 raise Broken("the answer ended without an end")
             event = _event.decode(data)
@@ -228,15 +226,13 @@ class SmolLM2Engine:
 
     async def _ask(self, path: str, body: object) -> Answer:
         """Asks the child that runs, or the next one if it died before it answered: then it has done nothing either."""
-        endpoint = await self._child.endpoint()
+        endpoint, silence = await self._child.endpoint(), self._settings.stall_timeout
         with _translated():
             try:
-                async with asyncio.timeout(self._settings.stall_timeout):
-                    return await llama_http.ask(endpoint, "POST", path, body)
+                return await http.ask(endpoint, "POST", path, body, silence_timeout=silence)
             except (Unreachable, Broken):
                 endpoint = await self._child.endpoint(newer_than=endpoint.incarnation)
-                async with asyncio.timeout(self._settings.stall_timeout):
-                    return await llama_http.ask(endpoint, "POST", path, body)
+                return await http.ask(endpoint, "POST", path, body, silence_timeout=silence)
 
 
 def _refused(kind: str, message: str) -> EngineFailed:

@@ -93,10 +93,7 @@ def test_a_text_that_no_engine_said_is_found_though_viewer_and_log_agree() -> No
         *frames[:3],
         _but(frames[3], n=1, data=b'{"generation_id":"g1","offset":2,"text":"3.2 ","n":1}'),
     ]
-    tail = [
-        _but(frame, offset=3, data=frame.data.replace(b'"offset": 4', b'"offset": 3'))
-        for frame in frames[4:]
-    ]
+    tail = [_but(frame, offset=3, data=frame.data.replace(b'"offset": 4', b'"offset": 3')) for frame in frames[4:]]
     assert _rules(_seen([*short, *tail]), [*short, *tail]) == {"gap"}
 
 

@@ -19,7 +19,7 @@ from broker.bus.log import stream_info
 from broker.bus.nats import Bus, Msg
 from broker.bus.records import Node, Revocation, decode, encode
 from broker.bus.settings import load
-from broker.bus.subjects import worker_subject
+from broker.bus.subjects import log_stream, worker_subject
 from broker.node import role, viewers
 from broker.node import tail as tail_module
 from broker.node.settings import NodeSettings
@@ -247,6 +247,27 @@ async def test_a_node_that_is_told_to_stop_says_so_first_then_sends_everybody_on
             assert (await second.rest())[-1]["event"] == "reconnect"
         await until(lambda: gone(node), "its entry is gone")
         assert asyncio.get_running_loop().time() - asked < 2, "well before drain_timeout"
+
+
+async def test_other_nodes_follow_what_a_leaving_nodes_viewers_read_before_these_come(
+    fresh_nats: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A viewer that changes nodes waits for no tail to start: nobody has read this partition at the other node."""
+    monkeypatch.setattr(role, "DRAIN_NOTICE", 5.0)
+    async with running_node(fresh_nats, "node-d") as leaving, running_node(fresh_nats, "node-e") as other:
+        author = await leaving.session("01")
+        await author.answer(3)
+
+        async def followed(times: int) -> bool:
+            info = await other.bus.api(f"STREAM.INFO.{log_stream('01')}")
+            return bool(info["state"]["consumer_count"] == times)
+
+        async with leaving.events(author.sid, after="0") as events:
+            await events.until("caught_up")
+            await until(lambda: followed(1), "the node with the viewer follows")
+            leaving.stop.set()
+            await until(lambda: followed(2), "the other one follows too")
+            monkeypatch.setattr(role, "DRAIN_NOTICE", 0.0)
 
 
 async def draining(node: RunningNode) -> bool:

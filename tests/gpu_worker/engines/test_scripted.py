@@ -184,7 +184,7 @@ async def test_a_thousand_at_once_are_exact_and_in_time() -> None:
 
 def test_engines_are_known_by_name() -> None:
     """A name that is not built, or not known, says what there is."""
-    for name in ("vllm", "ollama", "tensorflow", "openai"):
+    for name in ("vllm", "ollama", "tensorflow"):
         with pytest.raises(EngineUnavailable, match=f"'{name}' is not built yet.*smollm2, scripted"):
             create(name)
     with pytest.raises(EngineUnavailable, match=r"no engine 'gpt'.*smollm2, scripted"):

@@ -13,7 +13,7 @@ import msgspec
 import psutil
 import pytest
 
-from gpu_worker.engines import EngineFailed, EngineSettings, Finish, Message, Piece, Prefix, Prompt, child, llama_http
+from gpu_worker.engines import EngineFailed, EngineSettings, Finish, Message, Piece, Prefix, Prompt, child, http
 from gpu_worker.engines.smollm2 import SYSTEM, SmolLM2Engine, request, spoken
 
 SETTINGS = EngineSettings(slots=2, queue_limit=1, context_length=1024, start_timeout=60)
@@ -56,7 +56,7 @@ def text(pieces: list[Piece]) -> str:
 async def busy(made: SmolLM2Engine) -> int:
     """Slots that llama.cpp itself calls busy."""
     endpoint = await made._child.endpoint()
-    slots = msgspec.json.decode(await llama_http.call(endpoint, "GET", "/slots"))
+    slots = msgspec.json.decode(await http.call(endpoint, "GET", "/slots"))
     return sum(slot["is_processing"] for slot in slots)
 
 

@@ -1,4 +1,4 @@
-"""HTTP to the child, against listeners that answer byte by byte what each test needs."""
+"""HTTP to an engine, against listeners that answer byte by byte what each test needs."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager, suppress
 
 import pytest
 
-from gpu_worker.engines.llama_http import Broken, Endpoint, Refused, Unreachable, ask, call
+from gpu_worker.engines.http import Broken, Endpoint, Refused, Unreachable, ask, call
 
 Speak = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
@@ -26,7 +26,7 @@ async def listener(speak: Speak) -> AsyncIterator[Endpoint]:
 
 
 def chunked(*chunks: bytes) -> bytes:
-    head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
     return head + b"".join(b"%x\r\n%s\r\n" % (len(chunk), chunk) for chunk in chunks)
 
 

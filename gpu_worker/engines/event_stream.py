@@ -1,0 +1,76 @@
+"""The body of a streamed HTTP answer, taken apart as its bytes come: the transfer coding, then the events. Pure."""
+
+LINE_LIMIT = 4 * 1024 * 1024
+"""Bytes of one line of an event stream."""
+SIZE_LIMIT = 256
+"""Bytes of the line that says how long a chunk is, its extensions included."""
+
+
+class Malformed(ValueError):
+    """The bytes are not what they are announced to be."""
+
+
+class Chunks:
+    """The transfer coding `chunked` (RFC 9112, section 7.1). Trailers are not read."""
+
+    def __init__(self) -> None:
+        self.ended = False
+        self._left = 0  # bytes still to come of the chunk that has begun, its line end included
+        self._rest = b""  # of the line that says the next one's size
+
+    def feed(self, data: bytes) -> bytes:
+        """The body's bytes in these. Raises Malformed."""
+        if self._rest:
+            data = self._rest + data
+            self._rest = b""
+        body = []
+        at, end = 0, len(data)
+        while at < end and not self.ended:
+            if self._left:
+                upto = min(end, at + self._left)
+                body.append(data[at : min(end, at + self._left - 2)])
+                self._left -= upto - at
+                at = upto
+                continue
+            newline = data.find(b"\r\n", at)
+            if newline < 0:
+                self._rest = data[at:]
+                if len(self._rest) > SIZE_LIMIT:
+                    raise Malformed("a chunk whose size does not end")
+                break
+            self._left = self._size(data[at:newline]) + 2
+            at = newline + 2
+            if self._left == 2:
+                self.ended = True
+        return body[0] if len(body) == 1 else b"".join(body)
+
+    @staticmethod
+    def _size(line: bytes) -> int:
+        digits = line.split(b";", 1)[0].strip()
+        if not digits.isalnum():  # int() would take a sign and underscores
+            raise Malformed("a chunk without a size")
+        try:
+            return int(digits, 16)
+        except ValueError:
+            raise Malformed("a chunk without a size") from None
+
+
+class Payloads:
+    """The payloads of server-sent events: what a `data:` line holds, or an `error:` line, which llama.cpp writes."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    def feed(self, body: bytes) -> list[bytes]:
+        """The payloads whose lines end in these bytes. Raises Malformed."""
+        *lines, self._rest = (self._rest + body).split(b"\n")
+        if len(self._rest) > LINE_LIMIT:
+            raise Malformed("an event without end")
+        found = []
+        for line in lines:
+            # No name is a comment (ping), an empty line the end of an event: both carry nothing.
+            if line.startswith(b"data:"):
+                found.append(line[5:].strip())
+            elif line.startswith(b"error:"):
+                found.append(line[6:].strip())
+        return found

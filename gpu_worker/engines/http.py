@@ -1,0 +1,296 @@
+"""HTTP/1.1 as engines need it: one request, one connection, and events that cost little each.
+
+A protocol and not asyncio's streams: cancelling must close the socket at once and synchronously, because a closed
+connection is how an engine learns that nobody wants the answer; and a token that is there already must not cost a
+coroutine, a timer and a future of its own. Knows nothing of models or of who asks.
+"""
+
+import asyncio
+import ssl
+from collections import deque
+from dataclasses import dataclass
+from typing import Self
+
+import msgspec
+
+from gpu_worker.engines.event_stream import Chunks, Malformed, Payloads
+
+MAX_BODY = 64 * 1024 * 1024
+"""Bytes of an answer that is not a stream; the longest is the token list of a 1 MiB prompt."""
+MAX_HEAD = 64 * 1024
+HIGH, LOW = 256, 64
+"""Payloads nobody has asked for yet: above the first the socket is left alone until the second is reached."""
+
+
+class Unreachable(Exception):
+    """Nobody listens there: nothing was sent, so asking again is safe."""
+
+
+class Broken(Exception):
+    """The connection ended, or said something that is not HTTP, before the answer was whole."""
+
+
+class Refused(Exception):
+    """A status other than 200. `kind`, `code` and `message` are the server's own."""
+
+    def __init__(self, status: int, kind: str, message: str, code: str = "") -> None:
+        super().__init__(f"{status} {kind}: {message}")
+        self.status = status
+        self.kind = kind
+        self.code = code
+        self.message = message
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where an engine listens and the key it asks for. `incarnation`: of the child behind it, where there is one."""
+
+    host: str
+    port: int
+    key: str
+    incarnation: int = 0
+    tls: bool = False
+
+
+class _ErrorBody(msgspec.Struct):
+    type: str | None = None
+    message: str | None = None
+    code: str | int | None = None
+
+
+class _ErrorAnswer(msgspec.Struct):
+    error: _ErrorBody | str | None = None
+    message: str | None = None
+
+
+_error = msgspec.json.Decoder(_ErrorAnswer)
+
+
+async def call(endpoint: Endpoint, method: str, path: str, body: object = None) -> bytes:
+    """The whole answer. The caller brings the deadline. Raises Unreachable, Broken, Refused."""
+    with await ask(endpoint, method, path, body) as answer:
+        return await answer.whole()
+
+
+async def ask(
+    endpoint: Endpoint, method: str, path: str, body: object = None, *, silence_timeout: float | None = None
+) -> "Answer":
+    """Send the request and read the head of its answer. Raises Unreachable, Broken, Refused.
+
+    `silence_timeout`: seconds that the server may say nothing while somebody waits for it, now or later: TimeoutError.
+    None leaves the deadline to the caller.
+    """
+    payload = b"" if body is None else msgspec.json.encode(body)
+    key = f"Authorization: Bearer {endpoint.key}\r\n" if endpoint.key else ""
+    head = (
+        f"{method} {path} HTTP/1.1\r\nHost: {endpoint.host}:{endpoint.port}\r\n{key}"
+        f"Content-Type: application/json\r\nContent-Length: {len(payload)}\r\nConnection: close\r\n\r\n"
+    )
+    loop = asyncio.get_running_loop()
+    tls = ssl.create_default_context() if endpoint.tls else None
+    try:
+        async with asyncio.timeout(silence_timeout):
+            transport, answer = await loop.create_connection(
+                lambda: Answer(loop, silence_timeout), endpoint.host, endpoint.port, ssl=tls
+            )
+    except OSError as error:
+        if isinstance(error, TimeoutError):
+            raise
+        raise Unreachable(str(error)) from error
+    try:
+        transport.write(head.encode() + payload)
+        await answer.head()
+        if answer.status != 200:
+            raise _refusal(answer.status, await answer.whole())
+    except BaseException:
+        answer.leave()
+        raise
+    return answer
+
+
+class Answer(asyncio.Protocol):
+    """An answer whose body is still to come: `with`, then either `whole()` or `event()` until it says None.
+
+    Leaving the block closes the connection at once, which cancels what was asked for wherever that is. One reader;
+    whatever waits raises Broken when the connection ends early and TimeoutError when the server falls silent.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, silence_timeout: float | None) -> None:
+        self.status = 0
+        self.headers: dict[bytes, bytes] = {}
+        self._loop = loop
+        self._silence = silence_timeout
+        self._transport: asyncio.Transport | None = None
+        self._rest = b""  # of a head that is not whole yet
+        self._chunks: Chunks | None = None
+        self._left: int | None = None  # bytes of a body whose length was announced; None: it ends with the connection
+        self._events: Payloads | None = None
+        self._waiting: deque[bytes] = deque()  # payloads of a stream, pieces of a document
+        self._size = 0
+        self._ended = False
+        self._why = ""  # it broke
+        self._stopped = False  # the socket is left alone
+        self._waiter: asyncio.Future[None] | None = None
+        self._waits_since = 0.0
+        self._alarm: asyncio.TimerHandle | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.leave()
+
+    def leave(self) -> None:
+        """Close the connection without lingering: unread tokens are of no use to anyone. Idempotent."""
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
+        if self._transport is not None:
+            self._transport.abort()
+
+    # -- reading -----------------------------------------------------------------------------------------------------
+
+    async def head(self) -> None:
+        """Wait until `status` and `headers` are there."""
+        while not self.status:
+            await self._more()
+
+    async def whole(self) -> bytes:
+        """The body in one piece."""
+        while not self._ended:
+            await self._more()
+        return b"".join(self._waiting)
+
+    async def event(self) -> bytes | None:
+        """The next payload of an event stream; None when the server has ended it."""
+        waiting = self._waiting
+        while not waiting:
+            if self._events is None:
+                raise Broken("a stream was asked for, a document came")
+            if self._ended:
+                return None
+            await self._more()
+        payload = waiting.popleft()
+        if self._stopped and len(waiting) <= LOW and self._transport is not None:
+            self._stopped = False
+            self._transport.resume_reading()
+        return payload
+
+    async def _more(self) -> None:
+        """Wait for something to arrive."""
+        if self._why:
+            raise Broken(self._why)
+        self._waiter = self._loop.create_future()
+        self._waits_since = self._loop.time()
+        if self._alarm is None and self._silence is not None:
+            self._alarm = self._loop.call_later(self._silence, self._look)
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+    def _look(self) -> None:
+        """One timer for all waits of a connection, not one for each: who waits now may have begun only just."""
+        self._alarm = None
+        waiter = self._waiter
+        if waiter is None or waiter.done() or self._silence is None:
+            return  # the next one who waits sets it again
+        left = self._waits_since + self._silence - self._loop.time()
+        if left > 0:
+            self._alarm = self._loop.call_later(left, self._look)
+        else:
+            waiter.set_exception(TimeoutError(f"{self._silence:g} s of silence"))
+
+    # -- the protocol ------------------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            if not self.status:
+                data = self._take_head(data)
+            if data or self._left == 0:
+                self._take_body(data)
+        except ValueError as error:
+            self._break(str(error) or "not HTTP")
+        self._wake()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._transport = None
+        if not self._ended:
+            if self.status and error is None and self._chunks is None and self._left is None:
+                self._ended = True
+            else:
+                self._break(str(error) if error else "the connection ended early")
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def _break(self, why: str) -> None:
+        self._why = self._why or why
+        if self._transport is not None:
+            self._transport.abort()
+
+    def _take_head(self, data: bytes) -> bytes:
+        """The bytes behind the head, once it is whole. Raises ValueError."""
+        head, separator, rest = (self._rest + data).partition(b"\r\n\r\n")
+        if not separator:
+            self._rest = head
+            if len(head) > MAX_HEAD:
+                raise Malformed("a head without end")
+            return b""
+        lines = head.split(b"\r\n")
+        version, status, *_ = lines[0].split(b" ", 2)
+        if not version.startswith(b"HTTP/1."):
+            raise Malformed("not HTTP")
+        for line in lines[1:]:
+            name, _, value = line.partition(b":")
+            self.headers[name.strip().lower()] = value.strip()
+        if self.headers.get(b"transfer-encoding", b"").lower() == b"chunked":
+            self._chunks = Chunks()
+        elif (length := self.headers.get(b"content-length")) is not None:
+            self._left = int(length)
+            if not 0 <= self._left <= MAX_BODY:
+                raise Malformed(f"{self._left} bytes announced")
+        self._rest = b""
+        self.status = int(status)
+        if self.status == 200 and self.headers.get(b"content-type", b"").lower().startswith(b"text/event-stream"):
+            self._events = Payloads()
+        return rest
+
+    def _take_body(self, data: bytes) -> None:
+        if self._ended:
+            return
+        if self._chunks is not None:
+            data = self._chunks.feed(data)
+            self._ended = self._chunks.ended
+        elif self._left is not None:
+            data = data[: self._left]
+            self._left -= len(data)
+            self._ended = not self._left
+        if self._events is None:
+            self._size += len(data)
+            if self._size > MAX_BODY:
+                raise Malformed(f"more than {MAX_BODY} bytes")
+            self._waiting.append(data)
+            return
+        self._waiting.extend(self._events.feed(data))
+        if len(self._waiting) > HIGH and not self._stopped and self._transport is not None:
+            self._stopped = True
+            self._transport.pause_reading()
+
+
+def _refusal(status: int, body: bytes) -> Refused:
+    try:
+        told = _error.decode(body)
+    except msgspec.DecodeError:
+        return Refused(status, "", "no reason given")
+    match told.error:
+        case _ErrorBody(type=kind, message=message, code=code):
+            return Refused(status, kind or "", message or told.message or "no reason given", str(code or ""))
+        case _:
+            return Refused(status, "", told.error or told.message or "no reason given")

@@ -1,0 +1,275 @@
+"""Any server that speaks OpenAI's chat completions: vLLM, SGLang, llama.cpp, a router before them, a hosted API.
+
+The worker is its client: one connection per generation, closed to cancel. What the protocol cannot say is a setting:
+how a server goes on behind a prefix (`openai_resume`), and fields that one server knows and another refuses
+(`openai_extra`).
+"""
+
+import asyncio
+import weakref
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import contextmanager
+from typing import Any, get_args
+from urllib.parse import urlsplit
+
+import msgspec
+
+from gpu_worker.engines import http
+from gpu_worker.engines.engine import (
+    EngineFailed,
+    EngineSettings,
+    EngineUnavailable,
+    Finish,
+    FinishReason,
+    ModelCard,
+    Piece,
+    Prefix,
+    Prompt,
+)
+from gpu_worker.engines.http import Answer, Broken, Endpoint, Refused, Unreachable
+
+NAME = "openai"
+END = b"[DONE]"
+RETRY_PAUSE = 0.5  # seconds between two tries to reach a server that is still starting
+OVERLOADED = frozenset({429, 503, 529})
+TOO_LONG = "context_length_exceeded"
+
+_REASONS: frozenset[str] = frozenset(get_args(FinishReason))
+
+
+class _Delta(msgspec.Struct, gc=False):
+    """`reasoning_content` as vLLM, SGLang and DeepSeek have it, `reasoning` as OpenRouter and newer vLLM do."""
+
+    content: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+
+
+class _Choice(msgspec.Struct, gc=False):
+    delta: _Delta | None = None
+    finish_reason: str | None = None
+
+
+class _Usage(msgspec.Struct, gc=False):
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+class _Error(msgspec.Struct):
+    message: str = ""
+    type: str | None = None
+    code: str | int | None = None
+
+
+class _Chunk(msgspec.Struct):
+    choices: list[_Choice] = []
+    usage: _Usage | None = None
+    error: _Error | None = None
+
+
+class _Model(msgspec.Struct):
+    """`max_model_len`: vLLM's and SGLang's word for the context length; others say nothing."""
+
+    id: str
+    max_model_len: int | None = None
+
+
+class _Models(msgspec.Struct):
+    data: list[_Model]
+
+
+_chunk = msgspec.json.Decoder(_Chunk)
+_models = msgspec.json.Decoder(_Models)
+
+
+class OpenAIEngine:
+    """At most `slots` generations at a time, the next is refused with `overloaded`.
+
+    A piece is a token unless the server counts itself: `openai_extra={"stream_options": {"include_usage": true,
+    "continuous_usage_stats": true}}` makes vLLM and SGLang tell the exact number with each.
+    """
+
+    def __init__(self, settings: EngineSettings) -> None:
+        where = urlsplit(settings.openai_url)
+        if where.scheme not in ("http", "https") or not where.hostname:
+            raise EngineUnavailable(
+                f"engine {NAME!r} needs to know its server: OKOME_WORKER_OPENAI_URL=http://host:port/v1"
+            )
+        port = where.port or (443 if where.scheme == "https" else 80)
+        self._endpoint = Endpoint(where.hostname, port, settings.openai_key, tls=where.scheme == "https")
+        self._path = where.path.rstrip("/")
+        self._settings = settings
+        self._cards: tuple[ModelCard, ...] = ()
+        self._running: weakref.WeakSet[Answer] = weakref.WeakSet()
+        self._busy = 0
+        self._closed = False
+
+    @property
+    def cards(self) -> tuple[ModelCard, ...]:
+        return self._cards
+
+    async def start(self) -> None:
+        """Asks which models there are, until the server answers or `start_timeout` is over."""
+        why = "no answer"
+        try:
+            async with asyncio.timeout(self._settings.start_timeout):
+                while not self._cards:
+                    try:
+                        listed = _models.decode(await http.call(self._endpoint, "GET", f"{self._path}/models")).data
+                    except (Unreachable, Broken) as error:
+                        why = str(error)
+                        await asyncio.sleep(RETRY_PAUSE)
+                        continue
+                    except Refused as error:
+                        if error.status not in OVERLOADED:
+                            raise self._failed(f"it refuses to list its models: {error}") from error
+                        why = str(error)
+                        await asyncio.sleep(RETRY_PAUSE)
+                        continue
+                    except msgspec.DecodeError as error:
+                        raise self._failed(f"its list of models is none: {error}") from error
+                    self._cards = self._announced(listed)
+        except TimeoutError as error:
+            raise self._failed(f"not there after {self._settings.start_timeout:g} s: {why}") from error
+
+    async def close(self) -> None:
+        self._closed = True
+        for answer in list(self._running):
+            answer.leave()
+
+    def children(self) -> list[tuple[str, int]]:
+        return []  # the server is somebody else's
+
+    async def generate(self, model: str, prompt: Prompt, prefix: Prefix) -> AsyncGenerator[Piece | Finish, None]:
+        if self._closed:
+            raise EngineFailed("engine_failed", "the engine is closed", retryable=True)
+        if self._busy >= self._settings.slots:
+            raise EngineFailed("overloaded", f"{self._settings.slots} generations are running", retryable=True)
+        if prompt.max_tokens is not None and prefix.tokens >= prompt.max_tokens:
+            yield Finish("length", 0, prefix.tokens)
+            return
+        body = self._request(model, prompt, prefix)
+        self._busy += 1
+        try:
+            with _translated():
+                answer = await http.ask(
+                    self._endpoint,
+                    "POST",
+                    f"{self._path}/chat/completions",
+                    body,
+                    silence_timeout=self._settings.stall_timeout,
+                )
+            with answer:
+                self._running.add(answer)
+                told = asked = 0
+                reason: str | None = None
+                while True:
+                    with _translated():
+                        data = await answer.event()
+                        if data is None or data == END:
+                            break
+                        chunk = _chunk.decode(data)
+                    if chunk.error is not None:
+                        raise _said(chunk.error)
+                    counted = chunk.usage.completion_tokens if chunk.usage is not None else 0
+                    for choice in chunk.choices:
+                        reason = choice.finish_reason or reason
+                        if (delta := choice.delta) is None:
+                            continue
+                        if thought := delta.reasoning_content or delta.reasoning:
+                            told, n = _count(told, counted)
+                            yield Piece(thought, n, "reasoning")
+                        if delta.content:
+                            told, n = _count(told, counted)
+                            yield Piece(delta.content, n)
+                    if chunk.usage is not None:
+                        asked = chunk.usage.prompt_tokens
+                        told = max(told, counted)
+            if reason is None:
+                raise EngineFailed("engine_failed", "the answer ended without an end", retryable=True)
+            yield Finish(_reason(reason), asked, prefix.tokens + told)
+        finally:
+            self._busy -= 1
+
+    def _request(self, model: str, prompt: Prompt, prefix: Prefix) -> dict[str, Any]:
+        """The body. Raises EngineFailed where this server cannot go on behind what was said already."""
+        messages = [{"role": m.role, "content": m.content} for m in prompt.messages]
+        body: dict[str, Any] = {"model": model, "messages": messages, "stream": True}
+        body["stream_options"] = {"include_usage": True}
+        if prompt.max_tokens is not None:
+            body["max_tokens"] = prompt.max_tokens - prefix.tokens
+        if prompt.temperature is not None:
+            body["temperature"] = prompt.temperature
+        if prompt.stop:
+            body["stop"] = list(prompt.stop)
+        if prompt.seed is not None:
+            body["seed"] = prompt.seed
+        if prefix.text:
+            match self._settings.openai_resume:
+                case "refuse":
+                    message = "this server cannot go on with an answer that has begun"
+                    raise EngineFailed("engine_failed", message, retryable=False)
+                case "continue":
+                    body |= {"continue_final_message": True, "add_generation_prompt": False}
+            messages.append({"role": "assistant", "content": prefix.text})
+        return body | dict(self._settings.openai_extra)
+
+    def _announced(self, listed: list[_Model]) -> tuple[ModelCard, ...]:
+        """The models to serve: those that were chosen, or all. Raises EngineFailed if one of them is missing."""
+        s = self._settings
+        chosen = s.openai_models or tuple(one.id for one in listed)
+        there = {one.id: one for one in listed}
+        if missing := [id for id in chosen if id not in there]:
+            raise self._failed(f"it has no model {', '.join(missing)}, but {', '.join(there) or 'none'}")
+        if not chosen:
+            raise self._failed("it has no model")
+        return tuple(
+            ModelCard(id, there[id].max_model_len or s.context_length, s.slots, s.queue_limit, NAME) for id in chosen
+        )
+
+    def _failed(self, why: str) -> EngineFailed:
+        return EngineFailed("engine_failed", f"the server at {self._settings.openai_url}: {why}", retryable=True)
+
+
+def _count(told: int, counted: int) -> tuple[int, int]:
+    """The tokens so far, and of this piece: as the server counts them, else one a piece."""
+    now = max(told + 1, counted)
+    return now, now - told
+
+
+def _reason(said: str) -> FinishReason:
+    return said if said in _REASONS else "stop"  # type: ignore[return-value]  # just looked up
+
+
+def _said(error: _Error) -> EngineFailed:
+    code = str(error.code or "")
+    if code == TOO_LONG:
+        return EngineFailed("context_length_exceeded", error.message, retryable=False)
+    refused = code.startswith("4") and code not in {str(status) for status in OVERLOADED}
+    return EngineFailed("engine_failed", error.message or "the server failed", retryable=not refused)
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    """The transport's errors as the engine's. A silent or dead server is worth a retry, what it refused is not."""
+    try:
+        yield
+    except TimeoutError as error:
+        raise EngineFailed("engine_failed", "the server fell silent", retryable=True) from error
+    except (Broken, Unreachable) as error:
+        raise EngineFailed("engine_failed", f"the server broke off: {error}", retryable=True) from error
+    except msgspec.DecodeError as error:
+        raise EngineFailed("engine_failed", f"the server spoke nonsense: {error}", retryable=True) from error
+    except Refused as error:
+        raise _refused(error) from error
+
+
+def _refused(error: Refused) -> EngineFailed:
+    # vLLM has no code for it, only words: "This model's maximum context length is 2048 tokens. However, …".
+    if error.code == TOO_LONG or (error.status == 400 and "maximum context length" in error.message):
+        return EngineFailed("context_length_exceeded", error.message, retryable=False)
+    if error.kind == "exceed_context_size_error":  # llama.cpp's
+        return EngineFailed("context_length_exceeded", error.message, retryable=False)
+    if error.status in OVERLOADED:
+        return EngineFailed("overloaded", error.message, retryable=True)
+    return EngineFailed("engine_failed", f"{error.status}: {error.message}", retryable=error.status >= 500)
