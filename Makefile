@@ -38,7 +38,7 @@ lint: install-test ## ruff, mypy --strict and the layers, without the rest of th
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 
-wheel: install ## a wheel of all five packages in dist/
+wheel: install ## a wheel of all six packages in dist/
 	@$(PIP) wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
 
 lock: $(VENV)/python.stamp ## both locks anew from pyproject.toml; UPGRADE=--upgrade for newer versions

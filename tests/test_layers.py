@@ -9,7 +9,7 @@ import grimp
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = ["broker", "control", "gpu_worker", "ingress", "compose"]
+PACKAGES = ["broker", "control", "gpu_worker", "ingress", "compose", "bench"]
 LINT_TIMEOUT = 60
 
 
@@ -37,6 +37,7 @@ def test_the_layers_hold() -> None:
         ("control", "gpu_worker"),
         ("gpu_worker", "compose"),
         ("broker/bus", "control"),
+        ("compose", "bench"),
         ("broker/bus", "fastapi"),
     ],
 )

@@ -28,7 +28,7 @@ class Chunks:
         while at < end and not self.ended:
             if self._left:
                 upto = min(end, at + self._left)
-                body.append(data[at : min(end, at + self._left - 2)])
+                body.append(data[at : min(end, at + max(0, self._left - 2))])
                 self._left -= upto - at
                 at = upto
                 continue

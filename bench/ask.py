@@ -1,0 +1,41 @@
+"""What a load client asks of the mock engine, and how the tokens look that come back through every relay alike. Pure.
+
+Token `i` is `"{i}:{t} "`, t being when the engine wrote it: microseconds of the machine's monotonic clock, which all
+processes of a run share. So a client measures the way from the engine's write to its own read without knowing what
+relayed it, and sees a gap or a repetition at once.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+TOKEN = re.compile(rb"(\d+):(\d{6,}) ")
+MODEL = "mock"
+MAX_RATE = 10_000
+
+
+class Ask(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The last user message, as JSON. rate: tokens per second, 0 = all at once. trace: play that file of
+    `bench/traces` instead, the stream of that number in it; `tokens` and `rate` then mean nothing."""
+
+    tokens: Annotated[int, Meta(ge=1, le=1_000_000)] = 200
+    rate: Annotated[float, Meta(ge=0, le=MAX_RATE)] = 20
+    trace: str = ""
+    stream: Annotated[int, Meta(ge=0)] = 0
+
+
+parse = msgspec.json.Decoder(Ask).decode
+
+
+def text(index: int, microseconds: int) -> str:
+    return f"{index}:{microseconds} "
+
+
+def told(prefix: str) -> int:
+    """How many tokens an answer that has begun holds."""
+    found = TOKEN.findall(prefix.encode())
+    return int(found[-1][0]) + 1 if found else 0

@@ -1,0 +1,47 @@
+"""Bodies taken apart, however the network cuts them."""
+
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gpu_worker.engines.event_stream import LINE_LIMIT, SIZE_LIMIT, Chunks, Malformed, Payloads
+
+
+def cut(data: bytes, at: list[int]) -> list[bytes]:
+    """The bytes in pieces that end at these places, and at the end."""
+    places = sorted({min(place, len(data)) for place in at} | {0, len(data)})
+    return [data[first:last] for first, last in itertools.pairwise(places)]
+
+
+@given(st.lists(st.binary(min_size=1, max_size=40)), st.lists(st.integers(0, 400)), st.booleans())
+def test_a_chunked_body_is_the_same_wherever_it_is_cut(chunks: list[bytes], at: list[int], extended: bool) -> None:
+    extension = b";name=value" if extended else b""
+    coded = b"".join(b"%X%s\r\n%s\r\n" % (len(one), extension, one) for one in chunks) + b"0\r\n\r\n"
+    decoder = Chunks()
+    assert b"".join(decoder.feed(part) for part in cut(coded, at)) == b"".join(chunks)
+    assert decoder.ended
+
+
+@given(st.lists(st.text(st.characters(exclude_characters="\r\n"), max_size=20)), st.lists(st.integers(0, 400)))
+def test_events_are_the_same_wherever_they_are_cut(texts: list[str], at: list[int]) -> None:
+    stream = b"".join(b": ping\n\ndata: %s\r\n\r\n" % text.encode() for text in texts)
+    payloads = Payloads()
+    found = [payload for part in cut(stream, at) for payload in payloads.feed(part)]
+    assert found == [text.encode().strip() for text in texts]
+
+
+@pytest.mark.parametrize("size", [b"-5", b"1_0", b"+1", b"", b"xyz", b" ;a=b"])
+def test_what_is_no_size_is_malformed(size: bytes) -> None:
+    with pytest.raises(Malformed):
+        Chunks().feed(size + b"\r\nabc")
+
+
+def test_nothing_grows_without_a_bound() -> None:
+    with pytest.raises(Malformed):
+        Chunks().feed(b"1" * (SIZE_LIMIT + 1))
+    payloads = Payloads()
+    payloads.feed(b"data: " + b"x" * (LINE_LIMIT - 6))
+    with pytest.raises(Malformed):
+        payloads.feed(b"x")
