@@ -17,8 +17,12 @@ INSTALL := $(PIP) install --quiet --require-hashes --only-binary=:all: --no-deps
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --no-annotate --no-header $(UPGRADE)
 
+# Peers of the benchmark, in the versions that docs/performance.md was made with.
+PEERS := vllm-router==0.1.17 sglang-router==0.3.2 litellm[proxy]==1.108.7
+RECORDS ?= bench-records
+
 .DEFAULT_GOAL := help
-.PHONY: help python up install install-test test lint wheel lock clean
+.PHONY: help python up install install-test test lint bench bench-peers wheel lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,6 +41,16 @@ lint: install-test ## ruff, mypy --strict and the layers, without the rest of th
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+
+bench: install ## what a token costs beside the peers that are here, docs/performance.md written anew; ARGS="--rounds 1"
+	@$(BIN)/okome bench relay --report $(RECORDS) $(ARGS)
+	@$(BIN)/okome bench page $(RECORDS)/runs.jsonl --write docs/performance.md
+
+bench-peers: $(VENV)/python.stamp ## the peers that the benchmark compares with, each in .bench/<name> (haproxy: apt-get)
+	@for peer in $(PEERS); do \
+		name=$${peer%%==*}; name=$${name%%[*}; \
+		"$(PYTHON)" -m venv .bench/$$name && .bench/$$name/bin/python -m pip install --quiet "$$peer" || exit 1; \
+	done
 
 wheel: install ## a wheel of all six packages in dist/
 	@$(PIP) wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .

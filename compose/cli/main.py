@@ -24,8 +24,10 @@ app = typer.Typer(
 )
 keys = typer.Typer(help="API keys of programs.", no_args_is_help=True)
 drain = typer.Typer(help="Let a node or worker finish and end; `okome up` then starts it anew.", no_args_is_help=True)
+bench = typer.Typer(help="Measure it beside its peers, in the same run.", no_args_is_help=True)
 chaos = typer.Typer(help="Break it on purpose, and prove that nobody lost a token.", invoke_without_command=True)
 app.add_typer(keys, name="keys")
+app.add_typer(bench, name="bench")
 app.add_typer(chaos, name="chaos")
 app.add_typer(drain, name="drain")
 
@@ -370,6 +372,45 @@ def chaos_soak(
         asyncio.run(run.soak(minutes, seed, sessions, write))
 
 
+@bench.command("relay")
+def bench_relay(
+    report: Annotated[Path, typer.Option(help="Where the records go.")],
+    shape: Annotated[
+        list[str] | None, typer.Option(help="Streams x tokens a second, such as 1000x20; repeatable.")
+    ] = None,
+    only: Annotated[list[str] | None, typer.Option(help="Only this contender; repeatable.")] = None,
+    rounds: Annotated[int, typer.Option(min=1, max=100, help="Each contender so often, in turned order.")] = 3,
+    seconds: Annotated[float, typer.Option(min=1, max=600, help="Measured in each run.")] = 15.0,
+) -> None:
+    """What a token costs on its way through this system, and through what people would pick instead."""
+    with outcome():
+        from bench import cli as run
+        from bench.contender import NotStarted
+
+        try:
+            file = run.measure(shape or [], only or [], rounds, seconds, report)
+        except run.WrongUse as error:
+            raise CommandFailed(str(error), USAGE) from error
+        except (NotStarted, ConnectionError) as error:
+            raise CommandFailed(str(error)) from error
+        print(file)
+
+
+@bench.command("page")
+def bench_page(
+    records: Annotated[Path, typer.Argument(help="runs.jsonl of a measurement.")],
+    write: Annotated[Path, typer.Option(help="The page that is written, such as docs/performance.md.")],
+) -> None:
+    """Write the page, with its plots beside it, from records."""
+    with outcome():
+        from bench import cli as run
+
+        try:
+            run.write(records, write, f"okome bench page {records} --write {write}")
+        except (OSError, ValueError) as error:
+            raise CommandFailed(str(error)) from error
+
+
 def _announce(name: str, what: str) -> None:
     """A command that has its place but no body yet; it says so and fails, whatever it is given."""
 
@@ -384,7 +425,6 @@ def _announce(name: str, what: str) -> None:
 
 
 _announce("top", "The system at a glance.")
-_announce("bench", "Measure it.")
 _announce("drafts", "Provisional tokens.")
 
 if __name__ == "__main__":

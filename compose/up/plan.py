@@ -30,7 +30,7 @@ class Plan:
 
 def make(options: Options, data: DataDir, ports: Ports, api_key: str, environment: Mapping[str, str]) -> Plan:
     """Raises OptionsInvalid (no such engine), EngineMissing, PortBusy, and FileNotFoundError for a missing server."""
-    _check_engine(options.engine)
+    _check_engine(options.engine, environment)
     port = ports.claim(options.host, options.port, shared=True)
     foundation: list[Part] = []
     nats_url, redis_url = options.nats_url, options.redis_url
@@ -64,13 +64,13 @@ def make(options: Options, data: DataDir, ports: Ports, api_key: str, environmen
     )
 
 
-def _check_engine(name: str) -> None:
-    from gpu_worker.engines import ANNOUNCED, ENGINES, EngineUnavailable, create
+def _check_engine(name: str, environment: Mapping[str, str]) -> None:
+    from gpu_worker.engines import ANNOUNCED, ENGINES, EngineSettings, EngineUnavailable, create
 
     if name not in (*ENGINES, *ANNOUNCED):
         raise OptionsInvalid(f"--engine {name}: one of {', '.join((*ENGINES, *ANNOUNCED))}")
     try:
-        create(name)
+        create(name, EngineSettings(openai_url=environment.get("OKOME_WORKER_OPENAI_URL", "")))
     except EngineUnavailable as error:
         raise EngineMissing(str(error)) from error
 

@@ -1,0 +1,70 @@
+"""`okome bench`: from flags to measurements and the page."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from bench import page as pages
+from bench import plot, record, relay
+from bench.contender import Contender
+from bench.ours import Okome
+from bench.peers import Direct, peers
+from bench.record import Shape
+from bench.summary import rows
+
+SHAPES = ("300x20", "1000x20", "300x100")
+RECORDS = "runs.jsonl"
+_SHAPE = re.compile(r"(\d{1,5})x(\d{1,4})(?:x(\d))?")
+
+
+class WrongUse(ValueError):
+    """A flag that says nothing that can be measured."""
+
+
+def shape(text: str) -> Shape:
+    """`1000x20`: a thousand streams of 20 tokens/s; `1000x20x3`: each watched by three. Raises WrongUse."""
+    found = _SHAPE.fullmatch(text)
+    if found is None or 0 in (int(found[1]), int(found[2]), int(found[3] or 1)):
+        raise WrongUse(
+            f"--shape {text}: streams x tokens a second, such as 1000x20, or 1000x20x3 for three viewers each"
+        )
+    return Shape(int(found[1]), float(found[2]), int(found[3] or 1))
+
+
+def chosen(only: Sequence[str]) -> list[Contender]:
+    """Raises WrongUse."""
+    all_there: list[Contender] = [Direct(), Okome(), *peers()]
+    there = {one.name: one for one in all_there}
+    if unknown := [name for name in only if name not in there]:
+        raise WrongUse(f"--only {', '.join(unknown)}: one of {', '.join(there)}")
+    return [one for name, one in there.items() if not only or name in only]
+
+
+def measure(shapes: Sequence[str], only: Sequence[str], rounds: int, seconds: float, report: Path) -> Path:
+    """Run it; where the records are. Raises WrongUse, NotStarted, ConnectionError."""
+    contenders = chosen(only)
+    wanted = [shape(text) for text in shapes or SHAPES]
+    report.mkdir(parents=True, exist_ok=True)
+    file = report / RECORDS
+    if file.exists():
+        raise WrongUse(f"--report {report}: holds the records of another run already")
+
+    def said(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    asyncio.run(relay.measure(contenders, wanted, rounds, relay.Timing(window=seconds), file, said))
+    return file
+
+
+def write(file: Path, where: Path, command: str) -> None:
+    """The page, and its plots beside it. Raises OSError, ValueError."""
+    lines = list(record.read(file))
+    where.write_text(pages.page(lines, command))
+    pictures = where.parent / where.stem
+    pictures.mkdir(exist_ok=True)
+    for one, found in rows(record.runs(lines)).items():
+        (pictures / pages.picture(one)).write_text(plot.curves({row.contender: row.curve for row in found}))

@@ -1,0 +1,225 @@
+"""The load: viewers who read as fast as tokens come, in a process of their own, as lean as Python can be.
+
+One protocol object a connection, one regular expression a read, no JSON: what relays differ in is not looked at, the
+tokens' own text is (`bench.ask`). Orders come as JSON on stdin; `begin` and `end` of the window are said on stdout, so
+that whoever measures the other processes knows when; the last line is what was seen.
+
+    python -m bench.load < order.json
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from typing import Literal, cast
+from urllib.parse import urlsplit
+
+import msgspec
+import uvloop
+
+from bench.ask import MODEL, TOKEN, Ask
+from bench.histogram import Histogram
+from bench.record import Loaded, Shape
+from compose.chaos.http import call
+
+AT_ONCE = 32  # connections that are made at the same time
+READY_TIMEOUT = 120.0
+SPARE = 60.0  # seconds of tokens that nobody reads any more
+
+Sending = Callable[[], Awaitable[None]]
+"""Asks for an answer whose viewers are ready."""
+
+
+class Order(msgspec.Struct, frozen=True):
+    """dialect: `chat` asks an OpenAI-compatible server; `okome` opens sessions, watches them, and asks.
+
+    ramp: seconds over which the answers are asked for; warm: seconds that all run before the window.
+    """
+
+    dialect: Literal["chat", "okome"]
+    url: str
+    key: str
+    shape: Shape
+    ramp: float
+    warm: float
+    window: float
+
+
+class Load:
+    """All viewers of a run, and what they saw. `run` raises ConnectionError where a stream is refused."""
+
+    def __init__(self, order: Order) -> None:
+        self.order = order
+        self.latency = Histogram()
+        self.ttft = Histogram()
+        self.tokens = 0
+        self.wrong = 0
+        self.lost = 0
+        self.measuring = False
+        self.waiting = 0  # viewers without a token yet
+        self.all_begun = asyncio.Event()
+        self.over = False
+        self.refused = ""  # what a server said in place of a stream
+        self._viewers: list[Viewer] = []
+        where = urlsplit(order.url)
+        self.host, self.port = where.hostname or "127.0.0.1", where.port or 80
+
+    def prompt(self) -> str:
+        order = self.order
+        seconds = order.ramp + order.warm + order.window + READY_TIMEOUT + SPARE
+        ask = Ask(tokens=min(1_000_000, int(seconds * order.shape.rate)), rate=order.shape.rate)
+        return msgspec.json.encode(ask).decode()
+
+    async def run(self) -> Loaded:
+        """Everything, from the first connection to the last."""
+        order, loop = self.order, asyncio.get_running_loop()
+        gate = asyncio.Semaphore(AT_ONCE)
+        began = loop.time()
+
+        async def one(number: int) -> None:
+            async with gate:
+                sending = await (self._chat() if order.dialect == "chat" else self._okome())
+                due = began + order.ramp * number / order.shape.streams
+                await asyncio.sleep(max(0.0, due - loop.time()))
+                await sending()
+
+        self.waiting = order.shape.streams * order.shape.viewers
+        async with asyncio.timeout(READY_TIMEOUT + order.ramp):
+            async with asyncio.TaskGroup() as tasks:
+                for number in range(order.shape.streams):
+                    tasks.create_task(one(number))
+            await self.all_begun.wait()
+        if self.refused:
+            raise ConnectionError(self.refused)
+        await asyncio.sleep(order.warm)
+        self.tokens, self.measuring = 0, True
+        cpu, since = time.process_time(), time.monotonic()
+        print("begin", flush=True)
+        await asyncio.sleep(order.window)
+        self.measuring = False
+        print("end", flush=True)
+        seconds, cpu = time.monotonic() - since, time.process_time() - cpu
+        seen = Loaded(self.tokens, seconds, cpu, self.wrong, self.lost, self.latency.told(), self.ttft.told())
+        self.over = True
+        for viewer in self._viewers:
+            viewer.leave()
+        return seen
+
+    async def _viewer(self, head: bytes, body: bytes = b"") -> Viewer:
+        loop = asyncio.get_running_loop()
+        _, viewer = await loop.create_connection(lambda: Viewer(self), self.host, self.port)
+        self._viewers.append(viewer)
+        viewer.say(head, body)
+        return viewer
+
+    async def _chat(self) -> Sending:
+        message = {"role": "user", "content": self.prompt()}
+        body = json.dumps({"model": MODEL, "stream": True, "messages": [message]}).encode()
+        head = (
+            f"POST /v1/chat/completions HTTP/1.1\r\nhost: {self.host}:{self.port}\r\n"
+            f"authorization: Bearer {self.order.key}\r\ncontent-type: application/json\r\n"
+            f"content-length: {len(body)}\r\n\r\n"
+        ).encode()
+
+        async def send() -> None:
+            for _ in range(self.order.shape.viewers):
+                asked_at = time.monotonic_ns() // 1000
+                (await self._viewer(head, body)).asked_at = asked_at
+
+        return send
+
+    async def _okome(self) -> Sending:
+        url, key = self.order.url, self.order.key
+        made = (await call(url, "POST", "/v1/sessions", key, {})).json()
+        viewers = []
+        for _ in range(self.order.shape.viewers):
+            head = (
+                f"GET {made['events_url']}?after=now&pace=0 HTTP/1.1\r\nhost: {self.host}:{self.port}\r\n"
+                f"authorization: Bearer {made['token']}\r\naccept: text/event-stream\r\n\r\n"
+            ).encode()
+            viewer = await self._viewer(head)
+            await viewer.there.wait()
+            viewers.append(viewer)
+        path = f"/v1/sessions/{made['session_id']}/generations"
+
+        async def send() -> None:
+            now = time.monotonic_ns() // 1000
+            for viewer in viewers:
+                viewer.asked_at = now
+            answer = await call(url, "POST", path, made["token"], {"model": MODEL, "prompt": self.prompt()})
+            if answer.status != 202:
+                raise ConnectionError(f"{answer.status} {answer.body[:200]!r}")
+
+        return send
+
+
+class Viewer(asyncio.Protocol):
+    """One connection that reads an answer."""
+
+    def __init__(self, load: Load) -> None:
+        self.asked_at = 0
+        self.there = asyncio.Event()
+        self._load = load
+        self._transport: asyncio.Transport | None = None
+        self._rest = b""
+        self._next = -1
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if not self._load.over:
+            self._load.lost += 1
+
+    def say(self, head: bytes, body: bytes) -> None:
+        assert self._transport is not None
+        self._transport.write(head + body)
+
+    def leave(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+
+    def data_received(self, data: bytes) -> None:
+        now = time.monotonic_ns() // 1000
+        end = data.rfind(b"\n") + 1
+        if not end:
+            self._rest += data
+            return
+        block, self._rest = self._rest + data[:end], data[end:]
+        found = TOKEN.findall(block)
+        if not found:
+            if not self.there.is_set():
+                if b" 200 " not in block[:20]:
+                    self._load.refused = f"not a stream: {block[:300]!r}"
+                    self._load.all_begun.set()
+                self.there.set()
+            return
+        load = self._load
+        expected = self._next
+        if expected < 0:
+            expected = 0
+            load.ttft.add(now - self.asked_at)
+            load.waiting -= 1
+            if not load.waiting:
+                load.all_begun.set()
+        for index, at in found:
+            if int(index) != expected:
+                load.wrong += 1
+            expected = int(index) + 1
+            if load.measuring:
+                load.latency.add(now - int(at))
+        self._next = expected
+        load.tokens += len(found)
+
+
+async def main() -> None:
+    order = msgspec.json.decode(sys.stdin.buffer.read(), type=Order)
+    seen = await Load(order).run()
+    print(msgspec.json.encode(seen).decode(), flush=True)
+
+
+if __name__ == "__main__":
+    uvloop.run(main())

@@ -1,0 +1,90 @@
+"""What a run leaves behind, a line of JSON each: raw, so that every figure in a report can be worked out again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import msgspec
+
+from bench.histogram import Times
+
+
+class Shape(msgspec.Struct, frozen=True):
+    """So many streams of so many tokens a second, each watched by so many viewers."""
+
+    streams: int
+    rate: float
+    viewers: int = 1
+    transport: str = "sse"
+
+    @property
+    def name(self) -> str:
+        name = f"{self.streams} × {self.rate:g}/s"
+        return name + (f" × {self.viewers} viewers" if self.viewers > 1 else "") + (" (WebSocket)" if self.ws else "")
+
+    @property
+    def ws(self) -> bool:
+        return self.transport == "ws"
+
+
+class Loaded(msgspec.Struct, frozen=True):
+    """What the load client saw in its window. tokens: received, of all viewers. cpu: its own, seconds.
+
+    wrong: tokens that came out of order, twice or not at all. lost: connections that ended before their time.
+    """
+
+    tokens: int
+    seconds: float
+    cpu: float
+    wrong: int
+    lost: int
+    latency: Times
+    ttft: Times
+
+
+class Held(msgspec.Struct, frozen=True):
+    """One process over the window: CPU seconds, and bytes resident at its end."""
+
+    cpu: float
+    rss: int
+
+
+class Run(msgspec.Struct, frozen=True, tag="run", tag_field="kind"):
+    """One contender under one load. `processes` by name, the mock engine's among them."""
+
+    contender: str
+    version: str
+    shape: Shape
+    round: int
+    began: str
+    machine: str
+    loaded: Loaded
+    processes: dict[str, Held]
+
+
+class Missing(msgspec.Struct, frozen=True, tag="missing", tag_field="kind"):
+    """A peer that is not here, and the command that brings it."""
+
+    contender: str
+    cure: str
+
+
+Line = Run | Missing
+
+_decoder = msgspec.json.Decoder(Line)
+
+
+def write(path: Path, line: Line) -> None:
+    with path.open("ab") as file:
+        file.write(msgspec.json.encode(line) + b"\n")
+
+
+def read(path: Path) -> Iterator[Line]:
+    """Raises OSError, msgspec.DecodeError."""
+    for line in path.read_bytes().splitlines():
+        yield _decoder.decode(line)
+
+
+def runs(lines: Iterable[Line]) -> list[Run]:
+    return [line for line in lines if isinstance(line, Run)]

@@ -1,0 +1,115 @@
+"""What a token costs on its way through each contender: the same engine, the same load, interleaved runs."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+
+from bench.contender import Contender, NotStarted, mock_engine
+from bench.load import Order
+from bench.record import Loaded, Missing, Run, Shape, write
+from bench.usage import between, used
+from compose.chaos.run import machine
+
+RUN_TIMEOUT = 300.0
+ENGINE = "engine"
+
+
+class Timing(msgspec.Struct, frozen=True):
+    """Seconds: over which the answers begin, that all of them then run unmeasured, and measured."""
+
+    ramp: float = 3.0
+    warm: float = 3.0
+    window: float = 15.0
+
+
+async def measure(
+    contenders: Sequence[Contender],
+    shapes: Sequence[Shape],
+    rounds: int,
+    timing: Timing,
+    file: Path,
+    said: Callable[[str], None],
+) -> None:
+    """Every shape so many rounds, in each round every contender once, in turned order; records go to `file`.
+
+    Raises NotStarted, and ConnectionError where a contender refuses or loses the load.
+    """
+    here = []
+    for one in contenders:
+        if one.missing:
+            write(file, Missing(one.name, one.missing))
+            said(f"{one.name} is not here: {one.missing}")
+        else:
+            here.append(one)
+    for shape in shapes:
+        for number in range(rounds):
+            turned = here[number % len(here) :] + here[: number % len(here)]
+            for one in turned:
+                run = await once(one, shape, number, timing)
+                write(file, run)
+                said(line(run))
+
+
+async def once(contender: Contender, shape: Shape, number: int, timing: Timing) -> Run:
+    """One run, everything started for it and ended with it."""
+    began = datetime.now(UTC).isoformat(timespec="seconds")
+    with tempfile.TemporaryDirectory(prefix="okome-bench-", ignore_cleanup_errors=True) as name:
+        directory = Path(name)
+        async with (
+            mock_engine(directory) as (engine, pid),
+            contender.start(engine, directory) as running,
+            asyncio.timeout(RUN_TIMEOUT),
+        ):
+            order = Order(running.dialect, running.url, running.key, shape, timing.ramp, timing.warm, timing.window)
+            processes = {ENGINE: pid, **running.processes}
+            child = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-P",
+                "-m",
+                "bench.load",
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+            )
+            assert child.stdin is not None
+            assert child.stdout is not None
+            assert child.stderr is not None
+            try:
+                child.stdin.write(msgspec.json.encode(order))
+                child.stdin.close()
+                if await child.stdout.readline() != b"begin\n":
+                    raise NotStarted(f"{contender.name}: {(await child.stderr.read())[-600:].decode()}")
+                before = used(processes)
+                await child.stdout.readline()
+                after = used(processes)
+                seen = msgspec.json.decode(await child.stdout.readline(), type=Loaded)
+                await child.wait()
+            finally:
+                if child.returncode is None:
+                    child.kill()
+                    await child.wait()
+            held = between(before, after)
+    return Run(contender.name, contender.version, shape, number, began, machine(), seen, held)
+
+
+def line(run: Run) -> str:
+    """For the screen, while it runs."""
+    loaded = run.loaded
+    costs = "  ".join(
+        f"{name} {1e6 * held.cpu / loaded.tokens:.1f}" for name, held in run.processes.items() if held.cpu > 0.05
+    )
+    wrong = f"  WRONG {loaded.wrong}" if loaded.wrong else ""
+    lost = f"  LOST {loaded.lost}" if loaded.lost else ""
+    return (
+        f"{run.shape.name:<14} {run.contender:<14} {loaded.tokens / loaded.seconds:>7.0f} tok/s"
+        f"  p50 {loaded.latency.p50:.2f} p99 {loaded.latency.p99:.2f} ms"
+        f"  ttft {loaded.ttft.p50:.1f}/{loaded.ttft.p99:.1f}"
+        f"  client {100 * loaded.cpu / loaded.seconds:.0f} %  µs/token: {costs}{wrong}{lost}"
+    )

@@ -1,0 +1,104 @@
+"""From runs to what a table says: medians of the rounds, and whether they may be believed. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+from bench.record import Run, Shape
+
+ENGINE = "engine"
+PATH = ("worker", "nats", "node", "ingress")
+"""The roles that a token passes; Redis and OKOME are beside the way."""
+SPREAD = 0.3
+"""Of the CPU per token between rounds, above which a figure is no figure."""
+SATURATED = 0.85
+"""Of a core that the load client used, above which it measured itself."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One contender under one shape. Times in milliseconds, costs in microseconds of CPU per token that a viewer got.
+
+    costs: by role, and `whole`: all of its processes. spread: (highest − lowest) ÷ median of `whole` over the rounds.
+    """
+
+    contender: str
+    version: str
+    rounds: int
+    rate: float
+    costs: dict[str, float]
+    whole: float
+    spread: float
+    p50: float
+    p99: float
+    ttft_p50: float
+    ttft_p99: float
+    client: float
+    engine: float
+    wrong: int
+    lost: int
+    curve: list[float]
+
+    @property
+    def doubts(self) -> list[str]:
+        """Why its figures are not to be believed, in words."""
+        doubts = []
+        if self.wrong:
+            doubts.append(f"{self.wrong} tokens out of order, twice or missing")
+        if self.lost:
+            doubts.append(f"{self.lost} connections lost")
+        if self.client > SATURATED:
+            doubts.append(f"the load client used {self.client:.0%} of a core")
+        if self.spread > SPREAD:
+            doubts.append(f"rounds differ by {self.spread:.0%}")
+        return doubts
+
+
+def role(process: str) -> str:
+    """`node-1` → `node`; a peer's only process → its own name."""
+    name, _, number = process.rpartition("-")
+    return name if number.isdigit() else process
+
+
+def rows(runs: Iterable[Run]) -> dict[Shape, list[Row]]:
+    """By shape, in the order in which they were measured first."""
+    grouped: dict[Shape, dict[str, list[Run]]] = {}
+    for run in runs:
+        grouped.setdefault(run.shape, {}).setdefault(run.contender, []).append(run)
+    return {shape: [_row(found) for found in by_name.values()] for shape, by_name in grouped.items()}
+
+
+def _row(runs: Sequence[Run]) -> Row:
+    costs = [_costs(run) for run in runs]
+    wholes = [sum(cost.values()) for cost in costs]
+    whole = median(wholes)
+    loads = [run.loaded for run in runs]
+    return Row(
+        contender=runs[0].contender,
+        version=runs[0].version,
+        rounds=len(runs),
+        rate=median(one.tokens / one.seconds for one in loads),
+        costs={name: median(cost.get(name, 0.0) for cost in costs) for name in costs[0]},
+        whole=whole,
+        spread=(max(wholes) - min(wholes)) / whole if whole else 0.0,
+        p50=median(one.latency.p50 for one in loads),
+        p99=median(one.latency.p99 for one in loads),
+        ttft_p50=median(one.ttft.p50 for one in loads),
+        ttft_p99=median(one.ttft.p99 for one in loads),
+        client=median(one.cpu / one.seconds for one in loads),
+        engine=median(1e6 * run.processes[ENGINE].cpu / max(1, run.loaded.tokens) for run in runs),
+        wrong=sum(one.wrong for one in loads),
+        lost=sum(one.lost for one in loads),
+        curve=[median(points) for points in zip(*(one.latency.curve for one in loads), strict=True)],
+    )
+
+
+def _costs(run: Run) -> dict[str, float]:
+    """Microseconds per token, by role."""
+    costs: dict[str, float] = {}
+    for name, held in run.processes.items():
+        if name != ENGINE:
+            costs[role(name)] = costs.get(role(name), 0.0) + 1e6 * held.cpu / max(1, run.loaded.tokens)
+    return costs

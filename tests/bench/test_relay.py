@@ -1,0 +1,64 @@
+"""A measurement, small: the real processes, every token checked, and whoever is not here named."""
+
+import asyncio
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from bench import record, relay
+from bench.contender import Contender, NotStarted, Running, mock_engine
+from bench.ours import Okome
+from bench.peers import Direct
+from bench.record import Missing, Run, Shape
+
+DEADLINE = 60.0
+TIMING = relay.Timing(ramp=0.2, warm=0.2, window=1.0)
+
+
+@dataclass(frozen=True)
+class Absent:
+    name: str = "absent"
+    version: str = ""
+    missing: str = "make it"
+
+    def start(self, engine: str, directory: Path) -> AbstractAsyncContextManager[Running]:
+        raise AssertionError("it is not here")
+
+
+async def test_every_token_of_the_durable_path_is_seen_once_and_paid_for(tmp_path: Path) -> None:
+    """Beside the engine alone: the same load, nothing out of order or lost, and every role of the path has used CPU."""
+    file = tmp_path / "runs.jsonl"
+    contenders: list[Contender] = [Direct(), Okome(), Absent()]
+    async with asyncio.timeout(DEADLINE):
+        await relay.measure(contenders, [Shape(10, 50.0, viewers=2)], 1, TIMING, file, lambda line: None)
+    missing, direct, ours = record.read(file)
+    assert missing == Missing("absent", "make it")
+    for run in (direct, ours):
+        assert isinstance(run, Run)
+        assert (run.loaded.wrong, run.loaded.lost) == (0, 0)
+        assert run.loaded.tokens > 500, "a second of 10 × 50/s, twice"
+        assert run.loaded.latency.count == run.loaded.tokens
+        assert run.loaded.ttft.count == 20
+    assert isinstance(ours, Run)
+    assert all(ours.processes[f"{role}-1"].cpu > 0 for role in ("worker", "nats", "node", "ingress"))
+
+
+async def test_a_contender_that_refuses_is_named_with_its_words(tmp_path: Path) -> None:
+    @dataclass(frozen=True)
+    class Wrong(Absent):
+        name: str = "wrong"
+
+        def start(self, engine: str, directory: Path) -> AbstractAsyncContextManager[Running]:
+            return Direct().start(f"{engine.rpartition(':')[0]}:1", directory)
+
+    with pytest.raises(NotStarted, match="wrong"):
+        async with asyncio.timeout(DEADLINE):
+            await relay.once(Wrong(), Shape(1, 1.0), 0, TIMING)
+
+
+async def test_the_mock_engine_ends_with_its_block(tmp_path: Path) -> None:
+    async with asyncio.timeout(DEADLINE), mock_engine(tmp_path) as (url, pid):
+        assert url.startswith("http://127.0.0.1:")
+        assert pid

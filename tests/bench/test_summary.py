@@ -1,0 +1,74 @@
+"""From records to a table that says when it is not to be believed."""
+
+from pathlib import Path
+
+import pytest
+
+from bench import cli, page, record
+from bench.histogram import Histogram
+from bench.record import Held, Line, Loaded, Missing, Run, Shape
+from bench.summary import rows
+
+SHAPE = Shape(1000, 20.0)
+
+
+def run(contender: str, cpu: dict[str, float], number: int = 0, *, client: float = 3.0, wrong: int = 0) -> Run:
+    """`cpu`: seconds of each process in a window of 10 s in which 100 000 tokens came: 1 s is 10 µs per token."""
+    histogram = Histogram()
+    histogram.add(1000)
+    times = histogram.told()
+    processes = {name: Held(seconds, 1) for name, seconds in cpu.items()} | {"engine": Held(1.0, 1)}
+    loaded = Loaded(100_000, 10.0, client, wrong, 0, times, times)
+    return Run(contender, "1", SHAPE, number, "2026", "a machine", loaded, processes)
+
+
+def test_costs_are_medians_of_rounds_by_role() -> None:
+    nodes = enumerate((1.0, 9.0, 2.0))
+    found = rows(run("okome", {"node-1": cpu, "node-2": 1.0, "redis-1": 0.5}, number) for number, cpu in nodes)
+    (row,) = found[SHAPE]
+    assert row.costs == {"node": pytest.approx(30.0), "redis": pytest.approx(5.0)}
+    assert row.whole == pytest.approx(35.0)
+    assert row.engine == pytest.approx(10.0)
+    assert row.rounds == 3
+
+
+@pytest.mark.parametrize(
+    ("found", "doubt"),
+    [
+        ([run("x", {"x": 1.0}, client=9.0)], "the load client used 90% of a core"),
+        ([run("x", {"x": 1.0}), run("x", {"x": 2.0}, 1)], "rounds differ by 67%"),
+        ([run("x", {"x": 1.0}, wrong=3)], "3 tokens out of order, twice or missing"),
+    ],
+)
+def test_what_cannot_be_believed_says_so(found: list[Run], doubt: str) -> None:
+    (row,) = rows(found)[SHAPE]
+    assert row.doubts == [doubt]
+    assert f"**x: {doubt}: not to be believed.**" in page.page(found, "a command")
+
+
+def test_the_page_compares_with_the_best_rust_router_and_names_who_is_not_here(tmp_path: Path) -> None:
+    lines: list[Line] = [
+        Missing("litellm", "make bench-peers"),
+        run("vllm-router", {"vllm-router": 4.0}),
+        run("sglang-router", {"sglang-router": 5.0}),
+        run("okome", {"node-1": 2.0, "worker-1": 1.0, "nats-1": 1.5, "ingress-1": 1.5, "control-1": 0.5}),
+    ]
+    file = tmp_path / "runs.jsonl"
+    for line in lines:
+        record.write(file, line)
+    assert list(record.read(file)) == lines
+    cli.write(file, tmp_path / "performance.md", "a command")
+    text = (tmp_path / "performance.md").read_text()
+    assert "litellm (`make bench-peers`)" in text
+    assert "| … node alone |  |  | 20.0 µs | 0.50 × |" in text
+    assert "| … the path a token takes |  |  | 60.0 µs | 1.50 × |" in text
+    picture = tmp_path / "performance" / "latency-1000x20x1.svg"
+    assert "(performance/latency-1000x20x1.svg)" in text
+    assert picture.read_text().count("<polyline") == 3
+
+
+@pytest.mark.parametrize("text", ["", "1000", "0x20", "20x0", "10x10x0", "-1x5", "1e3x20"])
+def test_a_shape_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(cli.WrongUse):
+        cli.shape(text)
+    assert cli.shape("300x20x3") == Shape(300, 20.0, 3)
