@@ -14,7 +14,8 @@ from bench.contender import LOOPBACK, ROOT, Contender, Running, free_port, liste
 
 HOME = ROOT / ".bench"
 CURE = "make bench-peers"
-KEY = "sk-bench"
+KEY = "sk-bench-7f0c2b8e9d4a4f1c8e6b3a5d2c9f1e70"
+"""Long enough for LiteLLM, which refuses to start with a weak one."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,12 @@ class LiteLLM(_Installed):
             "--port",
             str(port),
         ]
-        environment = {"LITELLM_LOG": "ERROR", "LITELLM_LOCAL_MODEL_COST_MAP": "True", "DO_NOT_TRACK": "1"}
+        environment = {
+            "LITELLM_MASTER_KEY": KEY,
+            "LITELLM_LOG": "ERROR",
+            "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+            "DO_NOT_TRACK": "1",
+        }
         async with process(argv, log, environment) as child:
             await listens(port, child, log, "/health/liveliness")
             yield Running("chat", f"http://{LOOPBACK}:{port}", KEY, {self.name: child.pid})
@@ -153,8 +159,8 @@ class HAProxy:
         port, log = free_port(), directory / f"{self.name}.log"
         config = directory / "haproxy.cfg"
         config.write_text(
-            "global\n  maxconn 20000\n  nbthread 1\n"
-            "defaults\n  mode http\n  timeout connect 5s\n  timeout client 1h\n  timeout server 1h\n"
+            "global\n  maxconn 9000\n  nbthread 1\n"
+            "defaults\n  mode http\n  timeout connect 5s\n  timeout client 1h\n  timeout server 1h\n  option http-no-delay\n"
             f"frontend f\n  bind {LOOPBACK}:{port}\n  default_backend b\n"
             f"backend b\n  server e {engine.removeprefix('http://')}\n"
         )
