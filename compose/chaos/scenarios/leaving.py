@@ -23,8 +23,9 @@ from compose.chaos.viewer import Transport
 from compose.chaos.world import IMPATIENT
 
 GRACE = float(IMPATIENT.environment["OKOME_WORKER_GRACE"])
-DEMAND_INTERVAL = 2.0
-"""Seconds between two words of a node about its viewers: the silence may have begun so long before they left."""
+DEMAND_INTERVAL = 2.0 + 1.0
+"""Seconds between two words of a node about its viewers, and of its looking whether one is due: the silence may have
+begun so long before they left."""
 LATENESS = 3.0  # seconds after the grace in which a worker has noticed
 END_TIMEOUT = 30.0
 BACK_TIMEOUT = 20.0
@@ -79,7 +80,7 @@ async def grace_cancel(round: Round) -> None:
     await round.hurt(fault, [])
     left_at = now_ms()
     back, gone = watched[::2], watched[1::2]
-    await asyncio.sleep(round.rng.uniform(0, GRACE - DEMAND_INTERVAL - 1))
+    await asyncio.sleep(round.rng.uniform(0, GRACE - DEMAND_INTERVAL))
     for session in back:
         session.viewers[0].go_on()
     for session in gone:
