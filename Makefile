@@ -19,7 +19,9 @@ COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --gen
 
 # Peers of the benchmark, in the versions that docs/performance.md was made with.
 PEERS := vllm-router==0.1.17 sglang-router==0.3.2 litellm[proxy]==1.108.7
-RECORDS ?= bench-records
+ifndef RECORDS
+RECORDS := bench-records/$(shell date +%Y%m%d-%H%M%S)
+endif
 
 .DEFAULT_GOAL := help
 .PHONY: help python up install install-test test lint bench bench-peers wheel lock clean

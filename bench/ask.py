@@ -19,13 +19,10 @@ MAX_RATE = 10_000
 
 
 class Ask(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The last user message, as JSON. rate: tokens per second, 0 = all at once. trace: play that file of
-    `bench/traces` instead, the stream of that number in it; `tokens` and `rate` then mean nothing."""
+    """The last user message, as JSON. rate: tokens per second, 0 = all at once."""
 
     tokens: Annotated[int, Meta(ge=1, le=1_000_000)] = 200
     rate: Annotated[float, Meta(ge=0, le=MAX_RATE)] = 20
-    trace: str = ""
-    stream: Annotated[int, Meta(ge=0)] = 0
 
 
 parse = msgspec.json.Decoder(Ask).decode

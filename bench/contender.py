@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
+from compose.chaos.http import call
+
 START_TIMEOUT = 60.0
 END_TIMEOUT = 15.0
 LOOPBACK = "127.0.0.1"
@@ -99,17 +101,9 @@ async def listens(port: int, child: asyncio.subprocess.Process, log: Path, path:
 
 async def _answers(port: int, path: str) -> bool:
     try:
-        reader, writer = await asyncio.open_connection(LOOPBACK, port)
-    except OSError:
+        return (await call(f"http://{LOOPBACK}:{port}", "GET", path, "")).status == 200
+    except (OSError, EOFError):
         return False
-    try:
-        writer.write(f"GET {path} HTTP/1.1\r\nhost: {LOOPBACK}\r\nconnection: close\r\n\r\n".encode())
-        async with asyncio.timeout(5):
-            return b" 200 " in await reader.readline()
-    except (OSError, TimeoutError):
-        return False
-    finally:
-        writer.close()
 
 
 def _last_words(log: Path) -> str:

@@ -1,7 +1,7 @@
 """A mock engine: an OpenAI-compatible server that says what `bench.ask` describes, in the rhythm of a real one.
 
 Real engines decode in steps: every running stream gets its token within the same two milliseconds, then nobody gets one
-until the next step (measured with vLLM and llama.cpp; `bench/traces`). So do the streams of one rate here. A process of
+until the next step (measured with vLLM and llama.cpp). So do the streams of one rate here. A process of
 its own, with one protocol object a connection and one write a token, so that it costs little beside what is measured.
 
     python -m bench.mock_engine PORT
@@ -15,7 +15,6 @@ import signal
 import sys
 import time
 from collections import defaultdict
-from pathlib import Path
 from typing import Any, cast
 
 import msgspec
@@ -23,7 +22,6 @@ import uvloop
 
 from bench.ask import MODEL, Ask, parse, text, told
 
-TRACES = Path(__file__).parent / "traces"
 MAX_HEAD = 64 * 1024
 MAX_BODY = 4 * 1024 * 1024
 AT_ONCE = 64
@@ -63,16 +61,12 @@ class Engine:
         self.aborted = 0
         self._steps: dict[float, set[Stream]] = defaultdict(set)
         self._ticks: dict[float, asyncio.TimerHandle] = {}
-        self._traces: dict[str, dict[int, list[float]]] = {}
 
     def begin(self, stream: Stream) -> None:
         self.running.add(stream)
         self.served += 1
         rate = stream.ask.rate
-        if stream.ask.trace:
-            stream.due = self._trace(stream.ask.trace, stream.ask.stream)
-            stream.step_by_trace()
-        elif not rate:
+        if not rate:
             stream.step_all()
         else:
             self._steps[rate].add(stream)
@@ -94,18 +88,6 @@ class Engine:
         else:
             del self._ticks[rate]
 
-    def _trace(self, name: str, stream: int) -> list[float]:
-        """When the tokens of that stream came, seconds from the trace's first one."""
-        if name not in self._traces:
-            times: dict[int, list[float]] = defaultdict(list)
-            for line in (TRACES / name).read_text().splitlines():
-                row = json.loads(line)
-                times[row["stream"]].append(row["t_ns"] / 1e9)
-            self._traces[name] = times
-        times = self._traces[name]
-        first = min(one[0] for one in times.values())
-        return [at - first for at in times[stream % len(times)]]
-
 
 class Stream:
     """One answer on its way. `close` may come at any time: whoever asked has left."""
@@ -114,13 +96,11 @@ class Stream:
         self, engine: Engine, transport: asyncio.WriteTransport, ask: Ask, first: int, bound: int | None
     ) -> None:
         self.ask = ask
-        self.due: list[float] = []
         self._engine = engine
         self._transport = transport
         self._index = first
         self._end = ask.tokens if bound is None else min(ask.tokens, first + bound)
         self._first = first
-        self._began = asyncio.get_running_loop().time()
         self._timer: asyncio.TimerHandle | None = None
         head = {"id": f"chatcmpl-{engine.served}", "object": "chat.completion.chunk", "created": int(time.time())}
         self._before = json.dumps(head | {"model": MODEL}, separators=(",", ":"))[:-1].encode()
@@ -140,14 +120,6 @@ class Stream:
             self.step()
         if self._index < self._end:
             self._timer = asyncio.get_running_loop().call_later(0, self.step_all)
-
-    def step_by_trace(self) -> None:
-        loop = asyncio.get_running_loop()
-        self._end = len(self.due)
-        while self._index < self._end and self.due[self._index] <= loop.time() - self._began:
-            self.step()
-        if self._index < self._end:
-            self._timer = loop.call_at(self._began + self.due[self._index], self.step_by_trace)
 
     def close(self) -> None:
         if self in self._engine.running:

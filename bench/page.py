@@ -29,7 +29,7 @@ def page(lines: Sequence[Line], command: str) -> str:
 
 def picture(shape: Shape) -> str:
     """The file name of a shape's plot."""
-    return f"latency-{shape.streams}x{shape.rate:g}x{shape.viewers}{'-ws' if shape.ws else ''}.svg"
+    return f"latency-{shape.streams}x{shape.rate:g}x{shape.viewers}.svg"
 
 
 _INTRODUCTION = """\

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -51,89 +51,64 @@ class _Installed:
     def missing(self) -> str:
         return "" if (self.home / "bin/python").exists() else CURE
 
+    @asynccontextmanager
+    async def _serve(
+        self, directory: Path, *argv: str | Path, ready: str = "/health", env: Mapping[str, str] | None = None
+    ) -> AsyncIterator[Running]:
+        """Run the program of its environment (the first of `argv`) until the block ends; `{port}` is its port."""
+        port, log = free_port(), directory / f"{self.name}.log"
+        program, *arguments = (str(word).replace("{port}", str(port)) for word in argv)
+        async with process([self.home / "bin" / program, *arguments], log, env) as child:
+            await listens(port, child, log, ready)
+            yield Running("chat", f"http://{LOOPBACK}:{port}", KEY, {self.name: child.pid})
 
-class VllmRouter(_Installed):
+
+class _Router(_Installed):
     """Rust. Round robin, because there is one engine: its cheapest policy."""
 
-    name = "vllm-router"
-    package = "vllm-router"
+    program: tuple[str, ...] = ()
+    quiet = ""  # its word for the log level
 
-    @asynccontextmanager
-    async def start(self, engine: str, directory: Path) -> AsyncIterator[Running]:
-        port, log = free_port(), directory / f"{self.name}.log"
-        argv: list[str | Path] = [
-            self.home / "bin/vllm-router",
-            "--host",
-            LOOPBACK,
-            "--port",
-            str(port),
-            "--worker-urls",
-            engine,
-        ]
-        argv += ["--policy", "round_robin", "--log-level", "warning", "--prometheus-port", str(free_port())]
-        async with process(argv, log) as child:
-            await listens(port, child, log)
-            yield Running("chat", f"http://{LOOPBACK}:{port}", KEY, {self.name: child.pid})
+    def start(self, engine: str, directory: Path) -> AbstractAsyncContextManager[Running]:
+        argv = [*self.program, "--host", LOOPBACK, "--port", "{port}", "--worker-urls", engine]
+        argv += ["--policy", "round_robin", "--log-level", self.quiet, "--prometheus-port", str(free_port())]
+        return self._serve(directory, *argv)
 
 
-class SglangRouter(_Installed):
-    """Rust; the router that the one of vLLM was forked from."""
+class VllmRouter(_Router):
+    name = package = "vllm-router"
+    program = ("vllm-router",)
+    quiet = "warning"
 
-    name = "sglang-router"
-    package = "sglang-router"
 
-    @asynccontextmanager
-    async def start(self, engine: str, directory: Path) -> AsyncIterator[Running]:
-        port, log = free_port(), directory / f"{self.name}.log"
-        argv: list[str | Path] = [
-            self.home / "bin/python",
-            "-m",
-            "sglang_router.launch_router",
-            "--host",
-            LOOPBACK,
-            "--port",
-            str(port),
-        ]
-        argv += ["--worker-urls", engine, "--policy", "round_robin", "--log-level", "warn"]
-        argv += ["--prometheus-port", str(free_port())]
-        async with process(argv, log) as child:
-            await listens(port, child, log)
-            yield Running("chat", f"http://{LOOPBACK}:{port}", KEY, {self.name: child.pid})
+class SglangRouter(_Router):
+    """The router that the one of vLLM was forked from."""
+
+    name = package = "sglang-router"
+    program = ("python", "-m", "sglang_router.launch_router")
+    quiet = "warn"
 
 
 class LiteLLM(_Installed):
     """Python; one worker process, no database, logging off."""
 
-    name = "litellm"
-    package = "litellm"
+    name = package = "litellm"
 
-    @asynccontextmanager
-    async def start(self, engine: str, directory: Path) -> AsyncIterator[Running]:
-        port, log = free_port(), directory / f"{self.name}.log"
+    def start(self, engine: str, directory: Path) -> AbstractAsyncContextManager[Running]:
         config = directory / "litellm.yaml"
         config.write_text(
             f"model_list:\n  - model_name: mock\n    litellm_params:\n      model: openai/mock\n"
             f"      api_base: {engine}/v1\n      api_key: {KEY}\n"
             "litellm_settings:\n  turn_off_message_logging: true\n  disable_streaming_logging: true\n"
         )
-        argv: list[str | Path] = [
-            self.home / "bin/litellm",
-            "--config",
-            config,
-            "--host",
-            LOOPBACK,
-            "--port",
-            str(port),
-        ]
-        environment = {
+        env = {
             "LITELLM_MASTER_KEY": KEY,
             "LITELLM_LOG": "ERROR",
             "LITELLM_LOCAL_MODEL_COST_MAP": "True",
             "DO_NOT_TRACK": "1",
         }
-        async with process(argv, log, environment) as child:
-            await listens(port, child, log, "/health/liveliness")
-            yield Running("chat", f"http://{LOOPBACK}:{port}", KEY, {self.name: child.pid})
+        argv = ["litellm", "--config", str(config), "--host", LOOPBACK, "--port", "{port}"]
+        return self._serve(directory, *argv, ready="/health/liveliness", env=env)
 
 
 class HAProxy:

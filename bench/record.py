@@ -16,16 +16,11 @@ class Shape(msgspec.Struct, frozen=True):
     streams: int
     rate: float
     viewers: int = 1
-    transport: str = "sse"
 
     @property
     def name(self) -> str:
-        name = f"{self.streams} × {self.rate:g}/s"
-        return name + (f" × {self.viewers} viewers" if self.viewers > 1 else "") + (" (WebSocket)" if self.ws else "")
-
-    @property
-    def ws(self) -> bool:
-        return self.transport == "ws"
+        viewers = f" × {self.viewers} viewers" if self.viewers > 1 else ""
+        return f"{self.streams} × {self.rate:g}/s{viewers}"
 
 
 class Loaded(msgspec.Struct, frozen=True):

@@ -36,7 +36,6 @@ class Row:
     ttft_p50: float
     ttft_p99: float
     client: float
-    engine: float
     wrong: int
     lost: int
     curve: list[float]
@@ -88,7 +87,6 @@ def _row(runs: Sequence[Run]) -> Row:
         ttft_p50=median(one.ttft.p50 for one in loads),
         ttft_p99=median(one.ttft.p99 for one in loads),
         client=median(one.cpu / one.seconds for one in loads),
-        engine=median(1e6 * run.processes[ENGINE].cpu / max(1, run.loaded.tokens) for run in runs),
         wrong=sum(one.wrong for one in loads),
         lost=sum(one.lost for one in loads),
         curve=[median(points) for points in zip(*(one.latency.curve for one in loads), strict=True)],

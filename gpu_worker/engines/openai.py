@@ -7,8 +7,7 @@ how a server goes on behind a prefix (`openai_resume`), and fields that one serv
 
 import asyncio
 import weakref
-from collections.abc import AsyncGenerator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator
 from typing import Any, get_args
 from urllib.parse import urlsplit
 
@@ -26,9 +25,11 @@ from gpu_worker.engines.engine import (
     Prefix,
     Prompt,
 )
+from gpu_worker.engines.failure import translated
 from gpu_worker.engines.http import Answer, Broken, Endpoint, Refused, Unreachable
 
 NAME = "openai"
+WHO = "the server"
 END = b"[DONE]"
 RETRY_PAUSE = 0.5  # seconds between two tries to reach a server that is still starting
 OVERLOADED = frozenset({429, 503, 529})
@@ -151,7 +152,7 @@ class OpenAIEngine:
         body = self._request(model, prompt, prefix)
         self._busy += 1
         try:
-            with _translated():
+            with translated(WHO, _refused):
                 answer = await http.ask(
                     self._endpoint,
                     "POST",
@@ -164,7 +165,7 @@ class OpenAIEngine:
                 told = asked = 0
                 reason: str | None = None
                 while True:
-                    with _translated():
+                    with translated(WHO, _refused):
                         data = await answer.event()
                         if data is None or data == END:
                             break
@@ -247,21 +248,6 @@ def _said(error: _Error) -> EngineFailed:
         return EngineFailed("context_length_exceeded", error.message, retryable=False)
     refused = code.startswith("4") and code not in {str(status) for status in OVERLOADED}
     return EngineFailed("engine_failed", error.message or "the server failed", retryable=not refused)
-
-
-@contextmanager
-def _translated() -> Iterator[None]:
-    """The transport's errors as the engine's. A silent or dead server is worth a retry, what it refused is not."""
-    try:
-        yield
-    except TimeoutError as error:
-        raise EngineFailed("engine_failed", "the server fell silent", retryable=True) from error
-    except (Broken, Unreachable) as error:
-        raise EngineFailed("engine_failed", f"the server broke off: {error}", retryable=True) from error
-    except msgspec.DecodeError as error:
-        raise EngineFailed("engine_failed", f"the server spoke nonsense: {error}", retryable=True) from error
-    except Refused as error:
-        raise _refused(error) from error
 
 
 def _refused(error: Refused) -> EngineFailed:

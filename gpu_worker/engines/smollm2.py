@@ -10,8 +10,7 @@ queued, in prefill or decoding; in-process calls can be stopped only while decod
 import asyncio
 import importlib.util
 import re
-from collections.abc import AsyncGenerator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator
 
 import msgspec
 
@@ -29,9 +28,11 @@ from gpu_worker.engines.engine import (
     Prefix,
     Prompt,
 )
+from gpu_worker.engines.failure import translated
 from gpu_worker.engines.http import Answer, Broken, Refused, Unreachable
 
 MODEL = "smollm2"
+WHO = "the engine's process"
 TEMPERATURE = 0.1
 """Default. So small a model wanders off, also into other languages, the more freely it draws."""
 SYSTEM = "You are a helpful AI assistant. You answer questions in plain English sentences."
@@ -209,25 +210,23 @@ class SmolLM2Engine:
         return msgspec.json.decode(await self._call("/tokenize", body), type=_Tokens).tokens
 
     async def _call(self, path: str, body: object) -> bytes:
-        with await self._ask(path, body) as answer, _translated():
+        with await self._ask(path, body) as answer, translated(WHO, _refused):
             return await answer.whole()
 
     async def _event(self, answer: Answer) -> _Event:
-        with _translated():
+        with translated(WHO, _refused):
             data = await answer.event()
             if data is None:
                 raise Broken("the answer ended without an end")
             event = _event.decode(data)
         if event.error is not None or event.code:
-            raise (
-                _refused(event.error.type, event.error.message) if event.error else _refused(event.type, event.message)
-            )
+            raise (_meant(event.error.type, event.error.message) if event.error else _meant(event.type, event.message))
         return event
 
     async def _ask(self, path: str, body: object) -> Answer:
         """Asks the child that runs, or the next one if it died before it answered: then it has done nothing either."""
         endpoint, silence = await self._child.endpoint(), self._settings.stall_timeout
-        with _translated():
+        with translated(WHO, _refused):
             try:
                 return await http.ask(endpoint, "POST", path, body, silence_timeout=silence)
             except (Unreachable, Broken):
@@ -235,22 +234,11 @@ class SmolLM2Engine:
                 return await http.ask(endpoint, "POST", path, body, silence_timeout=silence)
 
 
-def _refused(kind: str, message: str) -> EngineFailed:
+def _refused(error: Refused) -> EngineFailed:
+    return _meant(error.kind, error.message)
+
+
+def _meant(kind: str, message: str) -> EngineFailed:
     if kind == "exceed_context_size_error":
         return EngineFailed("context_length_exceeded", message, retryable=False)
     return EngineFailed("engine_failed", f"{kind}: {message}", retryable=kind in ("unavailable_error", "server_error"))
-
-
-@contextmanager
-def _translated() -> Iterator[None]:
-    """The transport's errors as the engine's. A silent or dead child is worth a retry, what it refused is not."""
-    try:
-        yield
-    except TimeoutError as error:
-        raise EngineFailed("engine_failed", "the engine's process fell silent", retryable=True) from error
-    except (Broken, Unreachable) as error:
-        raise EngineFailed("engine_failed", f"the engine's process broke off: {error}", retryable=True) from error
-    except msgspec.DecodeError as error:
-        raise EngineFailed("engine_failed", f"the engine's process spoke nonsense: {error}", retryable=True) from error
-    except Refused as error:
-        raise _refused(error.kind, error.message) from error

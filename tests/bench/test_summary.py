@@ -28,7 +28,6 @@ def test_costs_are_medians_of_rounds_by_role() -> None:
     (row,) = found[SHAPE]
     assert row.costs == {"node": pytest.approx(30.0), "redis": pytest.approx(5.0)}
     assert row.whole == pytest.approx(35.0)
-    assert row.engine == pytest.approx(10.0)
     assert row.rounds == 3
 
 

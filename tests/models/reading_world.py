@@ -159,8 +159,8 @@ class ReadingWorld(RuleBasedStateMachine):
         self.wait(self.complete)
         self.nobody_was_told_anything_wrong()
         for viewer in self.viewers:
-            # Whoever was to get what was purged hears of it by the next frame (docs/proofs.md, "Not shown yet").
-            assert viewer.told.caught_up or self.session.changes, f"history has not ended: {viewer.told.names}"
+            # As in `ends_at`: of what was purged before it was delivered nothing tells until the next frame.
+            assert viewer.told.caught_up or not self.session.stored, f"history has not ended: {viewer.told.names}"
             assert self.session.ends_at(viewer.told.place), f"the end is missing: {viewer.told.names}"
         for node in self.nodes:
             if node.tail is not None:

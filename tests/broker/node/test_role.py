@@ -253,7 +253,7 @@ async def test_other_nodes_follow_what_a_leaving_nodes_viewers_read_before_these
     fresh_nats: NatsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A viewer that changes nodes waits for no tail to start: nobody has read this partition at the other node."""
-    monkeypatch.setattr(role, "DRAIN_NOTICE", 5.0)
+    monkeypatch.setattr(role, "DRAIN_NOTICE", 2.0)
     async with running_node(fresh_nats, "node-d") as leaving, running_node(fresh_nats, "node-e") as other:
         author = await leaving.session("01")
         await author.answer(3)
@@ -266,8 +266,7 @@ async def test_other_nodes_follow_what_a_leaving_nodes_viewers_read_before_these
             await events.until("caught_up")
             await until(lambda: followed(1), "the node with the viewer follows")
             leaving.stop.set()
-            await until(lambda: followed(2), "the other one follows too")
-            monkeypatch.setattr(role, "DRAIN_NOTICE", 0.0)
+            await until(lambda: followed(2), "the other one follows too", 1.5)
 
 
 async def draining(node: RunningNode) -> bool:

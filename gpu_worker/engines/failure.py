@@ -1,0 +1,27 @@
+"""What goes wrong on the way to an engine's server, in an engine's own words: a silent or dead server is worth a retry,
+what it refused is not.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import msgspec
+
+from gpu_worker.engines.engine import EngineFailed
+from gpu_worker.engines.http import Broken, Refused, Unreachable
+
+
+@contextmanager
+def translated(who: str, refused: Callable[[Refused], EngineFailed]) -> Iterator[None]:
+    """Raises EngineFailed for whatever `gpu_worker.engines.http` or a decoder raises. `who`: names the server in it;
+    `refused`: what a refusal of this server means."""
+    try:
+        yield
+    except TimeoutError as error:
+        raise EngineFailed("engine_failed", f"{who} fell silent", retryable=True) from error
+    except (Broken, Unreachable) as error:
+        raise EngineFailed("engine_failed", f"{who} broke off: {error}", retryable=True) from error
+    except msgspec.DecodeError as error:
+        raise EngineFailed("engine_failed", f"{who} spoke nonsense: {error}", retryable=True) from error
+    except Refused as error:
+        raise refused(error) from error
