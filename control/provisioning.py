@@ -15,6 +15,8 @@ from control.settings import ControlSettings
 from control.streams import everything, repaired
 
 NAME_IN_USE = 10058  # there already, with another configuration: its own incarnation at least
+NO_PEERS = 10005  # "no suitable peers for placement": not enough servers, or not enough that have found one another yet
+PEERS_TIMEOUT = 10.0
 ABREAST = 8  # a replicated stream takes 75 ms to make
 REQUEST_TIMEOUT = 10.0
 RETRY_INTERVAL = 0.25
@@ -23,23 +25,28 @@ log = structlog.get_logger("control")
 
 
 async def provision(bus: Bus, settings: ControlSettings, *, timeout: float = 60.0) -> None:
-    """Make what is missing and repair what can be. A cluster that still elects its leaders is waited for.
+    """Make what is missing and repair what can be. A cluster that still elects its leaders is waited for, and so are,
+    for PEERS_TIMEOUT, servers that the others have not found yet.
 
     Raises BusUnavailable after `timeout` seconds, and StoreRejected where the server refuses (no space for
     `partitions` × `log_max_bytes`, fewer servers than `replicas`).
     """
-    deadline = asyncio.get_running_loop().time() + timeout
+    began = asyncio.get_running_loop().time()
 
     async def one(config: dict[str, Any]) -> None:
         while True:
             try:
                 return await ensure(bus, config)
             except (BusUnavailable, StoreRejected) as error:
-                # In a cluster a stream that another replica is making is in use and cannot be found, for a moment.
-                being_made = isinstance(error, StoreRejected) and error.err_code == STREAM_NOT_FOUND
-                if asyncio.get_running_loop().time() > deadline or not (
-                    being_made or isinstance(error, BusUnavailable)
-                ):
+                patience = 0.0
+                match error:
+                    case StoreRejected(err_code=code) if code == NO_PEERS:
+                        patience = min(PEERS_TIMEOUT, timeout)
+                    case StoreRejected(err_code=code) if code == STREAM_NOT_FOUND:
+                        patience = timeout  # one that another replica is making is in use and not found, for a moment
+                    case BusUnavailable():
+                        patience = timeout
+                if asyncio.get_running_loop().time() - began >= patience:
                     raise
                 await asyncio.sleep(RETRY_INTERVAL)
 
