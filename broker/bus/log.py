@@ -84,8 +84,8 @@ def store_soon(
 ) -> None:
     """Fenced publish for the hot path: `on_answer` is called once with the sequence or the error.
 
-    Every attempt has a reply token of its own; no answer in 1 s is BusUnavailable, i.e. undecided. Raises
-    BusUnavailable (and never calls back) when not connected.
+    Every attempt has a reply token of its own; no answer in time (at most 1 s) is BusUnavailable, i.e. undecided.
+    Raises BusUnavailable (and never calls back) when not connected.
     """
     bus.call(
         subject,

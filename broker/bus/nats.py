@@ -33,6 +33,7 @@ from nats.micro.request import ERROR_CODE_HEADER, ERROR_HEADER
 from nats.micro.request import Request as MicroRequest
 
 from broker.bus.errors import BusUnavailable, Refusal, StoreRejected
+from broker.bus.replies import API, MANY, Replies
 from broker.bus.subjects import operation_subject, random_id
 
 __all__ = ["Bus", "Handler", "Msg", "Service", "Subscription"]
@@ -43,8 +44,6 @@ Answer = TypeVar("Answer")
 PING_INTERVAL = 0.25
 PING_TIMEOUT = 0.75
 NOT_NOW = frozenset({10006, 10008, 10009, 10118})  # API errors of a cluster that starts, has no leader, or is cut
-REPLY_TIMEOUT = 1.0  # of `call`: after this a publish is undecided
-_MANY, _API = "m", "a"  # what the tokens of such questions begin with; those of others are numbers
 
 log = structlog.get_logger("bus")
 
@@ -56,10 +55,7 @@ class Bus:
         self._client = client
         self.id = name
         self._inbox = f"_INBOX.{random_id(12)}."
-        self._token = 0
-        self._replies: dict[str, Callable[[Msg | None], None]] = {}
-        self._calls: dict[str, float] = {}  # token -> deadline, in order: REPLY_TIMEOUT is the same for all
-        self._call_timer: asyncio.TimerHandle | None = None
+        self._replies = Replies[Msg]()
         self._heard_at = 0.0  # loop time of the last pong
         self._writer: asyncio.StreamWriter | None = None  # of the connection that the last ping went to
         self._watch: asyncio.Task[None] | None = None
@@ -119,10 +115,7 @@ class Bus:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        for token in list(self._replies):
-            self._settle(token, None)
-        if self._call_timer is not None:
-            self._call_timer.cancel()
+        self._replies.close()
         if not (self.connected and await self._pong()):  # a round trip: what was published just now has arrived
             await self._let_go()  # nats-py's close would wait for a frozen peer to take what is buffered
         await self._client.close()
@@ -196,7 +189,7 @@ class Bus:
             if not answer.done():
                 answer.set_result(msg)
 
-        token = self._expect(take, _API if subject.startswith("$JS.API.") else "")
+        token = self._replies.expect(take, API if subject.startswith("$JS.API.") else "")
         try:
             self.publish_now(subject, payload, self._inbox + token, headers)
             async with asyncio.timeout(timeout):
@@ -204,7 +197,7 @@ class Bus:
         except TimeoutError as error:
             raise BusUnavailable(f"no answer from {subject} in {timeout} s") from error
         finally:
-            self._replies.pop(token, None)
+            self._replies.forget(token)
         if msg is None or no_responders(msg):
             raise BusUnavailable(f"nobody answers {subject}")
         return msg
@@ -212,20 +205,18 @@ class Bus:
     def call(
         self, subject: str, payload: bytes, headers: dict[str, str] | None, on_reply: Callable[[Msg | None], None]
     ) -> None:
-        """As `request`, without a task or a future: `on_reply` is called once, with None after REPLY_TIMEOUT.
+        """As `request`, without a task or a future: `on_reply` is called once, with None where no answer came.
 
-        Raises BusUnavailable when not connected; `on_reply` is then not called.
+        How long it waits follows from how long answers take, see `patience.py`. Raises BusUnavailable when not
+        connected; `on_reply` is then not called.
         """
-        token = self._expect(on_reply)
+        token = self._replies.expect(on_reply)
         try:
             self.publish_now(subject, payload, self._inbox + token, headers)
         except BaseException:
-            self._replies.pop(token, None)
+            self._replies.forget(token)
             raise
-        loop = asyncio.get_running_loop()
-        self._calls[token] = loop.time() + REPLY_TIMEOUT
-        if self._call_timer is None:
-            self._call_timer = loop.call_later(REPLY_TIMEOUT, self._expire_calls)
+        self._replies.time(token)
 
     async def collect(
         self, subject: str, payload: bytes, is_last: Callable[[Msg], bool], *, timeout: float = 2.0
@@ -244,7 +235,7 @@ class Bus:
             if is_last(msg):
                 done.set_result(True)
 
-        token = self._expect(take, _MANY)
+        token = self._replies.expect(take, MANY)
         try:
             self.publish_now(subject, payload, self._inbox + token)
             async with asyncio.timeout(timeout):
@@ -252,7 +243,7 @@ class Bus:
         except TimeoutError as error:
             raise BusUnavailable(f"{len(messages)} answers from {subject} in {timeout} s, and not the last") from error
         finally:
-            self._replies.pop(token, None)
+            self._replies.forget(token)
         if not whole:
             raise BusUnavailable(f"nobody answers {subject}")
         return messages
@@ -313,32 +304,8 @@ class Bus:
 
     # -- inside ----------------------------------------------------------------------------------------------------
 
-    def _expect(self, on_reply: Callable[[Msg | None], None], kind: str = "") -> str:
-        self._token += 1
-        self._replies[token := f"{kind}{self._token}"] = on_reply
-        return token
-
     async def _on_reply(self, msg: Msg) -> None:
-        token = msg.subject.rpartition(".")[2]
-        if not token.startswith(_MANY):
-            self._settle(token, msg)
-        elif take := self._replies.get(token):
-            take(msg)
-
-    def _settle(self, token: str, msg: Msg | None) -> None:
-        self._calls.pop(token, None)
-        if on_reply := self._replies.pop(token, None):
-            on_reply(msg)
-
-    def _expire_calls(self) -> None:
-        loop = asyncio.get_running_loop()
-        self._call_timer = None
-        while self._calls:
-            token, deadline = next(iter(self._calls.items()))
-            if deadline > loop.time():
-                self._call_timer = loop.call_at(deadline, self._expire_calls)
-                return
-            self._settle(token, None)
+        self._replies.arrived(msg.subject.rpartition(".")[2], msg)
 
     async def _watchdog(self) -> None:
         """Notice within PING_INTERVAL + PING_TIMEOUT that the server does not answer, and let go of it."""
@@ -395,9 +362,7 @@ class Bus:
 
     async def _on_disconnected(self) -> None:
         self._forget_unsent()
-        for token in list(self._replies):  # a server's own answer would have come this way; OKOME's may still come
-            if token in self._calls or token.startswith(_API):
-                self._settle(token, None)
+        self._replies.disconnected()
         if not self._closed:
             log.warning("bus.disconnected", bus=self.id)
 

@@ -16,7 +16,8 @@ from nats.aio.client import Client
 
 from broker.bus import log
 from broker.bus.errors import BusError, BusUnavailable, StoreRejected, WrongLastSequence
-from broker.bus.nats import PING_TIMEOUT, REPLY_TIMEOUT, Bus, Msg
+from broker.bus.nats import PING_TIMEOUT, Bus, Msg
+from broker.bus.patience import MOST
 from tests.broker.bus.conftest import at, connected, eventually, leave, make_stream, plain, restarted
 from tests.fixtures.nats_server import NatsServer
 
@@ -80,7 +81,7 @@ async def test_a_late_ack_of_the_first_attempt_never_resolves_the_second(bus: Bu
     await bus.subscribe(f"slow.{bus.id}", slow_store)
     answers: asyncio.Queue[int | BusError] = asyncio.Queue()
     log.store_soon(bus, f"slow.{bus.id}", b"x", 0, answers.put_nowait)
-    async with asyncio.timeout(REPLY_TIMEOUT + QUICK):
+    async with asyncio.timeout(MOST + QUICK):
         assert isinstance(await answers.get(), BusUnavailable)
     log.store_soon(bus, f"slow.{bus.id}", b"x", 0, answers.put_nowait)
     first, second = await asked.get(), await asked.get()
@@ -117,7 +118,7 @@ async def test_a_publish_to_a_frozen_server_is_undecided_within_its_deadline(
         await log.store(fresh_bus, f"{stream}.b", b"x", expect_last=0, timeout=0.5)
     assert time.monotonic() - began < 0.5 + QUICK
     assert isinstance(await answers.get(), BusUnavailable)
-    assert time.monotonic() - began < REPLY_TIMEOUT + QUICK
+    assert time.monotonic() - began < MOST + QUICK
     fresh_nats.thaw()
     await eventually(lambda: fresh_bus.round_trip_ok)
     with pytest.raises(WrongLastSequence):
@@ -392,7 +393,10 @@ async def test_subscriptions_and_questions_survive_a_killed_server(fresh_bus: Bu
 
 
 async def test_a_server_that_leaves_is_left_at_once(clustered_nats: list[NatsServer]) -> None:
-    """Lame duck: it says so, and the connection moves although the server still answers. Nothing is lost."""
+    """Lame duck: it says so, and the connection moves although the server still answers.
+
+    What was handed to it in its last moment may be lost on its way to the others: about every publish its ack decides.
+    """
     async with connected(",".join(server.url for server in clustered_nats)) as bus:
         leaving, other = sorted(clustered_nats, key=lambda server: at(server) != bus.server)
         told = asyncio.Event()
@@ -408,12 +412,10 @@ async def test_a_server_that_leaves_is_left_at_once(clustered_nats: list[NatsSer
             leave(leaving)
             async with asyncio.timeout(10):  # the server tells its clients when its JetStream is down, a second later
                 await told.wait()
-                await bus.publish("moved", b"before")
             took = await eventually(lambda: bus.connected and bus.server == at(other), 2)
             assert took < 1
-            await eventually(lambda: got == [b"before"])  # over the route between the two: it may be overtaken
             await bus.publish("moved", b"after")
-            await eventually(lambda: got == [b"before", b"after"])
+            await eventually(lambda: got == [b"after"])
 
 
 async def test_no_server_is_said_in_time_and_without_the_password(guarded_nats: NatsServer) -> None:
@@ -477,4 +479,4 @@ async def test_answers_that_do_not_all_come_are_no_answer(bus: Bus) -> None:
     assert len(await bus.collect("half", b"", lambda msg: msg.data == b"2")) == 2
     with pytest.raises(BusUnavailable):
         await bus.collect("nobody", b"", lambda _: True)
-    assert bus._replies == {}
+    assert len(bus._replies) == 0

@@ -1,0 +1,30 @@
+"""How long one connection waits for the answer to a publish: the retransmission timeout of RFC 6298. Pure.
+
+A publish may be made again under its fence before the first one is decided, so waiting too short costs a message and a
+read, and waiting too long is a stall that a viewer sees. A fixed second was such a stall: a leader that leaves drops
+what it has not answered (one viewer of forty waited 1.05 s).
+"""
+
+LEAST, MOST = 0.1, 1.0  # seconds
+
+
+class Patience:
+    """`seconds` is what to wait now: the usual time and four times its deviation, and longer after a wait in vain."""
+
+    def __init__(self) -> None:
+        self.seconds = MOST
+        self._usual: float | None = None
+        self._deviation = 0.0
+
+    def answered(self, took: float) -> None:
+        """An answer came after `took` seconds. Not for the answer to a publish that was made twice."""
+        if self._usual is None:
+            self._usual, self._deviation = took, took / 2
+        else:
+            self._deviation += (abs(took - self._usual) - self._deviation) / 4
+            self._usual += (took - self._usual) / 8
+        self.seconds = min(MOST, max(LEAST, self._usual + 4 * self._deviation))
+
+    def in_vain(self) -> None:
+        """No answer came in time: the path may have become slower than it was, so wait longer before doing more."""
+        self.seconds = min(MOST, 2 * self.seconds)

@@ -1,0 +1,87 @@
+"""Who waits for which answer at a connection's own inbox. Every question has a token of its own, never used again.
+
+A question is waited for by whoever asked it, or *timed*: a publish, which is given up after the connection's `Patience`
+by one timer for all of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+from broker.bus.patience import LEAST, Patience
+
+Answer = TypeVar("Answer")
+
+MANY, API = "m", "a"  # what the tokens of such questions begin with; those of others are numbers
+
+
+class Replies(Generic[Answer]):
+    """`take` is given the answer, or None where there will be none."""
+
+    def __init__(self) -> None:
+        self._last = 0
+        self._waiting: dict[str, Callable[[Answer | None], None]] = {}
+        self._timed: dict[str, float] = {}  # token -> loop time when it was sent, in order
+        self._timer: asyncio.TimerHandle | None = None
+        self._patience = Patience()
+
+    def __len__(self) -> int:
+        """How many answers are waited for."""
+        return len(self._waiting)
+
+    def expect(self, take: Callable[[Answer | None], None], kind: str = "") -> str:
+        """A new token. `take` is called once with the answer; again and again where the kind is MANY."""
+        self._last += 1
+        self._waiting[token := f"{kind}{self._last}"] = take
+        return token
+
+    def time(self, token: str) -> None:
+        """From now on `token` is a publish under way: with no answer in time its `take` gets None."""
+        loop = asyncio.get_running_loop()
+        self._timed[token] = loop.time()
+        if self._timer is None:
+            self._timer = loop.call_later(LEAST, self._expire)
+
+    def forget(self, token: str) -> None:
+        self._waiting.pop(token, None)
+
+    def arrived(self, token: str, answer: Answer) -> None:
+        if token.startswith(MANY):
+            if take := self._waiting.get(token):
+                take(answer)
+            return
+        if (sent_at := self._timed.get(token)) is not None:
+            self._patience.answered(asyncio.get_running_loop().time() - sent_at)
+        self._settle(token, answer)
+
+    def disconnected(self) -> None:
+        """What a server would have answered itself will not come any more; what OKOME answers still may."""
+        for token in list(self._waiting):
+            if token in self._timed or token.startswith(API):
+                self._settle(token, None)
+
+    def close(self) -> None:
+        for token in list(self._waiting):
+            self._settle(token, None)
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _settle(self, token: str, answer: Answer | None) -> None:
+        self._timed.pop(token, None)
+        if take := self._waiting.pop(token, None):
+            take(answer)
+
+    def _expire(self) -> None:
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        late = [token for token, sent_at in self._timed.items() if sent_at + self._patience.seconds <= now]
+        if late:
+            self._patience.in_vain()
+        for token in late:
+            self._settle(token, None)
+        self._timer = None
+        if self._timed:  # patience may become less meanwhile, so it looks at least so often
+            soonest = next(iter(self._timed.values())) + self._patience.seconds
+            self._timer = loop.call_at(min(soonest, now + LEAST), self._expire)

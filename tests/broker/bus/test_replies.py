@@ -1,0 +1,99 @@
+"""Who waits for which answer, on a clock that the test moves."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+
+import pytest
+
+from broker.bus.patience import LEAST, MOST
+from broker.bus.replies import API, MANY, Replies
+from tests.models.virtual_loop import Clock
+
+
+@pytest.fixture
+def clock() -> Iterator[Clock]:
+    clock = Clock()
+    yield clock
+    clock.close()
+
+
+def test_a_publish_with_no_answer_is_given_up_sooner_where_answers_are_quick(clock: Clock) -> None:
+    async def play() -> tuple[float, float]:
+        loop = asyncio.get_running_loop()
+        replies: Replies[str] = Replies()
+        given_up: list[float] = []
+
+        def publish() -> str:
+            began = loop.time()
+            token = replies.expect(lambda answer: given_up.append(loop.time() - began) if answer is None else None)
+            replies.time(token)
+            return token
+
+        publish()
+        await asyncio.sleep(2 * MOST)
+        for _ in range(50):
+            token = publish()
+            await asyncio.sleep(0.002)
+            replies.arrived(token, "stored")
+        publish()
+        await asyncio.sleep(2 * MOST)
+        first, last = given_up
+        return first, last
+
+    first, last = clock.run(clock.loop(), play())
+    assert first == pytest.approx(MOST)
+    assert last == pytest.approx(LEAST)
+
+
+def test_publishes_given_up_together_double_the_patience_once(clock: Clock) -> None:
+    async def play() -> list[float]:
+        loop = asyncio.get_running_loop()
+        replies: Replies[str] = Replies()
+        for _ in range(50):
+            replies.time(token := replies.expect(lambda _: None))
+            replies.arrived(token, "stored")
+        given_up: list[float] = []
+        for _ in range(10):
+            replies.time(replies.expect(lambda _: given_up.append(loop.time())))
+        await asyncio.sleep(1.5 * LEAST)
+        began = loop.time()
+        replies.time(replies.expect(lambda _: given_up.append(loop.time() - began)))
+        await asyncio.sleep(MOST)
+        return given_up
+
+    given_up = clock.run(clock.loop(), play())
+    assert len(given_up) == 11
+    assert given_up[-1] == pytest.approx(2 * LEAST)
+
+
+def test_an_answer_is_taken_once_and_one_to_nobody_is_ignored() -> None:
+    replies: Replies[str] = Replies()
+    taken: list[str | None] = []
+    token = replies.expect(taken.append)
+    replies.arrived(token, "1")
+    replies.arrived(token, "2")
+    forgotten = replies.expect(taken.append)
+    replies.forget(forgotten)
+    replies.arrived(forgotten, "3")
+    many = replies.expect(taken.append, MANY)
+    replies.arrived(many, "4")
+    replies.arrived(many, "5")
+    assert taken == ["1", "4", "5"]
+
+
+def test_a_broken_connection_ends_what_a_server_would_have_answered_and_nothing_else(clock: Clock) -> None:
+    async def play() -> list[tuple[str, str | None]]:
+        replies: Replies[str] = Replies()
+        taken: list[tuple[str, str | None]] = []
+        replies.expect(lambda answer: taken.append(("okome", answer)))
+        replies.expect(lambda answer: taken.append(("api", answer)), API)
+        replies.time(replies.expect(lambda answer: taken.append(("publish", answer))))
+        replies.disconnected()
+        before_the_end = list(taken)
+        replies.close()
+        assert taken[len(before_the_end) :] == [("okome", None)]
+        return before_the_end
+
+    assert clock.run(clock.loop(), play()) == [("api", None), ("publish", None)]
