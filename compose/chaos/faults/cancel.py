@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from websockets.asyncio.client import connect
 
@@ -26,14 +27,20 @@ CALL_TIMEOUT = 10.0
 
 Told = tuple[bool, str]
 """Whether a cancel was accepted, and the generation's status as the answer has it, or why it was not."""
-Device = Callable[[str, str], Awaitable[Told]]
-"""Cancels a generation of a session: sid, gid. Raises OSError and EOFError as a connection does."""
+
+
+class Device(Protocol):
+    """Cancels a generation of a session. Raises OSError and EOFError as a connection does."""
+
+    async def __call__(self, sid: str, gid: str, saying: Callable[[], None] = lambda: None) -> Told:
+        """`saying` is called when the cancel is about to be sent: one is said over a connection that stands."""
 
 
 def over_http(door: Callable[[], str], token: str) -> Device:
     """`token`: the session's, or its tenant's key."""
 
-    async def cancel(sid: str, gid: str) -> Told:
+    async def cancel(sid: str, gid: str, saying: Callable[[], None] = lambda: None) -> Told:
+        saying()
         answer = await call(door(), "POST", f"/v1/sessions/{sid}/generations/{gid}/cancel", token, {})
         told = answer.json()
         return answer.status == 202, str(told.get("status") or told.get("error"))
@@ -44,7 +51,7 @@ def over_http(door: Callable[[], str], token: str) -> Device:
 def over_socket(door: Callable[[], str], token: str) -> Device:
     """A WebSocket of its own, which says nothing else."""
 
-    async def cancel(sid: str, gid: str) -> Told:
+    async def cancel(sid: str, gid: str, saying: Callable[[], None] = lambda: None) -> Told:
         url = f"{door().replace('http', 'ws', 1)}/v1/sessions/{sid}/ws?after=now"
         question = {"request_id": secrets.token_hex(8), "generation_id": gid}
         async with (
@@ -58,6 +65,7 @@ def over_socket(door: Callable[[], str], token: str) -> Device:
                 proxy=None,
             ) as socket,
         ):
+            saying()
             await socket.send(json.dumps({"event": "cancel", "data": question}))
             async for message in socket:
                 said = json.loads(message)
@@ -91,10 +99,12 @@ def cancel(session: Watched, asked: Asked, device: Device, *, wrong: bool) -> tu
     viewer = session.viewers[0]
     loop = asyncio.get_running_loop()
 
-    async def strike() -> None:
+    def saying() -> None:
         nonlocal wall
         led.sent_at, wall = loop.time(), now_ms()
-        await device(session.sid, "0" * len(asked.gid) if wrong else asked.gid)
+
+    async def strike() -> None:
+        await device(session.sid, "0" * len(asked.gid) if wrong else asked.gid, saying)
 
     async def ended() -> str:
         timeout = WRONG_TIMEOUT if wrong else SIGN_TIMEOUT
