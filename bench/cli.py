@@ -8,16 +8,23 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from bench import fluidity_page, plot, record, relay
 from bench import page as pages
-from bench import plot, record, relay
 from bench.contender import Contender
+from bench.fluidity import fluidity as compared
 from bench.ours import Okome
+from bench.pacing import PeerFailed, pacings
 from bench.peers import Direct, peers
 from bench.record import Shape
 from bench.summary import rows
+from bench.trace import jittered, recorded, steady
+
+__all__ = ["PeerFailed", "WrongUse", "fluidity", "measure", "write"]
 
 SHAPES = ("300x20", "1000x20", "300x100")
 RECORDS = "runs.jsonl"
+JITTER = 5.0
+QUICK = (300.0, 10.0)  # words a second, seconds
 _SHAPE = re.compile(r"(\d{1,5})x(\d{1,4})(?:x(\d))?")
 
 
@@ -68,3 +75,17 @@ def write(file: Path, where: Path, command: str) -> None:
     pictures.mkdir(exist_ok=True)
     for one, found in rows(record.runs(lines)).items():
         (pictures / pages.picture(one)).write_text(plot.curves({row.contender: row.curve for row in found}))
+
+
+def fluidity(command: str) -> str:
+    """The page of how answers read. Raises OSError, ValueError, PeerFailed."""
+    traces = recorded()
+    traces += [*(jittered(trace, JITTER) for trace in traces), steady(*QUICK)]
+    here = [one for one in pacings() if not one.missing]
+    missing = {type(one).__name__: one.missing for one in pacings() if one.missing}
+    rows = [
+        fluidity_page.Row(trace.name, one.name, compared(trace.streams, one.shown(trace.streams)))
+        for trace in traces
+        for one in here
+    ]
+    return fluidity_page.page(rows, missing, command)

@@ -2,12 +2,13 @@
 
 It delays events and never cuts, drops or reorders them. A token that comes alone goes out at once, so a steady source
 costs nothing; of a burst the first goes out at once and the others follow at the pace at which the source has been
-giving tokens, none later than `window` after it came. So the viewer is never behind the source by more than the window,
-and over any second gets what the source gave in it. History is not paced: it does not go through here.
+giving tokens, or quicker, so that the last is out within `window`. So the viewer is never behind the source by more
+than the window, and over any second gets what the source gave in it. History is not paced: it does not go through here.
 """
 
 from __future__ import annotations
 
+import math
 from collections import deque
 
 from broker.bus.frames import REASONING, TOKEN
@@ -26,7 +27,7 @@ class Pacer:
         self._waiting: deque[tuple[float, Event]] = deque()
         self._gap = 0.0  # average seconds per token of the source
         self._came_at: float | None = None  # when the burst before came
-        self._last_due = 0.0
+        self._last_due = -math.inf
 
     @property
     def due(self) -> float | None:
@@ -38,10 +39,14 @@ class Pacer:
         tokens = sum(event.name in PACED for event in events)
         if tokens:
             self._learn(tokens, now)
+        left = now + self._window - max(now, self._last_due)
+        step = left / max(1, tokens)  # many are spread over the window, not piled up at its end
+        if self._gap:
+            step = min(step, self._gap * HASTE)
         for event in events:
             due = max(now, self._last_due)
-            if event.name in PACED and (self._waiting or (self._last_due > now - self._gap * HASTE and tokens > 1)):
-                due = max(due, self._last_due + self._gap * HASTE)
+            if event.name in PACED and (self._waiting or (self._last_due > now - step and tokens > 1)):
+                due = max(due, self._last_due + step)
             due = min(due, now + self._window)
             self._waiting.append((due, event))
             self._last_due = due

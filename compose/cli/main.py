@@ -411,6 +411,24 @@ def bench_page(
             raise CommandFailed(str(error)) from error
 
 
+@bench.command("fluidity")
+def bench_fluidity(
+    write: Annotated[Path | None, typer.Option(help="The page that is written, such as docs/fluidity.md.")] = None,
+) -> None:
+    """How recorded answers read without a pacer, with ours and with smoothStream; it takes a second."""
+    with outcome():
+        from bench import cli as run
+
+        try:
+            page = run.fluidity("okome bench fluidity --write docs/fluidity.md")
+            if write is None:
+                print(page, end="")
+            else:
+                write.write_text(page)
+        except (OSError, ValueError, run.PeerFailed) as error:
+            raise CommandFailed(str(error)) from error
+
+
 def _announce(name: str, what: str) -> None:
     """A command that has its place but no body yet; it says so and fails, whatever it is given."""
 

@@ -75,6 +75,14 @@ def test_a_source_that_gives_bursts_is_seen_as_a_flow() -> None:
     assert sum(gap < 0.002 for gap in gaps) / len(gaps) < 0.2
 
 
+def test_a_burst_too_large_for_the_pace_is_spread_over_the_window() -> None:
+    """Eighteen after a stall: not one at once and the others in one jump when the window is over."""
+    out = played([*[(0.05, ["token"])] * 20, (0.5, ["token"] * 18)])
+    gaps = [later - earlier for earlier, later in pairwise(went for _, went, _ in out[-18:])]
+    assert max(gaps) < 2 * WINDOW / 18
+    assert min(gaps) > WINDOW / 18 / 2
+
+
 def test_a_flush_gives_everything_in_order_and_leaves_nothing() -> None:
     pacer = Pacer(WINDOW)
     pacer.offer([Event("token", b"", "0")], 0.0)

@@ -1,0 +1,76 @@
+"""Recorded answers of real engines: when each token came. What the files are is told in `traces/README.md`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from statistics import fmean
+from typing import NamedTuple
+
+import msgspec
+
+DIRECTORY = Path(__file__).with_name("traces")
+
+
+class Token(NamedTuple):
+    """`at`: seconds after the request."""
+
+    at: float
+    text: str
+
+
+Stream = Sequence[Token]
+
+
+class Trace(NamedTuple):
+    """Answers that ran at the same time on one engine."""
+
+    name: str
+    streams: list[Stream]
+
+
+class _Line(msgspec.Struct):
+    stream: int
+    index: int
+    t_ns: int
+    text: str
+
+
+_decoder = msgspec.json.Decoder(_Line)
+
+
+def recorded() -> list[Trace]:
+    """All that there are, by name. Raises OSError, msgspec.DecodeError."""
+    return [read(file) for file in sorted(DIRECTORY.glob("*.jsonl"))]
+
+
+def read(file: Path) -> Trace:
+    """Raises OSError, msgspec.DecodeError."""
+    streams: dict[int, list[Token]] = {}
+    for line in map(_decoder.decode, file.read_bytes().splitlines()):
+        streams.setdefault(line.stream, []).append(Token(line.t_ns / 1e9, line.text))
+    return Trace(file.stem, list(streams.values()))
+
+
+def steady(rate: float, seconds: float) -> Trace:
+    """One answer of a word every 1 / `rate` seconds: an engine quicker than any here."""
+    return Trace(f"{rate:g} words/s", [[Token(i / rate, f" w{i}") for i in range(int(rate * seconds))]])
+
+
+def jittered(trace: Trace, times: float) -> Trace:
+    """The same answers, every gap `times` as far from the mean of its stream: none below zero, the whole as long."""
+    return Trace(f"{trace.name}, {times:g} × jitter", [_jittered(stream, times) for stream in trace.streams])
+
+
+def _jittered(stream: Stream, times: float) -> Stream:
+    gaps = [after.at - before.at for before, after in pairwise(stream)]
+    mean = fmean(gaps)
+    wider = [max(0.0, mean + times * (gap - mean)) for gap in gaps]
+    scale = sum(gaps) / (sum(wider) or 1.0)
+    at = stream[0].at
+    out = [stream[0]]
+    for gap, token in zip(wider, stream[1:], strict=True):
+        at += gap * scale
+        out.append(token._replace(at=at))
+    return out
