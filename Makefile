@@ -19,6 +19,8 @@ COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --gen
 
 # Peers of the benchmark, in the versions that docs/performance.md was made with.
 SMOOTH_STREAM := ai@7.0.173
+DURABLE_STREAMS := @durable-streams/server@0.3.7 @durable-streams/client@0.2.6
+NPM := npm install --no-save --no-audit --no-fund --loglevel error
 PEERS := vllm-router==0.1.17 sglang-router==0.3.2 litellm[proxy]==1.108.7
 ifndef RECORDS
 RECORDS := bench-records/$(shell date +%Y%m%d-%H%M%S)
@@ -54,7 +56,8 @@ bench-peers: $(VENV)/python.stamp ## the peers that the benchmark compares with,
 		name=$${peer%%==*}; name=$${name%%[*}; \
 		"$(PYTHON)" -m venv .bench/$$name && .bench/$$name/bin/python -m pip install --quiet "$$peer" || exit 1; \
 	done
-	@npm install --prefix .bench/ai --no-save --no-audit --no-fund --loglevel error $(SMOOTH_STREAM)
+	@$(NPM) --prefix .bench/ai $(SMOOTH_STREAM)
+	@$(NPM) --prefix .bench/durable-streams $(DURABLE_STREAMS)
 
 wheel: install ## a wheel of all six packages in dist/
 	@$(PIP) wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .

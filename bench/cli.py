@@ -52,7 +52,7 @@ def chosen(only: Sequence[str]) -> list[Contender]:
 
 
 def measure(shapes: Sequence[str], only: Sequence[str], rounds: int, seconds: float, report: Path) -> Path:
-    """Run it; where the records are. Raises WrongUse, NotStarted, ConnectionError."""
+    """Run it; where the records are. Raises WrongUse."""
     contenders = chosen(only)
     wanted = [shape(text) for text in shapes or SHAPES]
     report.mkdir(parents=True, exist_ok=True)

@@ -19,6 +19,7 @@ START_TIMEOUT = 60.0
 END_TIMEOUT = 15.0
 LOOPBACK = "127.0.0.1"
 ROOT = Path(__file__).parent.parent
+Dialect = Literal["chat", "okome", "durable"]
 
 
 class NotStarted(Exception):
@@ -29,7 +30,7 @@ class NotStarted(Exception):
 class Running:
     """Where it takes requests, the key it wants, and its processes by name."""
 
-    dialect: Literal["chat", "okome"]
+    dialect: Dialect
     url: str
     key: str
     processes: Mapping[str, int]

@@ -14,13 +14,14 @@ import json
 import sys
 import time
 from collections.abc import Awaitable, Callable
-from typing import Literal, cast
+from typing import cast
 from urllib.parse import urlsplit
 
 import msgspec
 import uvloop
 
 from bench.ask import MODEL, TOKEN, Ask
+from bench.contender import Dialect
 from bench.histogram import Histogram
 from bench.record import Loaded, Shape
 from compose.chaos.http import call
@@ -34,12 +35,13 @@ Sending = Callable[[], Awaitable[None]]
 
 
 class Order(msgspec.Struct, frozen=True):
-    """dialect: `chat` asks an OpenAI-compatible server; `okome` opens sessions, watches them, and asks.
+    """dialect: `chat` asks an OpenAI-compatible server; `okome` opens sessions, watches them, and asks; `durable`
+    asks, and reads what it is told the URL of.
 
     ramp: seconds over which the answers are asked for; warm: seconds that all run before the window.
     """
 
-    dialect: Literal["chat", "okome"]
+    dialect: Dialect
     url: str
     key: str
     shape: Shape
@@ -78,10 +80,11 @@ class Load:
         order, loop = self.order, asyncio.get_running_loop()
         gate = asyncio.Semaphore(AT_ONCE)
         began = loop.time()
+        begin = {"chat": self._chat, "okome": self._okome, "durable": self._durable}[order.dialect]
 
         async def one(number: int) -> None:
             async with gate:
-                sending = await (self._chat() if order.dialect == "chat" else self._okome())
+                sending = await begin()
                 due = began + order.ramp * number / order.shape.streams
                 await asyncio.sleep(max(0.0, due - loop.time()))
                 await sending()
@@ -108,9 +111,9 @@ class Load:
             viewer.leave()
         return seen
 
-    async def _viewer(self, head: bytes, body: bytes = b"") -> Viewer:
+    async def _viewer(self, head: bytes, body: bytes = b"", port: int = 0) -> Viewer:
         loop = asyncio.get_running_loop()
-        _, viewer = await loop.create_connection(lambda: Viewer(self), self.host, self.port)
+        _, viewer = await loop.create_connection(lambda: Viewer(self), self.host, port or self.port)
         self._viewers.append(viewer)
         viewer.say(head, body)
         return viewer
@@ -128,6 +131,21 @@ class Load:
             for _ in range(self.order.shape.viewers):
                 asked_at = time.monotonic_ns() // 1000
                 (await self._viewer(head, body)).asked_at = asked_at
+
+        return send
+
+    async def _durable(self) -> Sending:
+        question = {"model": MODEL, "stream": True, "messages": [{"role": "user", "content": self.prompt()}]}
+
+        async def send() -> None:
+            asked_at = time.monotonic_ns() // 1000
+            answer = await call(self.order.url, "POST", "/v1/chat/completions", self.order.key, question)
+            if answer.status != 201:
+                raise ConnectionError(f"{answer.status} {answer.body[:200]!r}")
+            stream = urlsplit(answer.json()["url"])
+            head = f"GET {stream.path}?offset=-1&live=sse HTTP/1.1\r\nhost: {stream.netloc}\r\n\r\n".encode()
+            for _ in range(self.order.shape.viewers):
+                (await self._viewer(head, port=stream.port or 80)).asked_at = asked_at
 
         return send
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 from collections.abc import Sequence
 from functools import cached_property
@@ -11,7 +10,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Protocol
 
-from bench.peers import CURE, HOME
+from bench.peers import HOME, missing_package, package_version
 from bench.trace import Stream
 from broker.node.events import Event
 from broker.node.pacer import Pacer
@@ -98,14 +97,11 @@ class SmoothStream:
 
     @property
     def missing(self) -> str:
-        if shutil.which("node") is None:
-            return "apt-get install nodejs"
-        return "" if (self.home / "node_modules" / self.package).is_dir() else CURE
+        return missing_package(self.home, self.package)
 
     @cached_property
     def name(self) -> str:
-        told = json.loads((self.home / "node_modules" / self.package / "package.json").read_text())
-        return f"smoothStream, {self.package} {told['version']}"
+        return f"smoothStream, {self.package} {package_version(self.home, self.package)}"
 
     def shown(self, streams: Sequence[Stream]) -> list[list[float]]:
         argv: list[str | Path] = ["node", Path(__file__).with_name("smooth_stream.mjs"), self.home]

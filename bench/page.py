@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bench.record import Line, Missing, Run, Shape, runs
+from bench.record import Failed, Line, Missing, Run, Shape, runs
 from bench.summary import PATH, Row, rows
 
 OURS = "okome"
@@ -23,7 +23,10 @@ def page(lines: Sequence[Line], command: str) -> str:
         said = "; ".join(f"{name} (`{cure}`)" for name, cure in missing.items())
         parts.append(f"Not in these tables, because not installed where they were made: {said}.")
     for shape, found in rows(measured).items():
-        parts += [f"### {shape.name}", _table(found), *_verdicts(found), f"![latency](performance/{picture(shape)})"]
+        failed = [one for one in lines if isinstance(one, Failed) and one.shape == shape]
+        parts += [f"### {shape.name}", _table(found), *_verdicts(found)]
+        parts += [f"{one.contender} did not carry this load: {one.why}." for one in failed]
+        parts.append(f"![latency](performance/{picture(shape)})")
     return "\n\n".join(parts) + "\n"
 
 

@@ -1,16 +1,20 @@
-"""What people would pick instead, as they would start it. Each in a virtual environment of its own under `.bench/`."""
+"""What people would pick instead, as they would start it; each installed in a directory of its own under `.bench/`."""
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
+import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from importlib import metadata
 from pathlib import Path
 
 from bench.contender import LOOPBACK, ROOT, Contender, Running, free_port, listens, process
+from compose.up.servers import valkey_program
 
 HOME = ROOT / ".bench"
 CURE = "make bench-peers"
@@ -145,5 +149,76 @@ class HAProxy:
             yield Running("chat", f"http://{LOOPBACK}:{port}", KEY, {self.name: child.pid})
 
 
+@dataclass(frozen=True)
+class RedisStreams:
+    """`redis_relay.py` and a Valkey of its own, which appends to a file."""
+
+    name: str = "redis-streams"
+    missing: str = ""
+
+    @property
+    def version(self) -> str:
+        return f"redis-py {metadata.version('redis')}"
+
+    @asynccontextmanager
+    async def start(self, engine: str, directory: Path) -> AsyncIterator[Running]:
+        store, port = free_port(), free_port()
+        settings = ["--bind", LOOPBACK, "--port", str(store), "--dir", str(directory), "--save", ""]
+        settings += ["--appendonly", "yes", "--appendfsync", "everysec"]
+        log = directory / f"{self.name}.log"
+        argv = [sys.executable, "-P", "-m", "bench.redis_relay", str(port), engine, f"redis://{LOOPBACK}:{store}"]
+        async with (
+            process([valkey_program(), *settings], directory / "valkey.log") as valkey,
+            process(argv, log) as relay,
+        ):
+            await listens(port, relay, log)
+            yield Running("chat", f"http://{LOOPBACK}:{port}", KEY, {self.name: relay.pid, "valkey": valkey.pid})
+
+
+class DurableStreams:
+    """The protocol's reference server with its file store, and a producer: `durable_streams.mjs`."""
+
+    name = "durable-streams"
+    package = "@durable-streams/server"
+
+    @property
+    def home(self) -> Path:
+        return HOME / self.name
+
+    @property
+    def missing(self) -> str:
+        return missing_package(self.home, self.package)
+
+    @cached_property
+    def version(self) -> str:
+        return package_version(self.home, self.package)
+
+    @asynccontextmanager
+    async def start(self, engine: str, directory: Path) -> AsyncIterator[Running]:
+        program: list[str | Path] = ["node", Path(__file__).with_name("durable_streams.mjs"), self.home]
+        streams, port = free_port(), free_port()
+        log = directory / f"{self.name}.log"
+        argv = [*program, "producer", str(port), engine, f"http://{LOOPBACK}:{streams}"]
+        async with (
+            process([*program, "server", str(streams), directory / "streams"], directory / "server.log") as server,
+            process(argv, log) as producer,
+        ):
+            await listens(port, producer, log)
+            processes = {self.name: server.pid, "producer": producer.pid}
+            yield Running("durable", f"http://{LOOPBACK}:{port}", KEY, processes)
+
+
+def missing_package(home: Path, package: str) -> str:
+    """The command that brings an npm package to `home`, or Node; "" if both are here."""
+    if shutil.which("node") is None:
+        return "apt-get install nodejs"
+    return "" if (home / "node_modules" / package).is_dir() else CURE
+
+
+def package_version(home: Path, package: str) -> str:
+    told = json.loads((home / "node_modules" / package / "package.json").read_text())
+    return str(told["version"])
+
+
 def peers() -> list[Contender]:
-    return [HAProxy(), VllmRouter(), SglangRouter(), LiteLLM()]
+    return [HAProxy(), VllmRouter(), SglangRouter(), LiteLLM(), RedisStreams(), DurableStreams()]

@@ -18,6 +18,11 @@ class Shape(msgspec.Struct, frozen=True):
     viewers: int = 1
 
     @property
+    def asked(self) -> float:
+        """Tokens a second that all viewers together are to get."""
+        return self.streams * self.rate * self.viewers
+
+    @property
     def name(self) -> str:
         viewers = f" × {self.viewers} viewers" if self.viewers > 1 else ""
         return f"{self.streams} × {self.rate:g}/s{viewers}"
@@ -65,7 +70,17 @@ class Missing(msgspec.Struct, frozen=True, tag="missing", tag_field="kind"):
     cure: str
 
 
-Line = Run | Missing
+class Failed(msgspec.Struct, frozen=True, tag="failed", tag_field="kind"):
+    """A contender that did not carry a load: `why` has its last words, or what the load client met."""
+
+    contender: str
+    version: str
+    shape: Shape
+    round: int
+    why: str
+
+
+Line = Run | Missing | Failed
 
 _decoder = msgspec.json.Decoder(Line)
 

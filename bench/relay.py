@@ -13,7 +13,7 @@ import msgspec
 
 from bench.contender import Contender, NotStarted, mock_engine
 from bench.load import Order
-from bench.record import Loaded, Missing, Run, Shape, write
+from bench.record import Failed, Loaded, Missing, Run, Shape, write
 from bench.usage import between, used
 from compose.chaos.run import machine
 
@@ -39,7 +39,7 @@ async def measure(
 ) -> None:
     """Every shape so many rounds, in each round every contender once, in turned order; records go to `file`.
 
-    Raises NotStarted, and ConnectionError where a contender refuses or loses the load.
+    Who does not carry a load is recorded with the reason, and not asked for that load again.
     """
     here = []
     for one in contenders:
@@ -49,12 +49,21 @@ async def measure(
         else:
             here.append(one)
     for shape in shapes:
+        able = list(here)
         for number in range(rounds):
-            turned = here[number % len(here) :] + here[: number % len(here)]
-            for one in turned:
-                run = await once(one, shape, number, timing)
-                write(file, run)
-                said(line(run))
+            for one in able[number % len(able) :] + able[: number % len(able)]:
+                try:
+                    run = await once(one, shape, number, timing)
+                except (NotStarted, TimeoutError) as error:
+                    why = str(error) or f"not done in {RUN_TIMEOUT:g} s"
+                    write(file, Failed(one.name, one.version, shape, number, why))
+                    said(f"{shape.name:<14} {one.name:<14} does not carry it: {why}")
+                    able.remove(one)
+                else:
+                    write(file, run)
+                    said(line(run))
+            if not able:
+                break
 
 
 async def once(contender: Contender, shape: Shape, number: int, timing: Timing) -> Run:

@@ -15,19 +15,23 @@ SPREAD = 0.3
 """Of the CPU per token between rounds, above which a figure is no figure."""
 SATURATED = 0.85
 """Of a core that the load client used, above which it measured itself."""
+KEPT_UP = 0.97
+"""Of the tokens asked for, below which a contender was behind when the window ended."""
 
 
 @dataclass(frozen=True)
 class Row:
     """One contender under one shape. Times in milliseconds, costs in microseconds of CPU per token that a viewer got.
 
-    costs: by role, and `whole`: all of its processes. spread: (highest − lowest) ÷ median of `whole` over the rounds.
+    kept_up: the share of the tokens asked for that came. costs: by role, and `whole`: all of its processes.
+    spread: (highest − lowest) ÷ median of `whole` over the rounds.
     """
 
     contender: str
     version: str
     rounds: int
     rate: float
+    kept_up: float
     costs: dict[str, float]
     whole: float
     spread: float
@@ -48,6 +52,8 @@ class Row:
             doubts.append(f"{self.wrong} tokens out of order, twice or missing")
         if self.lost:
             doubts.append(f"{self.lost} connections lost")
+        if self.kept_up < KEPT_UP:
+            doubts.append(f"only {self.kept_up:.0%} of the tokens arrived in their time")
         if self.client > SATURATED:
             doubts.append(f"the load client used {self.client:.0%} of a core")
         if self.spread > SPREAD:
@@ -78,7 +84,8 @@ def _row(runs: Sequence[Run]) -> Row:
         contender=runs[0].contender,
         version=runs[0].version,
         rounds=len(runs),
-        rate=median(one.tokens / one.seconds for one in loads),
+        rate=(rate := median(one.tokens / one.seconds for one in loads)),
+        kept_up=rate / runs[0].shape.asked,
         costs={name: median(cost.get(name, 0.0) for cost in costs) for name in costs[0]},
         whole=whole,
         spread=(max(wholes) - min(wholes)) / whole if whole else 0.0,

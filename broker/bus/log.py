@@ -114,7 +114,7 @@ async def store(
         fields["Nats-Expected-Last-Subject-Sequence"] = str(expect_last)
     if msg_id:
         fields["Nats-Msg-Id"] = msg_id
-    answer = read_ack(await bus.request(subject, payload, timeout=timeout, headers=fields or None))
+    answer = read_ack(await bus.request(subject, payload, timeout=timeout, headers=fields or None, publish=True))
     if isinstance(answer, BusError):
         raise answer
     return answer

@@ -5,6 +5,7 @@ What it works around, each with a test (tests/broker/bus/test_nats.py):
   aborts the transport when a ping is not answered in time;
 - the late pong of a ping that was given up (`flush` with a timeout) ends nats-py's read loop for good, silently: our
   pings are never cancelled, and a connection on which nothing is read any more is let go like a frozen one;
+- a server cut off from the others answers pings and stores nothing: after a while (`futility.py`) another one is tried;
 - `publish_async` never resolves on an error answer: one reply inbox is our own, and every attempt has its own token;
 - publishes while disconnected would be buffered and sent later, behind the fence: `pending_size=0` refuses them,
   and what had not been written when the connection broke is thrown away;
@@ -33,7 +34,7 @@ from nats.micro.request import ERROR_CODE_HEADER, ERROR_HEADER
 from nats.micro.request import Request as MicroRequest
 
 from broker.bus.errors import BusUnavailable, Refusal, StoreRejected
-from broker.bus.replies import API, MANY, Replies
+from broker.bus.replies import API, MANY, PUBLISH, Replies
 from broker.bus.subjects import operation_subject, random_id
 
 __all__ = ["Bus", "Handler", "Msg", "Service", "Subscription"]
@@ -180,21 +181,32 @@ class Bus:
         self.publish_now(subject, payload, reply, headers)
 
     async def request(
-        self, subject: str, payload: bytes = b"", *, timeout: float = 2.0, headers: dict[str, str] | None = None
+        self,
+        subject: str,
+        payload: bytes = b"",
+        *,
+        timeout: float = 2.0,
+        headers: dict[str, str] | None = None,
+        publish: bool = False,
     ) -> Msg:
-        """One question, one answer; raises BusUnavailable when there is no responder or no answer in time."""
+        """One question, one answer; raises BusUnavailable when there is no responder or no answer in time.
+
+        publish: it is a publish that a stream is to acknowledge.
+        """
         answer: asyncio.Future[Msg | None] = asyncio.get_running_loop().create_future()
 
         def take(msg: Msg | None) -> None:
             if not answer.done():
                 answer.set_result(msg)
 
-        token = self._replies.expect(take, API if subject.startswith("$JS.API.") else "")
+        kind = PUBLISH if publish else API if subject.startswith("$JS.API.") else ""
+        token = self._replies.expect(take, kind)
         try:
             self.publish_now(subject, payload, self._inbox + token, headers)
             async with asyncio.timeout(timeout):
                 msg = await answer
         except TimeoutError as error:
+            self._replies.gave_up(token)
             raise BusUnavailable(f"no answer from {subject} in {timeout} s") from error
         finally:
             self._replies.forget(token)
@@ -205,12 +217,12 @@ class Bus:
     def call(
         self, subject: str, payload: bytes, headers: dict[str, str] | None, on_reply: Callable[[Msg | None], None]
     ) -> None:
-        """As `request`, without a task or a future: `on_reply` is called once, with None where no answer came.
+        """As a `request` to publish, without a task or a future: `on_reply` is called once, with None for no answer.
 
         How long it waits follows from how long answers take, see `patience.py`. Raises BusUnavailable when not
         connected; `on_reply` is then not called.
         """
-        token = self._replies.expect(on_reply)
+        token = self._replies.expect(on_reply, PUBLISH)
         try:
             self.publish_now(subject, payload, self._inbox + token, headers)
         except BaseException:
@@ -305,7 +317,7 @@ class Bus:
     # -- inside ----------------------------------------------------------------------------------------------------
 
     async def _on_reply(self, msg: Msg) -> None:
-        self._replies.arrived(msg.subject.rpartition(".")[2], msg)
+        self._replies.arrived(msg.subject.rpartition(".")[2], msg, nobody=no_responders(msg))
 
     async def _watchdog(self) -> None:
         """Notice within PING_INTERVAL + PING_TIMEOUT that the server does not answer, and let go of it."""
@@ -314,11 +326,18 @@ class Bus:
             if self._client.is_connected:
                 self._writer = self._current_writer()
                 if await self._pong() or self._current_writer() is not self._writer:
+                    await self._leave_if_futile()
                     continue  # well, or moved meanwhile
                 log.warning("bus.server_silent", bus=self.id, server=self.server)
                 await self._let_go()
             elif self._writer is not None and self._current_writer() is self._writer:
                 self._writer.transport.abort()  # reconnecting waits for a frozen peer to take what is buffered
+
+    async def _leave_if_futile(self) -> None:
+        """Try another server where this one answers and stores nothing: it may be cut off from the others."""
+        if self._replies.futility.look(asyncio.get_running_loop().time()) and len(self._client.servers) > 1:
+            log.warning("bus.server_futile", bus=self.id, server=self.server)
+            await self.kick()
 
     async def _pong(self) -> bool:
         """One round trip within PING_TIMEOUT.

@@ -1,7 +1,7 @@
 """Who waits for which answer at a connection's own inbox. Every question has a token of its own, never used again.
 
 A question is waited for by whoever asked it, or *timed*: a publish, which is given up after the connection's `Patience`
-by one timer for all of them.
+by one timer for all of them. `futility` is told what became of publishes, timed or not.
 """
 
 from __future__ import annotations
@@ -10,11 +10,12 @@ import asyncio
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
+from broker.bus.futility import Futility
 from broker.bus.patience import LEAST, Patience
 
 Answer = TypeVar("Answer")
 
-MANY, API = "m", "a"  # what the tokens of such questions begin with; those of others are numbers
+MANY, API, PUBLISH = "m", "a", "p"  # what the tokens of such questions begin with; those of others are numbers
 
 
 class Replies(Generic[Answer]):
@@ -26,6 +27,7 @@ class Replies(Generic[Answer]):
         self._timed: dict[str, float] = {}  # token -> loop time when it was sent, in order
         self._timer: asyncio.TimerHandle | None = None
         self._patience = Patience()
+        self.futility = Futility()
 
     def __len__(self) -> int:
         """How many answers are waited for."""
@@ -38,7 +40,7 @@ class Replies(Generic[Answer]):
         return token
 
     def time(self, token: str) -> None:
-        """From now on `token` is a publish under way: with no answer in time its `take` gets None."""
+        """From now on `token`, a PUBLISH, is under way: with no answer in time its `take` gets None."""
         loop = asyncio.get_running_loop()
         self._timed[token] = loop.time()
         if self._timer is None:
@@ -47,19 +49,31 @@ class Replies(Generic[Answer]):
     def forget(self, token: str) -> None:
         self._waiting.pop(token, None)
 
-    def arrived(self, token: str, answer: Answer) -> None:
+    def gave_up(self, token: str) -> None:
+        """Whoever asked waits no longer."""
+        self.forget(token)
+        if token.startswith(PUBLISH):
+            self.futility.in_vain(asyncio.get_running_loop().time())
+
+    def arrived(self, token: str, answer: Answer, *, nobody: bool = False) -> None:
+        """`nobody`: the answer is that there is nobody to answer."""
         if token.startswith(MANY):
             if take := self._waiting.get(token):
                 take(answer)
             return
-        if (sent_at := self._timed.get(token)) is not None:
-            self._patience.answered(asyncio.get_running_loop().time() - sent_at)
+        if token.startswith(PUBLISH) and token in self._waiting:
+            if nobody:
+                self.futility.in_vain(asyncio.get_running_loop().time())
+            else:
+                self.futility.decided()
+                if (sent_at := self._timed.get(token)) is not None:
+                    self._patience.answered(asyncio.get_running_loop().time() - sent_at)
         self._settle(token, answer)
 
     def disconnected(self) -> None:
         """What a server would have answered itself will not come any more; what OKOME answers still may."""
         for token in list(self._waiting):
-            if token in self._timed or token.startswith(API):
+            if token.startswith((PUBLISH, API)):
                 self._settle(token, None)
 
     def close(self) -> None:
@@ -79,6 +93,7 @@ class Replies(Generic[Answer]):
         late = [token for token, sent_at in self._timed.items() if sent_at + self._patience.seconds <= now]
         if late:
             self._patience.in_vain()
+            self.futility.in_vain(now)
         for token in late:
             self._settle(token, None)
         self._timer = None

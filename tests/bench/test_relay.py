@@ -5,13 +5,11 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-import pytest
-
 from bench import record, relay
-from bench.contender import Contender, NotStarted, Running, mock_engine
+from bench.contender import Contender, Running, mock_engine
 from bench.ours import Okome
 from bench.peers import Direct
-from bench.record import Missing, Run, Shape
+from bench.record import Failed, Missing, Run, Shape
 
 DEADLINE = 60.0
 TIMING = relay.Timing(ramp=0.2, warm=0.2, window=1.0)
@@ -45,17 +43,22 @@ async def test_every_token_of_the_durable_path_is_seen_once_and_paid_for(tmp_pat
     assert all(ours.processes[f"{role}-1"].cpu > 0 for role in ("worker", "nats", "node", "ingress"))
 
 
-async def test_a_contender_that_refuses_is_named_with_its_words(tmp_path: Path) -> None:
+async def test_a_contender_that_refuses_is_named_with_its_words_and_the_others_go_on(tmp_path: Path) -> None:
     @dataclass(frozen=True)
     class Wrong(Absent):
         name: str = "wrong"
+        missing: str = ""
 
         def start(self, engine: str, directory: Path) -> AbstractAsyncContextManager[Running]:
             return Direct().start(f"{engine.rpartition(':')[0]}:1", directory)
 
-    with pytest.raises(NotStarted, match="wrong"):
-        async with asyncio.timeout(DEADLINE):
-            await relay.once(Wrong(), Shape(1, 1.0), 0, TIMING)
+    file = tmp_path / "runs.jsonl"
+    async with asyncio.timeout(DEADLINE):
+        await relay.measure([Wrong(), Direct()], [Shape(1, 20.0)], 2, TIMING, file, lambda line: None)
+    failed, *others = record.read(file)
+    assert isinstance(failed, Failed)
+    assert "refused" in failed.why.lower()
+    assert [(type(one), one.contender) for one in others] == [(Run, "engine alone")] * 2
 
 
 async def test_the_mock_engine_ends_with_its_block(tmp_path: Path) -> None:

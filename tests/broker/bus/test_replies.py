@@ -7,8 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from broker.bus.futility import FIRST
 from broker.bus.patience import LEAST, MOST
-from broker.bus.replies import API, MANY, Replies
+from broker.bus.replies import API, MANY, PUBLISH, Replies
 from tests.models.virtual_loop import Clock
 
 
@@ -27,7 +28,9 @@ def test_a_publish_with_no_answer_is_given_up_sooner_where_answers_are_quick(clo
 
         def publish() -> str:
             began = loop.time()
-            token = replies.expect(lambda answer: given_up.append(loop.time() - began) if answer is None else None)
+            token = replies.expect(
+                lambda answer: given_up.append(loop.time() - began) if answer is None else None, PUBLISH
+            )
             replies.time(token)
             return token
 
@@ -52,14 +55,14 @@ def test_publishes_given_up_together_double_the_patience_once(clock: Clock) -> N
         loop = asyncio.get_running_loop()
         replies: Replies[str] = Replies()
         for _ in range(50):
-            replies.time(token := replies.expect(lambda _: None))
+            replies.time(token := replies.expect(lambda _: None, PUBLISH))
             replies.arrived(token, "stored")
         given_up: list[float] = []
         for _ in range(10):
-            replies.time(replies.expect(lambda _: given_up.append(loop.time())))
+            replies.time(replies.expect(lambda _: given_up.append(loop.time()), PUBLISH))
         await asyncio.sleep(1.5 * LEAST)
         began = loop.time()
-        replies.time(replies.expect(lambda _: given_up.append(loop.time() - began)))
+        replies.time(replies.expect(lambda _: given_up.append(loop.time() - began), PUBLISH))
         await asyncio.sleep(MOST)
         return given_up
 
@@ -89,7 +92,7 @@ def test_a_broken_connection_ends_what_a_server_would_have_answered_and_nothing_
         taken: list[tuple[str, str | None]] = []
         replies.expect(lambda answer: taken.append(("okome", answer)))
         replies.expect(lambda answer: taken.append(("api", answer)), API)
-        replies.time(replies.expect(lambda answer: taken.append(("publish", answer))))
+        replies.time(replies.expect(lambda answer: taken.append(("publish", answer)), PUBLISH))
         replies.disconnected()
         before_the_end = list(taken)
         replies.close()
@@ -97,3 +100,31 @@ def test_a_broken_connection_ends_what_a_server_would_have_answered_and_nothing_
         return before_the_end
 
     assert clock.run(clock.loop(), play()) == [("api", None), ("publish", None)]
+
+
+def test_what_becomes_of_publishes_tells_whether_the_server_is_of_use(clock: Clock) -> None:
+    async def play() -> list[bool]:
+        loop = asyncio.get_running_loop()
+        replies: Replies[str] = Replies()
+        looks = []
+
+        async def look() -> None:
+            await asyncio.sleep(1.1 * FIRST)
+            looks.append(replies.futility.look(loop.time()))
+
+        replies.time(replies.expect(lambda _: None, PUBLISH))
+        await asyncio.sleep(MOST)
+        await look()  # no answer
+        replies.arrived(replies.expect(lambda _: None, PUBLISH), "stored")
+        await look()
+        replies.arrived(replies.expect(lambda _: None, PUBLISH), "503", nobody=True)
+        await look()  # nobody to answer
+        replies.arrived(replies.expect(lambda _: None, PUBLISH), "stored")
+        replies.gave_up(replies.expect(lambda _: None, PUBLISH))
+        replies.arrived(replies.expect(lambda _: None, API), "read")
+        await look()  # no answer, and a read proves nothing
+        replies.gave_up(replies.expect(lambda _: None))
+        await look()
+        return looks
+
+    assert clock.run(clock.loop(), play()) == [True, False, True, True, False]
