@@ -16,13 +16,18 @@ from msgspec import Meta
 TOKEN = re.compile(rb"(\d+):(\d{6,}) ")
 MODEL = "mock"
 MAX_RATE = 10_000
+MAX_TOKENS = 1_000_000
 
 
 class Ask(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The last user message, as JSON. rate: tokens per second, 0 = all at once."""
 
-    tokens: Annotated[int, Meta(ge=1, le=1_000_000)] = 200
+    tokens: Annotated[int, Meta(ge=1, le=MAX_TOKENS)] = 200
     rate: Annotated[float, Meta(ge=0, le=MAX_RATE)] = 20
+
+    @property
+    def prompt(self) -> str:
+        return msgspec.json.encode(self).decode()
 
 
 parse = msgspec.json.Decoder(Ask).decode

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from bench import fluidity_page, plot, record, relay
 from bench import page as pages
+from bench import resume as resuming
 from bench.contender import Contender
 from bench.fluidity import fluidity as compared
 from bench.ours import Okome
@@ -19,10 +20,11 @@ from bench.record import Shape
 from bench.summary import rows
 from bench.trace import jittered, recorded, steady
 
-__all__ = ["PeerFailed", "WrongUse", "fluidity", "measure", "write"]
+__all__ = ["PeerFailed", "WrongUse", "fluidity", "measure", "resume", "write"]
 
 SHAPES = ("300x20", "1000x20", "300x100")
 RECORDS = "runs.jsonl"
+RESUME_RAMP = 10.0  # seconds in which the answers begin that are watched meanwhile
 JITTER = 5.0
 QUICK = (300.0, 10.0)  # words a second, seconds
 _SHAPE = re.compile(r"(\d{1,5})x(\d{1,4})(?:x(\d))?")
@@ -35,16 +37,17 @@ class WrongUse(ValueError):
 def shape(text: str) -> Shape:
     """`1000x20`: a thousand streams of 20 tokens/s; `1000x20x3`: each watched by three. Raises WrongUse."""
     found = _SHAPE.fullmatch(text)
-    if found is None or 0 in (int(found[1]), int(found[2]), int(found[3] or 1)):
+    if found is None or 0 in (int(found[1]), int(found[3] or 1)):
         raise WrongUse(
-            f"--shape {text}: streams x tokens a second, such as 1000x20, or 1000x20x3 for three viewers each"
+            f"--shape {text}: streams x tokens a second, such as 1000x20, 1000x20x3 for three viewers each, or 1000x0 "
+            "for streams in which nothing is asked"
         )
     return Shape(int(found[1]), float(found[2]), int(found[3] or 1))
 
 
 def chosen(only: Sequence[str]) -> list[Contender]:
     """Raises WrongUse."""
-    all_there: list[Contender] = [Direct(), Okome(), *peers()]
+    all_there: list[Contender] = [Direct(), Okome(), Okome(websocket=True), *peers()]
     there = {one.name: one for one in all_there}
     if unknown := [name for name in only if name not in there]:
         raise WrongUse(f"--only {', '.join(unknown)}: one of {', '.join(there)}")
@@ -55,26 +58,44 @@ def measure(shapes: Sequence[str], only: Sequence[str], rounds: int, seconds: fl
     """Run it; where the records are. Raises WrongUse."""
     contenders = chosen(only)
     wanted = [shape(text) for text in shapes or SHAPES]
+    if any(not one.rate for one in wanted) and any(not isinstance(one, Okome) for one in contenders):
+        raise WrongUse("a shape in which nothing is asked is for sessions: --only okome")
     report.mkdir(parents=True, exist_ok=True)
     file = report / RECORDS
     if file.exists():
         raise WrongUse(f"--report {report}: holds the records of another run already")
 
-    def said(line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
+    asyncio.run(relay.measure(contenders, wanted, rounds, relay.Timing(window=seconds), file, _said))
+    return file
 
-    asyncio.run(relay.measure(contenders, wanted, rounds, relay.Timing(window=seconds), file, said))
+
+def _said(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def resume(text: str, resumes: float, history: int, rounds: int, seconds: float, report: Path) -> Path:
+    """Measure it; where the records are, behind what is there already. Raises WrongUse, NotStarted, TimeoutError."""
+    watched = shape(text)
+    if not watched.rate:
+        raise WrongUse(f"--shape {text}: nobody can come back to tokens that do not come")
+    report.mkdir(parents=True, exist_ok=True)
+    file = report / RECORDS
+    timing = relay.Timing(ramp=RESUME_RAMP, window=seconds)
+    asyncio.run(resuming.measure(watched, resumes, history, rounds, timing, file, _said))
     return file
 
 
 def write(file: Path, where: Path, command: str) -> None:
-    """The page, and its plots beside it. Raises OSError, ValueError."""
+    """The page, and beside it its plots and the records. Raises OSError, ValueError."""
     lines = list(record.read(file))
     where.write_text(pages.page(lines, command))
-    pictures = where.parent / where.stem
-    pictures.mkdir(exist_ok=True)
+    beside = where.parent / where.stem
+    beside.mkdir(exist_ok=True)
+    if file.resolve() != (kept := beside / RECORDS).resolve():
+        kept.write_bytes(file.read_bytes())
     for one, found in rows(record.runs(lines)).items():
-        (pictures / pages.picture(one)).write_text(plot.curves({row.contender: row.curve for row in found}))
+        if one.rate:
+            (beside / pages.picture(one)).write_text(plot.curves({row.contender: row.curve for row in found}))
 
 
 def fluidity(command: str) -> str:

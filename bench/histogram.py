@@ -29,8 +29,8 @@ class Histogram:
 
     def told(self) -> Times:
         """Percentiles in milliseconds, and the curve to draw."""
-        p50, p90, p99, p999 = (self.percentile(share) for share in (0.5, 0.9, 0.99, 0.999))
-        return Times(self.count, p50, p90, p99, p999, [self.percentile(share) for share in CURVE])
+        p50, p90, p95, p99, p999 = (self.percentile(share) for share in (0.5, 0.9, 0.95, 0.99, 0.999))
+        return Times(self.count, p50, p90, p95, p99, p999, [self.percentile(share) for share in CURVE])
 
     def percentile(self, share: float) -> float:
         """Milliseconds within which that share of the times lies; 0 where there are none."""
@@ -54,6 +54,7 @@ class Times(msgspec.Struct, frozen=True):
     count: int
     p50: float
     p90: float
+    p95: float
     p99: float
     p999: float
     curve: list[float]

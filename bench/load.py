@@ -14,13 +14,13 @@ import json
 import sys
 import time
 from collections.abc import Awaitable, Callable
-from typing import cast
+from typing import NamedTuple, cast
 from urllib.parse import urlsplit
 
 import msgspec
 import uvloop
 
-from bench.ask import MODEL, TOKEN, Ask
+from bench.ask import MAX_TOKENS, MODEL, TOKEN, Ask
 from bench.contender import Dialect
 from bench.histogram import Histogram
 from bench.record import Loaded, Shape
@@ -28,7 +28,14 @@ from compose.chaos.http import call
 
 AT_ONCE = 32  # connections that are made at the same time
 READY_TIMEOUT = 120.0
+WINDOWS = 3  # at most
 SPARE = 60.0  # seconds of tokens that nobody reads any more
+PING = 0x9
+PONG = b"\x8a\x80\x00\x00\x00\x00"  # empty, masked with nothing
+UPGRADE = (
+    "connection: upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\n"
+    "sec-websocket-key: AAAAAAAAAAAAAAAAAAAAAA==\r\nsec-websocket-protocol: okome.v1\r\n"
+)
 
 Sending = Callable[[], Awaitable[None]]
 """Asks for an answer whose viewers are ready."""
@@ -50,6 +57,13 @@ class Order(msgspec.Struct, frozen=True):
     window: float
 
 
+class Watching(NamedTuple):
+    """A viewer, and the head of what it asked."""
+
+    viewer: Viewer
+    head: bytes
+
+
 class Load:
     """All viewers of a run, and what they saw. `run` raises ConnectionError where a stream is refused."""
 
@@ -65,61 +79,77 @@ class Load:
         self.all_begun = asyncio.Event()
         self.over = False
         self.refused = ""  # what a server said in place of a stream
-        self._viewers: list[Viewer] = []
+        self.watching: list[Watching] = []
         where = urlsplit(order.url)
         self.host, self.port = where.hostname or "127.0.0.1", where.port or 80
 
-    def prompt(self) -> str:
+    @property
+    def ask(self) -> Ask:
+        """Enough tokens that no answer ends before the last window does."""
         order = self.order
-        seconds = order.ramp + order.warm + order.window + READY_TIMEOUT + SPARE
-        ask = Ask(tokens=min(1_000_000, int(seconds * order.shape.rate)), rate=order.shape.rate)
-        return msgspec.json.encode(ask).decode()
+        seconds = order.ramp + order.warm + WINDOWS * order.window + READY_TIMEOUT + SPARE
+        return Ask(tokens=min(MAX_TOKENS, int(seconds * order.shape.rate)), rate=order.shape.rate)
 
     async def run(self) -> Loaded:
         """Everything, from the first connection to the last."""
+        await self.begin()
+        seen = await self.watch()
+        self.leave()
+        return seen
+
+    async def begin(self) -> None:
+        """Ask for everything, and let it run for a while."""
         order, loop = self.order, asyncio.get_running_loop()
         gate = asyncio.Semaphore(AT_ONCE)
         began = loop.time()
-        begin = {"chat": self._chat, "okome": self._okome, "durable": self._durable}[order.dialect]
+        ways = {"chat": self._chat, "okome": self._okome, "okome-websocket": self._okome, "durable": self._durable}
+        begin = ways[order.dialect]
 
         async def one(number: int) -> None:
             async with gate:
                 sending = await begin()
                 due = began + order.ramp * number / order.shape.streams
                 await asyncio.sleep(max(0.0, due - loop.time()))
-                await sending()
+                if order.shape.rate:
+                    await sending()
 
         self.waiting = order.shape.streams * order.shape.viewers
         async with asyncio.timeout(READY_TIMEOUT + order.ramp):
             async with asyncio.TaskGroup() as tasks:
                 for number in range(order.shape.streams):
                     tasks.create_task(one(number))
-            await self.all_begun.wait()
+            if order.shape.rate:
+                await self.all_begun.wait()
         if self.refused:
             raise ConnectionError(self.refused)
         await asyncio.sleep(order.warm)
-        self.tokens, self.measuring = 0, True
+
+    async def watch(self) -> Loaded:
+        """What is seen in one window; its begin and its end are said on stdout."""
+        self.tokens, self.latency, self.measuring = 0, Histogram(), True
         cpu, since = time.process_time(), time.monotonic()
         print("begin", flush=True)
-        await asyncio.sleep(order.window)
+        await asyncio.sleep(self.order.window)
         self.measuring = False
         print("end", flush=True)
         seconds, cpu = time.monotonic() - since, time.process_time() - cpu
-        seen = Loaded(self.tokens, seconds, cpu, self.wrong, self.lost, self.latency.told(), self.ttft.told())
-        self.over = True
-        for viewer in self._viewers:
-            viewer.leave()
-        return seen
+        return Loaded(self.tokens, seconds, cpu, self.wrong, self.lost, self.latency.told(), self.ttft.told())
 
-    async def _viewer(self, head: bytes, body: bytes = b"", port: int = 0) -> Viewer:
+    def leave(self) -> None:
+        self.over = True
+        for watching in self.watching:
+            watching.viewer.leave()
+
+    async def _viewer(self, head: bytes, body: bytes = b"", port: int = 0, kind: type[Viewer] | None = None) -> Viewer:
         loop = asyncio.get_running_loop()
-        _, viewer = await loop.create_connection(lambda: Viewer(self), self.host, port or self.port)
-        self._viewers.append(viewer)
+        make = kind or Viewer
+        _, viewer = await loop.create_connection(lambda: make(self), self.host, port or self.port)
+        self.watching.append(Watching(viewer, head))
         viewer.say(head, body)
         return viewer
 
     async def _chat(self) -> Sending:
-        message = {"role": "user", "content": self.prompt()}
+        message = {"role": "user", "content": self.ask.prompt}
         body = json.dumps({"model": MODEL, "stream": True, "messages": [message]}).encode()
         head = (
             f"POST /v1/chat/completions HTTP/1.1\r\nhost: {self.host}:{self.port}\r\n"
@@ -135,7 +165,7 @@ class Load:
         return send
 
     async def _durable(self) -> Sending:
-        question = {"model": MODEL, "stream": True, "messages": [{"role": "user", "content": self.prompt()}]}
+        question = {"model": MODEL, "stream": True, "messages": [{"role": "user", "content": self.ask.prompt}]}
 
         async def send() -> None:
             asked_at = time.monotonic_ns() // 1000
@@ -153,12 +183,14 @@ class Load:
         url, key = self.order.url, self.order.key
         made = (await call(url, "POST", "/v1/sessions", key, {})).json()
         viewers = []
+        socket = self.order.dialect == "okome-websocket"
+        path, more = (made["ws_url"], UPGRADE) if socket else (made["events_url"], "accept: text/event-stream\r\n")
         for _ in range(self.order.shape.viewers):
             head = (
-                f"GET {made['events_url']}?after=now&pace=0 HTTP/1.1\r\nhost: {self.host}:{self.port}\r\n"
-                f"authorization: Bearer {made['token']}\r\naccept: text/event-stream\r\n\r\n"
+                f"GET {urlsplit(path).path}?after=now&pace=0 HTTP/1.1\r\nhost: {self.host}:{self.port}\r\n"
+                f"authorization: Bearer {made['token']}\r\n{more}\r\n"
             ).encode()
-            viewer = await self._viewer(head)
+            viewer = await self._viewer(head, kind=SocketViewer if socket else Viewer)
             await viewer.there.wait()
             viewers.append(viewer)
         path = f"/v1/sessions/{made['session_id']}/generations"
@@ -167,11 +199,16 @@ class Load:
             now = time.monotonic_ns() // 1000
             for viewer in viewers:
                 viewer.asked_at = now
-            answer = await call(url, "POST", path, made["token"], {"model": MODEL, "prompt": self.prompt()})
+            answer = await call(url, "POST", path, made["token"], generation(self.ask))
             if answer.status != 202:
                 raise ConnectionError(f"{answer.status} {answer.body[:200]!r}")
 
         return send
+
+
+def generation(ask: Ask) -> dict[str, object]:
+    """What asks a session for it."""
+    return {"model": MODEL, "prompt": ask.prompt, "max_tokens": ask.tokens}
 
 
 class Viewer(asyncio.Protocol):
@@ -182,6 +219,7 @@ class Viewer(asyncio.Protocol):
         self.there = asyncio.Event()
         self._load = load
         self._transport: asyncio.Transport | None = None
+        self.block = self.before = b""  # the last two that were read
         self._rest = b""
         self._next = -1
 
@@ -207,14 +245,22 @@ class Viewer(asyncio.Protocol):
             self._rest += data
             return
         block, self._rest = self._rest + data[:end], data[end:]
+        if not self.there.is_set():
+            self._answered(block, b" 200 ")
+        self._seen(block, now)
+
+    def _answered(self, head: bytes, wanted: bytes) -> None:
+        """The first bytes: is it a stream?"""
+        if wanted not in head[:20]:
+            self._load.refused = f"not a stream: {head[:300]!r}"
+            self._load.all_begun.set()
+        self.there.set()
+
+    def _seen(self, block: bytes, now: int) -> None:
         found = TOKEN.findall(block)
         if not found:
-            if not self.there.is_set():
-                if b" 200 " not in block[:20]:
-                    self._load.refused = f"not a stream: {block[:300]!r}"
-                    self._load.all_begun.set()
-                self.there.set()
             return
+        self.before, self.block = self.block, block
         load = self._load
         expected = self._next
         if expected < 0:
@@ -231,6 +277,47 @@ class Viewer(asyncio.Protocol):
                 load.latency.add(now - int(at))
         self._next = expected
         load.tokens += len(found)
+
+
+class SocketViewer(Viewer):
+    """The same over WebSocket: a message an event."""
+
+    def data_received(self, data: bytes) -> None:
+        now = time.monotonic_ns() // 1000
+        data = self._rest + data
+        at = 0
+        if not self.there.is_set():
+            at = data.find(b"\r\n\r\n") + 4
+            if at < 4:
+                self._rest = data
+                return
+            self._answered(data, b" 101 ")
+        texts = []
+        while True:
+            start, end = _payload(data, at)
+            if end > len(data):
+                break
+            if data[at] & 0x0F == PING:
+                self.say(PONG, b"")
+            else:
+                texts.append(data[start:end])
+            at = end
+        self._rest = data[at:]
+        self._seen(b"\n".join(texts), now)
+
+
+def _payload(data: bytes, at: int) -> tuple[int, int]:
+    """Where the payload of a server's frame (RFC 6455: not masked) is; it ends beyond the data if it is not whole."""
+    if len(data) - at < 2:
+        return at, len(data) + 1
+    size = data[at + 1]
+    if size < 126:
+        return at + 2, at + 2 + size
+    width = 2 if size == 126 else 8
+    start = at + 2 + width
+    if len(data) < start:
+        return at, len(data) + 1
+    return start, start + int.from_bytes(data[at + 2 : start], "big")
 
 
 async def main() -> None:

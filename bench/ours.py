@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.contender import START_TIMEOUT, NotStarted, Running, process
+from bench.contender import START_TIMEOUT, Dialect, NotStarted, Running, process
 from broker.bus.version import VERSION
 
 ENVIRONMENT = {
@@ -27,9 +27,13 @@ ENVIRONMENT = {
 class Okome:
     """The whole durable path: worker, NATS with a file store, node, ingress; and what else runs beside them."""
 
-    name: str = "okome"
+    websocket: bool = False
     version: str = VERSION
     missing: str = ""
+
+    @property
+    def name(self) -> str:
+        return "okome over WebSocket" if self.websocket else "okome"
 
     @asynccontextmanager
     async def start(self, engine: str, directory: Path) -> AsyncIterator[Running]:
@@ -49,4 +53,5 @@ class Okome:
                 raise NotStarted(f"okome: {log.read_text()[-500:]}") from error
             told = json.loads(ready.read_text())
             processes = {one["id"]: one["pid"] for one in told["processes"]}
-            yield Running("okome", told["url"], told["api_key"], processes)
+            dialect: Dialect = "okome-websocket" if self.websocket else "okome"
+            yield Running(dialect, told["url"], told["api_key"], processes)

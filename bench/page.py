@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from statistics import median
 
-from bench.record import Failed, Line, Missing, Run, Shape, runs
-from bench.summary import PATH, Row, rows
+from bench.record import Failed, Line, Missing, Resumed, Run, Shape, runs
+from bench.summary import PATH, Row, per_stream, rows
 
 OURS = "okome"
 RUST = ("vllm-router", "sglang-router")
@@ -22,12 +23,53 @@ def page(lines: Sequence[Line], command: str) -> str:
     if missing:
         said = "; ".join(f"{name} (`{cure}`)" for name, cure in missing.items())
         parts.append(f"Not in these tables, because not installed where they were made: {said}.")
-    for shape, found in rows(measured).items():
+    summed = rows(measured)
+    for shape, found in summed.items():
+        if not shape.rate:
+            continue
         failed = [one for one in lines if isinstance(one, Failed) and one.shape == shape]
         parts += [f"### {shape.name}", _table(found), *_verdicts(found)]
         parts += [f"{one.contender} did not carry this load: {one.why}." for one in failed]
         parts.append(f"![latency](performance/{picture(shape)})")
+    if resumed := [one for one in lines if isinstance(one, Resumed)]:
+        parts += ["### Coming back", _resumes(resumed)]
+    if memory := per_stream(summed, OURS):
+        parts += ["### Memory of a stream", _MEMORY, _memory(memory)]
     return "\n\n".join(parts) + "\n"
+
+
+def _resumes(found: Sequence[Resumed]) -> str:
+    """Medians of the rounds."""
+    shape = found[0].shape
+    p50, p95, p99 = (median(getattr(one.ring, name) for one in found) for name in ("p50", "p95", "p99"))
+    replayed = median(seconds for one in found for seconds in one.seconds)
+    slowest = max(seconds for one in found for seconds in one.seconds)
+    quiet, resuming, replaying = (
+        median(getattr(one, name).p99 for one in found) for name in ("quiet", "resuming", "replaying")
+    )
+    doubt = sum(one.wrong + one.lost for one in found)
+    lines = [
+        f"While {shape.name} were watched, {len(found)} rounds (`okome bench resume`):",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| the end of a session that runs: request → first replayed token, p50 / p95 / p99 of {found[0].ring.count} "
+        f"| {p50:.1f} / {p95:.1f} / {p99:.1f} ms |",
+        f"| a session of {found[0].history} tokens in {found[0].events} events: request → `caught_up`, median / most "
+        f"| {replayed:.2f} / {slowest:.2f} s |",
+        f"| everybody else's latency, p99: nobody resumes / many resume / the long session is read "
+        f"| {quiet:.1f} / {resuming:.1f} / {replaying:.1f} ms |",
+    ]
+    if doubt:
+        lines += ["", f"**{doubt} tokens out of order or connections lost: not to be believed.**"]
+    return "\n".join(lines)
+
+
+def _memory(found: Mapping[float, Mapping[str, float]]) -> str:
+    table = [["tokens/s of each", *PATH], ["---"] * (1 + len(PATH))]
+    for rate, slopes in found.items():
+        table.append([f"{rate:g}", *(f"{slopes.get(name, 0.0) / 1024:.1f} KiB" for name in PATH)])
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in table)
 
 
 def picture(shape: Shape) -> str:
@@ -43,6 +85,11 @@ per token that a viewer got. Latency is from the engine's write of a token to th
 
 The routers and proxies keep nothing. What okome's lines pay for is that an answer is in a file on disk before anybody
 sees it, and that any process may die."""
+
+
+_MEMORY = """\
+Resident memory that one stream more costs each role: the difference between the fewest and the most streams of one
+rate, divided by how many more there were. One viewer a stream; 0 tokens/s are sessions in which nothing was asked."""
 
 
 def _head(measured: Sequence[Run], command: str) -> str:
@@ -72,7 +119,7 @@ def _table(found: Sequence[Row]) -> str:
         latency, ttft = f"{row.p50:.2f} / {row.p99:.2f} ms", f"{row.ttft_p50:.1f} / {row.ttft_p99:.1f} ms"
         cells = [row.contender, row.version, f"{row.rate:.0f}", _cost(row.whole), _ratio(row.whole, best)]
         table.append([*cells, latency, ttft, f"{row.client:.0%}"])
-        if row.contender == OURS:
+        if row.contender.startswith(OURS):
             for name, cost in (("… node alone", row.costs.get("node", 0.0)), ("… the path a token takes", path(row))):
                 table.append([name, "", "", _cost(cost), _ratio(cost, best), "", "", ""])
             each = ", ".join(f"{name} {cost:.1f}" for name, cost in row.costs.items())

@@ -80,7 +80,29 @@ class Failed(msgspec.Struct, frozen=True, tag="failed", tag_field="kind"):
     why: str
 
 
-Line = Run | Missing | Failed
+class Resumed(msgspec.Struct, frozen=True, tag="resumed", tag_field="kind"):
+    """What resuming costs whoever resumes, and the others. `ring`: from the request to the first replayed token.
+
+    history: tokens of the long session, in `events` events; seconds: from each request to `caught_up`. Latencies of
+    everybody else: while nobody resumed, while many resumed at the end, while the long session was read.
+    """
+
+    shape: Shape
+    round: int
+    began: str
+    machine: str
+    ring: Times
+    history: int
+    events: int
+    seconds: list[float]
+    quiet: Times
+    resuming: Times
+    replaying: Times
+    wrong: int
+    lost: int
+
+
+Line = Run | Missing | Failed | Resumed
 
 _decoder = msgspec.json.Decoder(Line)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import msgspec
 
+from bench.child import child
 from bench.contender import Contender, NotStarted, mock_engine
 from bench.load import Order
 from bench.record import Failed, Loaded, Missing, Run, Shape, write
@@ -78,32 +78,16 @@ async def once(contender: Contender, shape: Shape, number: int, timing: Timing) 
         ):
             order = Order(running.dialect, running.url, running.key, shape, timing.ramp, timing.warm, timing.window)
             processes = {ENGINE: pid, **running.processes}
-            child = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-P",
-                "-m",
-                "bench.load",
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.PIPE,
-            )
-            assert child.stdin is not None
-            assert child.stdout is not None
-            assert child.stderr is not None
-            try:
-                child.stdin.write(msgspec.json.encode(order))
-                child.stdin.close()
-                if await child.stdout.readline() != b"begin\n":
-                    raise NotStarted(f"{contender.name}: {(await child.stderr.read())[-600:].decode()}")
+            async with child("bench.load", order) as load:
+                assert load.stdout is not None
+                assert load.stderr is not None
+                if await load.stdout.readline() != b"begin\n":
+                    raise NotStarted(f"{contender.name}: {(await load.stderr.read())[-600:].decode()}")
                 before = used(processes)
-                await child.stdout.readline()
+                await load.stdout.readline()
                 after = used(processes)
-                seen = msgspec.json.decode(await child.stdout.readline(), type=Loaded)
-                await child.wait()
-            finally:
-                if child.returncode is None:
-                    child.kill()
-                    await child.wait()
+                seen = msgspec.json.decode(await load.stdout.readline(), type=Loaded)
+                await load.wait()
             held = between(before, after)
     return Run(contender.name, contender.version, shape, number, began, machine(), seen, held)
 
@@ -112,7 +96,9 @@ def line(run: Run) -> str:
     """For the screen, while it runs."""
     loaded = run.loaded
     costs = "  ".join(
-        f"{name} {1e6 * held.cpu / loaded.tokens:.1f}" for name, held in run.processes.items() if held.cpu > 0.05
+        f"{name} {1e6 * held.cpu / max(1, loaded.tokens):.1f}"
+        for name, held in run.processes.items()
+        if held.cpu > 0.05
     )
     wrong = f"  WRONG {loaded.wrong}" if loaded.wrong else ""
     lost = f"  LOST {loaded.lost}" if loaded.lost else ""

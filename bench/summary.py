@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
@@ -24,7 +24,7 @@ class Row:
     """One contender under one shape. Times in milliseconds, costs in microseconds of CPU per token that a viewer got.
 
     kept_up: the share of the tokens asked for that came. costs: by role, and `whole`: all of its processes.
-    spread: (highest − lowest) ÷ median of `whole` over the rounds.
+    memory: resident bytes by role. spread: (highest − lowest) ÷ median of `whole` over the rounds.
     """
 
     contender: str
@@ -33,6 +33,7 @@ class Row:
     rate: float
     kept_up: float
     costs: dict[str, float]
+    memory: dict[str, float]
     whole: float
     spread: float
     p50: float
@@ -85,8 +86,9 @@ def _row(runs: Sequence[Run]) -> Row:
         version=runs[0].version,
         rounds=len(runs),
         rate=(rate := median(one.tokens / one.seconds for one in loads)),
-        kept_up=rate / runs[0].shape.asked,
+        kept_up=rate / asked if (asked := runs[0].shape.asked) else 1.0,
         costs={name: median(cost.get(name, 0.0) for cost in costs) for name in costs[0]},
+        memory={name: median(_memory(run).get(name, 0.0) for run in runs) for name in costs[0]},
         whole=whole,
         spread=(max(wholes) - min(wholes)) / whole if whole else 0.0,
         p50=median(one.latency.p50 for one in loads),
@@ -107,3 +109,28 @@ def _costs(run: Run) -> dict[str, float]:
         if name != ENGINE:
             costs[role(name)] = costs.get(role(name), 0.0) + 1e6 * held.cpu / max(1, run.loaded.tokens)
     return costs
+
+
+def _memory(run: Run) -> dict[str, float]:
+    """Resident bytes, by role."""
+    memory: dict[str, float] = {}
+    for name, held in run.processes.items():
+        memory[role(name)] = memory.get(role(name), 0.0) + held.rss
+    return memory
+
+
+def per_stream(found: Mapping[Shape, Sequence[Row]], contender: str) -> dict[float, dict[str, float]]:
+    """Bytes that one stream more costs each role, by rate: between the fewest and the most streams of that rate, one
+    viewer each. What a process needs for itself is in both, and so in neither."""
+    by_rate: dict[float, dict[int, Row]] = {}
+    for shape, measured in found.items():
+        for row in measured:
+            if row.contender == contender and shape.viewers == 1:
+                by_rate.setdefault(shape.rate, {})[shape.streams] = row
+    slopes = {}
+    for rate, of_streams in sorted(by_rate.items()):
+        few, many = min(of_streams), max(of_streams)
+        if few < many:
+            less, more = of_streams[few].memory, of_streams[many].memory
+            slopes[rate] = {name: (more[name] - less[name]) / (many - few) for name in less}
+    return slopes

@@ -392,6 +392,28 @@ def bench_relay(
             raise CommandFailed(str(error), USAGE) from error
 
 
+@bench.command("resume")
+def bench_resume(
+    report: Annotated[Path, typer.Option(help="Where the records go; those of `relay` may be there already.")],
+    shape: Annotated[str, typer.Option(help="Who watches meanwhile: streams x tokens a second.")] = "5000x2",
+    resumes: Annotated[float, typer.Option(min=1, max=1000, help="Viewers a second who come back.")] = 50.0,
+    history: Annotated[int, typer.Option(min=1000, max=1_000_000, help="Tokens of the long session.")] = 100_000,
+    rounds: Annotated[int, typer.Option(min=1, max=100, help="So often.")] = 3,
+    seconds: Annotated[float, typer.Option(min=1, max=600, help="Of each of a round's three windows.")] = 15.0,
+) -> None:
+    """What coming back costs whoever does, and everybody else."""
+    with outcome():
+        from bench import cli as run
+        from bench.contender import NotStarted
+
+        try:
+            print(run.resume(shape, resumes, history, rounds, seconds, report))
+        except run.WrongUse as error:
+            raise CommandFailed(str(error), USAGE) from error
+        except (NotStarted, TimeoutError) as error:
+            raise CommandFailed(str(error) or "it took too long") from error
+
+
 @bench.command("page")
 def bench_page(
     records: Annotated[Path, typer.Argument(help="runs.jsonl of a measurement.")],

@@ -5,11 +5,11 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench import record, relay
+from bench import record, relay, resume
 from bench.contender import Contender, Running, mock_engine
 from bench.ours import Okome
 from bench.peers import Direct
-from bench.record import Failed, Missing, Run, Shape
+from bench.record import Failed, Missing, Resumed, Run, Shape
 
 DEADLINE = 60.0
 TIMING = relay.Timing(ramp=0.2, warm=0.2, window=1.0)
@@ -28,19 +28,23 @@ class Absent:
 async def test_every_token_of_the_durable_path_is_seen_once_and_paid_for(tmp_path: Path) -> None:
     """Beside the engine alone: the same load, nothing out of order or lost, and every role of the path has used CPU."""
     file = tmp_path / "runs.jsonl"
-    contenders: list[Contender] = [Direct(), Okome(), Absent()]
+    contenders: list[Contender] = [Direct(), Okome(), Okome(websocket=True), Absent()]
     async with asyncio.timeout(DEADLINE):
         await relay.measure(contenders, [Shape(10, 50.0, viewers=2)], 1, TIMING, file, lambda line: None)
-    missing, direct, ours = record.read(file)
+    missing, direct, *ours = record.read(file)
     assert missing == Missing("absent", "make it")
-    for run in (direct, ours):
+    for run in (direct, *ours):
         assert isinstance(run, Run)
         assert (run.loaded.wrong, run.loaded.lost) == (0, 0)
         assert run.loaded.tokens > 500, "a second of 10 × 50/s, twice"
         assert run.loaded.latency.count == run.loaded.tokens
         assert run.loaded.ttft.count == 20
-    assert isinstance(ours, Run)
-    assert all(ours.processes[f"{role}-1"].cpu > 0 for role in ("worker", "nats", "node", "ingress"))
+    names = []
+    for run in ours:
+        assert isinstance(run, Run)
+        names.append(run.contender)
+        assert all(run.processes[f"{role}-1"].cpu > 0 for role in ("worker", "nats", "node", "ingress"))
+    assert names == ["okome", "okome over WebSocket"]
 
 
 async def test_a_contender_that_refuses_is_named_with_its_words_and_the_others_go_on(tmp_path: Path) -> None:
@@ -58,10 +62,24 @@ async def test_a_contender_that_refuses_is_named_with_its_words_and_the_others_g
     failed, *others = record.read(file)
     assert isinstance(failed, Failed)
     assert "refused" in failed.why.lower()
-    assert [(type(one), one.contender) for one in others] == [(Run, "engine alone")] * 2
+    assert [one.contender for one in record.runs(others)] == ["engine alone"] * 2
+    assert len(others) == 2
 
 
 async def test_the_mock_engine_ends_with_its_block(tmp_path: Path) -> None:
     async with asyncio.timeout(DEADLINE), mock_engine(tmp_path) as (url, pid):
         assert url.startswith("http://127.0.0.1:")
         assert pid
+
+
+async def test_whoever_comes_back_is_timed_and_the_others_are_watched(tmp_path: Path) -> None:
+    file = tmp_path / "runs.jsonl"
+    async with asyncio.timeout(DEADLINE):
+        await resume.measure(Shape(10, 20.0), 20.0, 4000, 1, TIMING, file, lambda line: None)
+    (found,) = record.read(file)
+    assert isinstance(found, Resumed)
+    assert (found.wrong, found.lost) == (0, 0)
+    assert found.ring.count >= 10, "20 a second for a second"
+    assert found.seconds
+    assert 100 < found.events <= 4000
+    assert all(one.count > 100 for one in (found.quiet, found.resuming, found.replaying))

@@ -7,7 +7,7 @@ import pytest
 from bench import cli, page, record
 from bench.histogram import Histogram
 from bench.record import Held, Line, Loaded, Missing, Run, Shape
-from bench.summary import rows
+from bench.summary import per_stream, rows
 
 SHAPE = Shape(500, 20.0)
 
@@ -75,8 +75,33 @@ def test_the_page_compares_with_the_best_rust_router_and_names_who_is_not_here(t
     assert picture.read_text().count("<polyline") == 3
 
 
-@pytest.mark.parametrize("text", ["", "1000", "0x20", "20x0", "10x10x0", "-1x5", "1e3x20"])
+@pytest.mark.parametrize("text", ["", "1000", "0x20", "10x10x0", "-1x5", "1e3x20"])
 def test_a_shape_that_is_none_is_refused(text: str) -> None:
     with pytest.raises(cli.WrongUse):
         cli.shape(text)
     assert cli.shape("300x20x3") == Shape(300, 20.0, 3)
+
+
+def test_the_memory_of_a_stream_is_a_difference() -> None:
+    """What a process needs for itself does not count."""
+
+    def held(streams: int, rate: float, rss: int) -> Run:
+        times = Histogram().told()
+        loaded = Loaded(0, 10.0, 1.0, 0, 0, times, times)
+        return Run("okome", "1", Shape(streams, rate), 0, "2026", "a machine", loaded, {"node-1": Held(1.0, rss)})
+
+    base = 50 * 1024 * 1024
+    found = [held(1000, 0, base + 1000 * 10_240), held(5000, 0, base + 5000 * 10_240), held(1000, 2, base)]
+    assert per_stream(rows(found), "okome") == {0: {"node": pytest.approx(10_240)}}
+    text = page.page(found, "a command")
+    assert "| 0 | 0.0 KiB | 0.0 KiB | 10.0 KiB | 0.0 KiB |" in text
+    assert "### 1000 × 0/s" not in text
+    assert "### 1000 × 2/s" in text
+
+
+def test_nothing_can_be_asked_of_peers_when_nothing_is_asked(tmp_path: Path) -> None:
+    with pytest.raises(cli.WrongUse, match="--only okome"):
+        cli.measure(["1000x0"], [], 1, 1.0, tmp_path / "report")
+    with pytest.raises(cli.WrongUse, match="nobody can come back"):
+        cli.resume("1000x0", 1.0, 1000, 1, 1.0, tmp_path / "report")
+    assert not (tmp_path / "report").exists()

@@ -1,0 +1,67 @@
+"""What coming back costs: whoever comes back, and everybody else meanwhile. One system, the mock engine behind it."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+
+from bench.child import child
+from bench.contender import NotStarted, mock_engine
+from bench.load import Order
+from bench.ours import Okome
+from bench.record import Resumed, Shape, write
+from bench.relay import RUN_TIMEOUT, Timing
+from bench.resume_load import HISTORY_RATE, ResumeOrder, Seen
+from compose.chaos.run import machine
+
+
+async def measure(
+    shape: Shape, resumes: float, history: int, rounds: int, timing: Timing, file: Path, said: Callable[[str], None]
+) -> None:
+    """Every round in a system of its own; records go to `file`. Raises NotStarted, TimeoutError."""
+    for number in range(rounds):
+        found = await once(shape, resumes, history, number, timing)
+        write(file, found)
+        said(
+            f"{shape.name} {resumes:g} resumes/s: p50 {found.ring.p50:.1f} p99 {found.ring.p99:.1f} ms"
+            f"  {history} tokens in {found.events} events: {', '.join(f'{one:.2f}' for one in found.seconds)} s"
+            f"  others' p99 {found.quiet.p99:.1f} / {found.resuming.p99:.1f} / {found.replaying.p99:.1f} ms"
+        )
+
+
+async def once(shape: Shape, resumes: float, history: int, number: int, timing: Timing) -> Resumed:
+    began = datetime.now(UTC).isoformat(timespec="seconds")
+    with tempfile.TemporaryDirectory(prefix="okome-bench-", ignore_cleanup_errors=True) as name:
+        directory = Path(name)
+        async with (
+            mock_engine(directory) as (engine, _),
+            Okome().start(engine, directory) as running,
+            asyncio.timeout(RUN_TIMEOUT + history / HISTORY_RATE),
+        ):
+            order = Order(running.dialect, running.url, running.key, shape, timing.ramp, timing.warm, timing.window)
+            async with child("bench.resume_load", ResumeOrder(order, resumes, history)) as load:
+                told, words = await load.communicate()
+                if load.returncode:
+                    raise NotStarted(f"resume: {words[-600:].decode()}")
+    seen = msgspec.json.decode(told.splitlines()[-1], type=Seen)
+    last = seen.replaying
+    return Resumed(
+        shape=shape,
+        round=number,
+        began=began,
+        machine=machine(),
+        ring=seen.ring,
+        history=history,
+        events=seen.events,
+        seconds=seen.seconds,
+        quiet=seen.quiet.latency,
+        resuming=seen.resuming.latency,
+        replaying=last.latency,
+        wrong=last.wrong,
+        lost=last.lost,
+    )
