@@ -144,7 +144,7 @@ class Keeper:
             deaths = restart.deaths_in_a_row(deaths, loop.time() - self._ready_at, self._settled)
             self._move(State.DEAD)
             while self._restarting:
-                if await self._stopped_within(restart.delay(deaths)):
+                if await self._stopped_within(restart.delay(deaths, gives_way=self.part.gives_way)):
                     return
                 self.restarts += 1
                 try:

@@ -20,6 +20,8 @@ class Part:
     env: Mapping[str, str] = field(default_factory=dict)
     url: str | None = None
     metrics: str | None = None
+    gives_way: bool = False
+    """Others of its role take over what it served, and have the machine first: see `restart.py`."""
     tells_engines: str | None = None
     """Where a worker tells of its engine processes: an http URL that answers `{"engines": [{id, pid}]}`."""
 

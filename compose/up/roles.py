@@ -39,6 +39,7 @@ def part(
     settings: Mapping[str, str],
     *,
     scheme: str = "http",
+    gives_way: bool = False,
 ) -> Part:
     """One role on a port of its own. What is said here wins over the environment; the rest is inherited from it."""
     name = f"{role}-{number}"
@@ -66,6 +67,7 @@ def part(
         env=env,
         url=url,
         metrics=f"{url}/metrics",
+        gives_way=gives_way,
         tells_engines=f"{url}/version" if role == "worker" else None,
     )
 
@@ -88,7 +90,10 @@ def nodes(options: Options, ports: Ports, around: Surroundings) -> list[Part]:
         "CORS_ORIGINS": ",".join(options.cors_origins),
         "TRUST_LOOPBACK": str(options.loopback).lower(),  # only where nobody else can come in
     }
-    return [part("node", number, ports.free(), around, settings) for number in range(1, options.nodes + 1)]
+    return [
+        part("node", number, ports.free(), around, settings, gives_way=options.nodes > 1)
+        for number in range(1, options.nodes + 1)
+    ]
 
 
 def ingresses(options: Options, port: int, ports: Ports, around: Surroundings) -> list[Part]:

@@ -9,6 +9,11 @@ def test_the_first_death_is_forgiven_at_once() -> None:
     assert restart.delay(1) == 0.0
 
 
+def test_who_is_replaced_by_others_gives_way_to_them() -> None:
+    assert restart.delay(1, gives_way=True) == restart.GIVE_WAY
+    assert all(restart.delay(deaths, gives_way=True) >= restart.delay(deaths) for deaths in range(1, 40))
+
+
 def test_later_ones_wait_longer_each_time_and_never_longer_than_the_longest() -> None:
     delays = [restart.delay(deaths) for deaths in range(2, 40)]
     assert delays[0] == restart.FIRST_DELAY
