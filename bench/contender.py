@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shutil
 import socket
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from compose.chaos.http import call
+from compose.up.servers import tethered
 
 START_TIMEOUT = 60.0
 END_TIMEOUT = 15.0
@@ -62,10 +64,14 @@ def free_port() -> int:
 async def process(
     argv: Sequence[str | Path], log: Path, env: Mapping[str, str] | None = None
 ) -> AsyncIterator[asyncio.subprocess.Process]:
-    """A child that is ended with the block: asked first, killed after END_TIMEOUT. What it says goes to `log`."""
+    """A child that is ended with the block: asked first, killed after END_TIMEOUT. What it says goes to `log`.
+
+    It dies with this process too. Raises PermissionError, FileNotFoundError.
+    """
+    program = Path(shutil.which(argv[0]) or argv[0])
     with log.open("wb") as file:
         child = await asyncio.create_subprocess_exec(
-            *map(str, argv),
+            *tethered(program, [str(word) for word in argv[1:]]),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=file,
             stderr=asyncio.subprocess.STDOUT,
