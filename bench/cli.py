@@ -47,7 +47,7 @@ def shape(text: str) -> Shape:
 
 def chosen(only: Sequence[str]) -> list[Contender]:
     """Raises WrongUse."""
-    all_there: list[Contender] = [Direct(), Okome(), Okome(websocket=True), *peers()]
+    all_there: list[Contender] = [Direct(), Okome(), Okome(synced="1s"), Okome(websocket=True), *peers()]
     there = {one.name: one for one in all_there}
     if unknown := [name for name in only if name not in there]:
         raise WrongUse(f"--only {', '.join(unknown)}: one of {', '.join(there)}")

@@ -114,12 +114,16 @@ class Load:
                     await sending()
 
         self.waiting = order.shape.streams * order.shape.viewers
-        async with asyncio.timeout(READY_TIMEOUT + order.ramp):
-            async with asyncio.TaskGroup() as tasks:
-                for number in range(order.shape.streams):
-                    tasks.create_task(one(number))
-            if order.shape.rate:
-                await self.all_begun.wait()
+        within = READY_TIMEOUT + order.ramp
+        try:
+            async with asyncio.timeout(within):
+                async with asyncio.TaskGroup() as tasks:
+                    for number in range(order.shape.streams):
+                        tasks.create_task(one(number))
+                if order.shape.rate:
+                    await self.all_begun.wait()
+        except TimeoutError as error:
+            raise ConnectionError(f"{self.waiting} viewers had no token within {within:.0f} s") from error
         if self.refused:
             raise ConnectionError(self.refused)
         await asyncio.sleep(order.warm)
@@ -320,10 +324,21 @@ def _payload(data: bytes, at: int) -> tuple[int, int]:
     return start, start + int.from_bytes(data[at + 2 : start], "big")
 
 
-async def main() -> None:
-    order = msgspec.json.decode(sys.stdin.buffer.read(), type=Order)
-    seen = await Load(order).run()
+async def tell(seeing: Awaitable[msgspec.Struct]) -> None:
+    """What was seen, on stdout; or on stderr in one line why nothing could be seen, and exit status 1."""
+    try:
+        seen = await seeing
+    except (OSError, TimeoutError, ExceptionGroup) as error:
+        first: BaseException = error
+        while isinstance(first, BaseExceptionGroup):
+            first = first.exceptions[0]
+        print(f"{type(first).__name__}: {first}", file=sys.stderr)
+        sys.exit(1)
     print(msgspec.json.encode(seen).decode(), flush=True)
+
+
+async def main() -> None:
+    await tell(Load(msgspec.json.decode(sys.stdin.buffer.read(), type=Order)).run())
 
 
 if __name__ == "__main__":

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from bench.contender import START_TIMEOUT, Dialect, NotStarted, Running, process
+from bench.contender import LOOPBACK, START_TIMEOUT, Dialect, NotStarted, Running, free_port, listens, process
 from broker.bus.version import VERSION
+from compose import nats_server
 
 ENVIRONMENT = {
     # Limits that count, and refuse nobody: the load is one client.
@@ -21,37 +24,70 @@ ENVIRONMENT = {
     "OKOME_WORKER_SLOTS": "20000",
     "OKOME_WORKER_OPENAI_MODELS": "mock",
 }
+SYNC = "sync_interval: always"
+"""The line of compose/nats/single.conf that the default stands in."""
 
 
 @dataclass(frozen=True)
 class Okome:
-    """The whole durable path: worker, NATS with a file store, node, ingress; and what else runs beside them."""
+    """The whole durable path: worker, NATS with a file store, node, ingress; and what else runs beside them.
+
+    synced: how often NATS syncs its files, as it does with three servers; "" is the default of one: before every ack.
+    """
 
     websocket: bool = False
+    synced: str = ""
     version: str = VERSION
     missing: str = ""
 
     @property
     def name(self) -> str:
-        return "okome over WebSocket" if self.websocket else "okome"
+        return "okome" + " over WebSocket" * self.websocket + f", synced every {self.synced}" * bool(self.synced)
 
     @asynccontextmanager
     async def start(self, engine: str, directory: Path) -> AsyncIterator[Running]:
-        ready = directory / "ready.json"
-        argv = [sys.executable, "-P", "-m", "compose.cli.main", "up", "--port", "0", "--nodes", "1"]
-        argv += ["--engine", "openai", "--data", str(directory / "data"), "--ready-file", str(ready)]
-        environment = {**ENVIRONMENT, "OKOME_WORKER_OPENAI_URL": f"{engine}/v1"}
-        log = directory / "okome.log"
-        async with process(argv, log, environment) as child:
-            try:
-                async with asyncio.timeout(START_TIMEOUT):
-                    while not ready.is_file():
-                        if child.returncode is not None:
-                            raise NotStarted(f"okome: {log.read_text()[-500:]}")
-                        await asyncio.sleep(0.05)
-            except TimeoutError as error:
-                raise NotStarted(f"okome: {log.read_text()[-500:]}") from error
-            told = json.loads(ready.read_text())
-            processes = {one["id"]: one["pid"] for one in told["processes"]}
+        async with AsyncExitStack() as stack:
+            argv = ["--engine", "openai"]
+            processes: dict[str, int] = {}
+            if self.synced:
+                url, pid = await self._own_nats(directory, stack)
+                argv += ["--nats-url", url]
+                processes["nats-1"] = pid
+            told = await _up(engine, directory, argv, stack)
+            processes |= {one["id"]: one["pid"] for one in told["processes"]}
             dialect: Dialect = "okome-websocket" if self.websocket else "okome"
             yield Running(dialect, told["url"], told["api_key"], processes)
+
+    async def _own_nats(self, directory: Path, stack: AsyncExitStack) -> tuple[str, int]:
+        config = directory / "nats"
+        shutil.copytree(nats_server.CONFIG_DIR, config)
+        single = config / nats_server.SINGLE.name
+        text = single.read_text()
+        assert SYNC in text
+        single.write_text(text.replace(SYNC, f'sync_interval: "{self.synced}"'))
+        port, monitor, log = free_port(), free_port(), directory / "nats.log"
+        arguments = nats_server.arguments(
+            name="nats-1", store=directory / "store", port=port, monitor_port=monitor, config_dir=config
+        )
+        server = await stack.enter_async_context(process([nats_server.program(), *arguments], log))
+        await listens(monitor, server, log, "/healthz")
+        return f"nats://{LOOPBACK}:{port}", server.pid
+
+
+async def _up(engine: str, directory: Path, more: list[str], stack: AsyncExitStack) -> Mapping[str, Any]:
+    """Start it; its ready file."""
+    ready, log = directory / "ready.json", directory / "okome.log"
+    argv = [sys.executable, "-P", "-m", "compose.cli.main", "up", "--port", "0", "--nodes", "1", *more]
+    argv += ["--data", str(directory / "data"), "--ready-file", str(ready)]
+    environment = {**ENVIRONMENT, "OKOME_WORKER_OPENAI_URL": f"{engine}/v1"}
+    child = await stack.enter_async_context(process(argv, log, environment))
+    try:
+        async with asyncio.timeout(START_TIMEOUT):
+            while not ready.is_file() and child.returncode is None:  # noqa: ASYNC110  # nothing tells of it
+                await asyncio.sleep(0.05)
+    except TimeoutError:
+        pass
+    if not ready.is_file():
+        raise NotStarted(f"okome: {log.read_text()[-500:]}")
+    told: Mapping[str, Any] = json.loads(ready.read_text())
+    return told

@@ -29,7 +29,7 @@ def page(lines: Sequence[Line], command: str) -> str:
             continue
         failed = [one for one in lines if isinstance(one, Failed) and one.shape == shape]
         parts += [f"### {shape.name}", _table(found), *_verdicts(found)]
-        parts += [f"{one.contender} did not carry this load: {one.why}." for one in failed]
+        parts += [f"{one.contender} did not carry this load: {one.why.splitlines()[-1]}" for one in failed]
         parts.append(f"![latency](performance/{picture(shape)})")
     if resumed := [one for one in lines if isinstance(one, Resumed)]:
         parts += ["### Coming back", _resumes(resumed)]
@@ -83,6 +83,9 @@ step at once, as in real engines) to the same load client (`bench/load.py`), one
 cores all of them share. The figures are medians of the rounds. CPU is what the operating system says of each process,
 per token that a viewer got. Latency is from the engine's write of a token to the client's read of it.
 
+*Cores used* is what everything used together, engine and client among it: where that is all that the machine has,
+latencies are those of a queue.
+
 The routers and proxies keep nothing. What okome's lines pay for is that an answer is in a file on disk before anybody
 sees it, and that any process may die."""
 
@@ -112,13 +115,13 @@ def _table(found: Sequence[Row]) -> str:
         "of the best Rust router",
         "p50 / p99",
         "TTFT p50 / p99",
-        "client's CPU",
+        "cores used",
     ]
     table = [heads, ["---"] * len(heads)]
     for row in found:
         latency, ttft = f"{row.p50:.2f} / {row.p99:.2f} ms", f"{row.ttft_p50:.1f} / {row.ttft_p99:.1f} ms"
         cells = [row.contender, row.version, f"{row.rate:.0f}", _cost(row.whole), _ratio(row.whole, best)]
-        table.append([*cells, latency, ttft, f"{row.client:.0%}"])
+        table.append([*cells, latency, ttft, f"{row.cores:.1f}"])
         if row.contender.startswith(OURS):
             for name, cost in (("… node alone", row.costs.get("node", 0.0)), ("… the path a token takes", path(row))):
                 table.append([name, "", "", _cost(cost), _ratio(cost, best), "", "", ""])

@@ -82,7 +82,7 @@ async def once(contender: Contender, shape: Shape, number: int, timing: Timing) 
                 assert load.stdout is not None
                 assert load.stderr is not None
                 if await load.stdout.readline() != b"begin\n":
-                    raise NotStarted(f"{contender.name}: {(await load.stderr.read())[-600:].decode()}")
+                    raise NotStarted(f"{contender.name}: {last_line(await load.stderr.read())}")
                 before = used(processes)
                 await load.stdout.readline()
                 after = used(processes)
@@ -90,6 +90,11 @@ async def once(contender: Contender, shape: Shape, number: int, timing: Timing) 
                 await load.wait()
             held = between(before, after)
     return Run(contender.name, contender.version, shape, number, began, machine(), seen, held)
+
+
+def last_line(words: bytes) -> str:
+    """Of what a process said, where an error stands."""
+    return words.decode(errors="replace").strip().rpartition("\n")[2] or "it said nothing"
 
 
 def line(run: Run) -> str:

@@ -17,7 +17,7 @@ import uvloop
 
 from bench.ask import TOKEN, Ask
 from bench.histogram import Histogram, Times
-from bench.load import Load, Order, generation
+from bench.load import Load, Order, generation, tell
 from bench.record import Loaded
 from compose.chaos.http import call
 
@@ -197,9 +197,7 @@ class ResumeLoad:
 
 
 async def main() -> None:
-    order = msgspec.json.decode(sys.stdin.buffer.read(), type=ResumeOrder)
-    seen = await ResumeLoad(order).run()
-    print(msgspec.json.encode(seen).decode(), flush=True)
+    await tell(ResumeLoad(msgspec.json.decode(sys.stdin.buffer.read(), type=ResumeOrder)).run())
 
 
 if __name__ == "__main__":

@@ -24,7 +24,8 @@ class Row:
     """One contender under one shape. Times in milliseconds, costs in microseconds of CPU per token that a viewer got.
 
     kept_up: the share of the tokens asked for that came. costs: by role, and `whole`: all of its processes.
-    memory: resident bytes by role. spread: (highest − lowest) ÷ median of `whole` over the rounds.
+    memory: resident bytes by role. client: share of a core that the load client used. cores: that everything used
+    together, client and engine among it. spread: (highest − lowest) ÷ median of `whole` over the rounds.
     """
 
     contender: str
@@ -41,6 +42,7 @@ class Row:
     ttft_p50: float
     ttft_p99: float
     client: float
+    cores: float
     wrong: int
     lost: int
     curve: list[float]
@@ -96,6 +98,7 @@ def _row(runs: Sequence[Run]) -> Row:
         ttft_p50=median(one.ttft.p50 for one in loads),
         ttft_p99=median(one.ttft.p99 for one in loads),
         client=median(one.cpu / one.seconds for one in loads),
+        cores=median(_cores(run) for run in runs),
         wrong=sum(one.wrong for one in loads),
         lost=sum(one.lost for one in loads),
         curve=[median(points) for points in zip(*(one.latency.curve for one in loads), strict=True)],
@@ -109,6 +112,10 @@ def _costs(run: Run) -> dict[str, float]:
         if name != ENGINE:
             costs[role(name)] = costs.get(role(name), 0.0) + 1e6 * held.cpu / max(1, run.loaded.tokens)
     return costs
+
+
+def _cores(run: Run) -> float:
+    return (run.loaded.cpu + sum(held.cpu for held in run.processes.values())) / run.loaded.seconds
 
 
 def _memory(run: Run) -> dict[str, float]:

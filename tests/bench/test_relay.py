@@ -28,7 +28,7 @@ class Absent:
 async def test_every_token_of_the_durable_path_is_seen_once_and_paid_for(tmp_path: Path) -> None:
     """Beside the engine alone: the same load, nothing out of order or lost, and every role of the path has used CPU."""
     file = tmp_path / "runs.jsonl"
-    contenders: list[Contender] = [Direct(), Okome(), Okome(websocket=True), Absent()]
+    contenders: list[Contender] = [Direct(), Okome(websocket=True, synced="1s"), Absent()]
     async with asyncio.timeout(DEADLINE):
         await relay.measure(contenders, [Shape(10, 50.0, viewers=2)], 1, TIMING, file, lambda line: None)
     missing, direct, *ours = record.read(file)
@@ -44,7 +44,7 @@ async def test_every_token_of_the_durable_path_is_seen_once_and_paid_for(tmp_pat
         assert isinstance(run, Run)
         names.append(run.contender)
         assert all(run.processes[f"{role}-1"].cpu > 0 for role in ("worker", "nats", "node", "ingress"))
-    assert names == ["okome", "okome over WebSocket"]
+    assert names == ["okome over WebSocket, synced every 1s"]
 
 
 async def test_a_contender_that_refuses_is_named_with_its_words_and_the_others_go_on(tmp_path: Path) -> None:
