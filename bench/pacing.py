@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Sequence
-from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 from typing import Protocol
 
-from bench.peers import HOME, missing_package, package_version
+from bench.peers import NpmPackage
 from bench.trace import Stream
 from broker.node.events import Event
 from broker.node.pacer import Pacer
@@ -86,22 +85,14 @@ class Ours:
         return out
 
 
-class SmoothStream:
+class SmoothStream(NpmPackage):
     """The package itself, asked by `smooth_stream.mjs`: words, 10 ms after each."""
 
-    package = "ai"
+    directory = package = "ai"
 
     @property
-    def home(self) -> Path:
-        return HOME / self.package
-
-    @property
-    def missing(self) -> str:
-        return missing_package(self.home, self.package)
-
-    @cached_property
     def name(self) -> str:
-        return f"smoothStream, {self.package} {package_version(self.home, self.package)}"
+        return f"smoothStream, {self.package} {self.version}"
 
     def shown(self, streams: Sequence[Stream]) -> list[list[float]]:
         argv: list[str | Path] = ["node", Path(__file__).with_name("smooth_stream.mjs"), self.home]

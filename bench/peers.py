@@ -175,23 +175,36 @@ class RedisStreams:
             yield Running("chat", f"http://{LOOPBACK}:{port}", KEY, {self.name: relay.pid, "valkey": valkey.pid})
 
 
-class DurableStreams:
-    """The protocol's reference server with its file store, and a producer: `durable_streams.mjs`."""
+class NpmPackage:
+    """A package in a directory of its own, for Node."""
 
-    name = "durable-streams"
-    package = "@durable-streams/server"
+    directory = ""
+    package = ""
 
     @property
     def home(self) -> Path:
-        return HOME / self.name
+        return HOME / self.directory
 
     @property
     def missing(self) -> str:
-        return missing_package(self.home, self.package)
+        if shutil.which("node") is None:
+            return "apt-get install nodejs"
+        return "" if self._place.is_dir() else CURE
 
     @cached_property
     def version(self) -> str:
-        return package_version(self.home, self.package)
+        return str(json.loads((self._place / "package.json").read_text())["version"])
+
+    @property
+    def _place(self) -> Path:
+        return self.home / "node_modules" / self.package
+
+
+class DurableStreams(NpmPackage):
+    """The protocol's reference server with its file store, and a producer: `durable_streams.mjs`."""
+
+    name = directory = "durable-streams"
+    package = "@durable-streams/server"
 
     @asynccontextmanager
     async def start(self, engine: str, directory: Path) -> AsyncIterator[Running]:
@@ -206,18 +219,6 @@ class DurableStreams:
             await listens(port, producer, log)
             processes = {self.name: server.pid, "producer": producer.pid}
             yield Running("durable", f"http://{LOOPBACK}:{port}", KEY, processes)
-
-
-def missing_package(home: Path, package: str) -> str:
-    """The command that brings an npm package to `home`, or Node; "" if both are here."""
-    if shutil.which("node") is None:
-        return "apt-get install nodejs"
-    return "" if (home / "node_modules" / package).is_dir() else CURE
-
-
-def package_version(home: Path, package: str) -> str:
-    told = json.loads((home / "node_modules" / package / "package.json").read_text())
-    return str(told["version"])
 
 
 def peers() -> list[Contender]:

@@ -51,6 +51,8 @@ async def measure(
     for shape in shapes:
         able = list(here)
         for number in range(rounds):
+            if not able:
+                break
             for one in able[number % len(able) :] + able[: number % len(able)]:
                 try:
                     run = await once(one, shape, number, timing)
@@ -62,8 +64,6 @@ async def measure(
                 else:
                     write(file, run)
                     said(line(run))
-            if not able:
-                break
 
 
 async def once(contender: Contender, shape: Shape, number: int, timing: Timing) -> Run:
@@ -86,7 +86,9 @@ async def once(contender: Contender, shape: Shape, number: int, timing: Timing) 
                 before = used(processes)
                 await load.stdout.readline()
                 after = used(processes)
-                seen = msgspec.json.decode(await load.stdout.readline(), type=Loaded)
+                if not (told := await load.stdout.readline()):
+                    raise NotStarted(f"{contender.name}: {last_line(await load.stderr.read())}")
+                seen = msgspec.json.decode(told, type=Loaded)
                 await load.wait()
             held = between(before, after)
     return Run(contender.name, contender.version, shape, number, began, machine(), seen, held)

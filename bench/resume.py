@@ -15,7 +15,7 @@ from bench.contender import NotStarted, mock_engine
 from bench.load import Order
 from bench.ours import Okome
 from bench.record import Resumed, Shape, write
-from bench.relay import RUN_TIMEOUT, Timing
+from bench.relay import RUN_TIMEOUT, Timing, last_line
 from bench.resume_load import HISTORY_RATE, ResumeOrder, Seen
 from compose.chaos.run import machine
 
@@ -47,7 +47,7 @@ async def once(shape: Shape, resumes: float, history: int, number: int, timing: 
             async with child("bench.resume_load", ResumeOrder(order, resumes, history)) as load:
                 told, words = await load.communicate()
                 if load.returncode:
-                    raise NotStarted(f"resume: {words[-600:].decode()}")
+                    raise NotStarted(f"resume: {last_line(words)}")
     seen = msgspec.json.decode(told.splitlines()[-1], type=Seen)
     last = seen.replaying
     return Resumed(

@@ -56,6 +56,9 @@ async def test_a_contender_that_refuses_is_named_with_its_words_and_the_others_g
         def start(self, engine: str, directory: Path) -> AbstractAsyncContextManager[Running]:
             return Direct().start(f"{engine.rpartition(':')[0]}:1", directory)
 
+    nobody = tmp_path / "nobody.jsonl"
+    await relay.measure([Absent()], [Shape(1, 20.0)], 2, TIMING, nobody, lambda line: None)
+    assert list(record.read(nobody)) == [Missing("absent", "make it")]
     file = tmp_path / "runs.jsonl"
     async with asyncio.timeout(DEADLINE):
         await relay.measure([Wrong(), Direct()], [Shape(1, 20.0)], 2, TIMING, file, lambda line: None)
