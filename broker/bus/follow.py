@@ -27,6 +27,7 @@ OnMessage = Callable[[int, str, bytes, dict[str, str] | None], None]
 
 INACTIVE = 10.0  # seconds until the server forgets a consumer that nobody pulls from
 RETRY = 0.1
+FIRST_ANSWER, LAST_ANSWER = 0.25, 2.0  # seconds that the making of a successor may take, doubled each time
 
 
 class Follow:
@@ -107,13 +108,14 @@ class Follow:
 
     # -- one consumer's life ---------------------------------------------------------------------------------------
 
-    async def _open(self) -> None:
+    async def _open(self, timeout: float = LAST_ANSWER) -> None:
         consumer = f"{self._name}-{random_id(6)}"
         self._inbox = self._bus.new_inbox()
         self._subscription = await self._bus.subscribe(self._inbox, self._receive)
         answer = await self._bus.api(
             f"CONSUMER.CREATE.{self.stream}.{consumer}",
             {"stream_name": self.stream, "action": "create", "config": self._config(consumer)},
+            timeout=timeout,
         )
         self._consumer = consumer
         self._consumer_seq = 0
@@ -175,16 +177,19 @@ class Follow:
             self.restarts += 1
             log.info("bus.consumer_replaced", stream=self.stream, consumer=self._consumer, after=self.seq)
             await self._discard()
+            patience = FIRST_ANSWER
             while not self._consumer:
                 try:
                     if self._last_per_subject:
                         await self._notice_replacement()
-                    await self._open()
+                    # The server it was put on may be just starting; the next one is put on any server again.
+                    await self._open(patience)
                     continue
                 except BusError as error:
                     log.debug("bus.consumer_refused", stream=self.stream, error=repr(error))
                 except Exception as error:  # the safety net of this task: whoever follows would never hear again
                     log.error("bus.follow_failed", stream=self.stream, exc_info=error)
+                patience = min(LAST_ANSWER, 2 * patience)
                 await self._discard()
                 await asyncio.sleep(RETRY)
 

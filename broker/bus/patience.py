@@ -5,19 +5,21 @@ read, and waiting too long is a stall that a viewer sees. A fixed second was suc
 what it has not answered (one viewer of forty waited 1.05 s).
 """
 
-LEAST, MOST = 0.1, 1.0  # seconds
+LEAST, MOST = 0.05, 1.0  # seconds
 
 
 class Patience:
-    """`seconds` is what to wait now: the usual time and four times its deviation, and longer after a wait in vain."""
+    """`seconds` is what to wait now: the usual time and four times its deviation, and longer after waits in vain."""
 
     def __init__(self) -> None:
         self.seconds = MOST
         self._usual: float | None = None
         self._deviation = 0.0
+        self._vain = 0
 
     def answered(self, took: float) -> None:
         """An answer came after `took` seconds. Not for the answer to a publish that was made twice."""
+        self._vain = 0
         if self._usual is None:
             self._usual, self._deviation = took, took / 2
         else:
@@ -26,5 +28,8 @@ class Patience:
         self.seconds = min(MOST, max(LEAST, self._usual + 4 * self._deviation))
 
     def in_vain(self) -> None:
-        """No answer came in time: the path may have become slower than it was, so wait longer before doing more."""
-        self.seconds = min(MOST, 2 * self.seconds)
+        """No answer came in time. Whoever was asked may have left, which makes nobody slower, so the next wait is as
+        long; where that was in vain too, the path has become slower, and doing more would not make it quicker."""
+        self._vain += 1
+        if self._vain > 1:
+            self.seconds = min(MOST, 2 * self.seconds)

@@ -6,7 +6,7 @@ because a machine that is too busy to send heartbeats must not be given more to 
 
 from __future__ import annotations
 
-MISSED = 3  # heartbeats
+MISSED = 2  # heartbeats
 LONGEST = 1.25  # seconds: after repeated silence
 CALM = 5.0  # seconds without a replacement after which silence is believed quickly again
 

@@ -56,6 +56,7 @@ def nats(count: int, data: DataDir, ports: Ports) -> tuple[list[Part], str]:
                 probe=f"{monitor}/healthz?js-meta-only=true",
                 env=_plain_environment(),
                 url=monitor,
+                gives_way=count > 1,
             )
         )
     return parts, ",".join(f"nats://{LOOPBACK}:{port}" for port in clients.values())

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 import structlog.testing
 
 from broker.bus import log, pull
 from broker.bus.errors import BusError, BusUnavailable, StoreRejected, WrongLastSequence
-from broker.bus.follow import Follow
+from broker.bus.follow import FIRST_ANSWER, Follow
 from broker.bus.nats import Bus, Msg
 from broker.bus.silence import LONGEST
 from tests.broker.bus.conftest import eventually, make_stream, restarted
 from tests.fixtures.nats_server import NatsServer
 
-HEALED = 4.0  # seconds: 2.5 heartbeats of silence, a look every heartbeat, and the making
+HEALED = 4.0  # seconds: 2 heartbeats of silence, a look every heartbeat, and the making
 
 
 class Reader:
@@ -263,6 +264,28 @@ async def test_both_forms_of_the_acknowledgement_subject_are_followed(local_bus:
     await follow.close()
 
 
+async def test_a_consumer_put_on_a_server_that_is_not_there_is_put_on_another(
+    local_bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cluster puts it on any server, also on one that just starts: soon given up, then less soon."""
+    waited: list[float] = []
+    api = local_bus.api
+
+    async def absent(verb: str, body: Mapping[str, Any] | None = None, *, timeout: float = 2.0) -> dict[str, Any]:
+        if verb.startswith("CONSUMER.CREATE.") and len(waited) < 2:
+            waited.append(timeout)
+            raise BusUnavailable("no answer")
+        return await api(verb, body, timeout=timeout)
+
+    stream, reader = await make_stream(local_bus), Reader()
+    async with following(local_bus, stream, reader) as follow:
+        monkeypatch.setattr(local_bus, "api", absent)
+        follow.restart()
+        sequences = await fill(local_bus, stream, 3)
+        await eventually(lambda: reader.sequences == sequences)
+        assert waited == [FIRST_ANSWER, 2 * FIRST_ANSWER]
+
+
 async def test_hold_stops_asking_and_goes_on(local_bus: Bus) -> None:
     """Overload: what is on its way still arrives, no more is asked for, and the silence is not taken for a death."""
     stream, reader = await make_stream(local_bus), Reader()
@@ -335,11 +358,11 @@ async def test_an_error_that_nobody_foresaw_does_not_end_the_following(local_bus
     class Strange(Follow):
         failures = 0
 
-        async def _open(self) -> None:
+        async def _open(self, timeout: float = 2.0) -> None:
             if self.failures and not self._consumer:
                 self.failures -= 1
                 raise KeyError("a defect")
-            await super()._open()
+            await super()._open(timeout)
 
     stream, reader = await make_stream(local_bus), Reader()
     follow = Strange(local_bus, stream, [f"{stream}.*"], "test", reader, after=0)

@@ -14,10 +14,13 @@ def test_nothing_known_is_waited_for_longest() -> None:
     assert Patience().seconds == MOST
 
 
-def test_quick_answers_make_it_short_and_a_wait_in_vain_doubles_it() -> None:
+def test_quick_answers_make_it_short_and_the_second_wait_in_vain_doubles_it() -> None:
+    """The first: whoever was asked may just have left, which makes nobody slower."""
     patience = Patience()
     for _ in range(20):
         patience.answered(0.002)
+    assert patience.seconds == LEAST
+    patience.in_vain()
     assert patience.seconds == LEAST
     patience.in_vain()
     assert patience.seconds == 2 * LEAST
@@ -36,7 +39,7 @@ def test_a_path_that_became_slower_is_followed_before_it_times_out_again_and_aga
             patience.in_vain()
             in_vain += 1
         patience.answered(0.3)
-    assert in_vain <= 3
+    assert in_vain <= 5
 
 
 @given(st.lists(TIMES | st.none()))

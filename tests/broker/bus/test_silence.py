@@ -16,7 +16,7 @@ def _silent_for(silence: Silence, start: float, limit: float = 10.0) -> float:
     return limit
 
 
-def test_three_missed_heartbeats_are_enough() -> None:
+def test_two_missed_heartbeats_are_enough() -> None:
     silence = Silence(BEAT, 0.0)
     assert MISSED * BEAT < _silent_for(silence, 0.0) <= (MISSED + 2) * BEAT
 
