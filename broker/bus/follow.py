@@ -17,7 +17,7 @@ import structlog
 from broker.bus import pull
 from broker.bus.errors import BusError, BusUnavailable
 from broker.bus.log import stream_info
-from broker.bus.nats import Bus, Msg, Subscription
+from broker.bus.nats import Bus, Heard, Subscription
 from broker.bus.silence import Silence
 from broker.bus.subjects import random_id
 
@@ -68,7 +68,8 @@ class Follow:
         self._consumer_seq = 0
         self._outstanding = 0
         self._behind = 0  # messages that were there when the consumer was made and have not been delivered
-        self._silence = Silence(heartbeat, asyncio.get_running_loop().time())
+        self._loop = asyncio.get_running_loop()
+        self._silence = Silence(heartbeat, self._loop.time())
         self._held = False
         self._broken = asyncio.Event()
         self._subscription: Subscription | None = None
@@ -102,7 +103,7 @@ class Follow:
     def hold(self, held: bool) -> None:
         """Stop (or go on) asking for more: overload. What is on its way still arrives."""
         self._held = held
-        self._silence.hear(asyncio.get_running_loop().time())
+        self._silence.hear(self._loop.time())
         if not held:
             self._top_up()
 
@@ -111,7 +112,7 @@ class Follow:
     async def _open(self, timeout: float = LAST_ANSWER) -> None:
         consumer = f"{self._name}-{random_id(6)}"
         self._inbox = self._bus.new_inbox()
-        self._subscription = await self._bus.subscribe(self._inbox, self._receive)
+        self._subscription = await self._bus.listen(self._inbox, self._receive)
         answer = await self._bus.api(
             f"CONSUMER.CREATE.{self.stream}.{consumer}",
             {"stream_name": self.stream, "action": "create", "config": self._config(consumer)},
@@ -121,7 +122,7 @@ class Follow:
         self._consumer_seq = 0
         self._outstanding = 0
         self._broken.clear()
-        self._silence.hear(asyncio.get_running_loop().time())
+        self._silence.hear(self._loop.time())
         if self._from_now:
             # From here on a successor must start behind this point, also if nothing arrives before it is needed.
             self.seq = max(self.seq, answer["delivered"]["stream_seq"])
@@ -165,7 +166,7 @@ class Follow:
             log.debug("bus.consumer_left_behind", stream=self.stream, consumer=consumer, error=repr(error))
 
     async def _keep(self) -> None:
-        loop = asyncio.get_running_loop()
+        loop = self._loop
         while True:
             try:
                 async with asyncio.timeout(self._silence.heartbeat):
@@ -216,8 +217,8 @@ class Follow:
             return  # the keeper hears no heartbeat and makes a new consumer once connected
         self._outstanding += batch
 
-    async def _receive(self, msg: Msg) -> None:
-        self._silence.hear(asyncio.get_running_loop().time())
+    def _receive(self, msg: Heard) -> None:
+        self._silence.hear(self._loop.time())
         delivered = pull.parse_reply(msg.reply)
         if delivered is None:
             self._receive_status(msg.headers or {})

@@ -9,7 +9,8 @@ What it works around, each with a test (tests/broker/bus/test_nats.py):
 - `publish_async` never resolves on an error answer: one reply inbox is our own, and every attempt has its own token;
 - publishes while disconnected would be buffered and sent later, behind the fence: `pending_size=0` refuses them,
   and what had not been written when the connection broke is thrown away;
-- `nats.micro` runs the requests of an endpoint one after another: our handlers run as tasks, bounded;
+- `nats.micro` runs the requests of an endpoint one after another: our handlers run as tasks, bounded (`service.py`);
+- a message costs a queue and a task, a publish a coroutine and a task: the hot path goes round both (`wire.py`);
 - a permission violation only shows in the error callback: it is logged as what it is.
 """
 
@@ -19,27 +20,25 @@ import asyncio
 import contextlib
 import json
 import random
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeVar
 
 import msgspec
-import nats
 import nats.errors
-import nats.micro.service
 import structlog
 from nats.aio.client import Client
-from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
-from nats.micro.request import ERROR_CODE_HEADER, ERROR_HEADER
-from nats.micro.request import Request as MicroRequest
+from nats.micro.request import ERROR_CODE_HEADER
 
 from broker.bus.errors import BusUnavailable, Refusal, StoreRejected
 from broker.bus.replies import API, MANY, PUBLISH, Replies
+from broker.bus.service import Handler, Service
 from broker.bus.subjects import operation_subject, random_id
+from broker.bus.wire import Heard, Inlet, Outlet
+from broker.bus.wire import Message as Msg
 
-__all__ = ["Bus", "Handler", "Msg", "Service", "Subscription"]
+__all__ = ["Bus", "Handler", "Heard", "Msg", "Service", "Subscription"]
 
-Handler = Callable[[bytes], Awaitable[bytes]]
 Answer = TypeVar("Answer")
 
 PING_INTERVAL = 0.25
@@ -57,6 +56,9 @@ class Bus:
         self.id = name
         self._inbox = f"_INBOX.{random_id(12)}."
         self._replies = Replies[Msg]()
+        self._inlet = Inlet(client)
+        self._outlet = Outlet(client)
+        client._ps = self._inlet
         self._heard_at = 0.0  # loop time of the last pong
         self._writer: asyncio.StreamWriter | None = None  # of the connection that the last ping went to
         self._watch: asyncio.Task[None] | None = None
@@ -100,7 +102,7 @@ class Bus:
             await client.close()
             hosts = ",".join(server.rpartition("@")[2] for server in servers)  # never a password
             raise BusUnavailable(f"no NATS server answers at {hosts}: {why}") from error
-        await client.subscribe(bus._inbox + "*", cb=bus._on_reply)
+        await bus.listen(bus._inbox + "*", bus._on_reply)
         bus._heard_at = asyncio.get_running_loop().time()
         bus._watch = asyncio.create_task(bus._watchdog(), name="bus-watchdog")
         return bus
@@ -157,22 +159,14 @@ class Bus:
     def publish_now(self, subject: str, payload: bytes, reply: str = "", headers: dict[str, str] | None = None) -> None:
         """Hand a message to the connection without waiting; raises BusUnavailable when not connected.
 
-        Not a coroutine, so that the answer to one publish can send the next without a task. nats-py's `publish` never
-        suspends while `pending_size` is 0; a suspension would be a change of that library, and is an error here.
+        Not a coroutine, so that the answer to one publish can send the next without a task. Raises ValueError where
+        subject, reply or headers are none.
         """
-        if self._closed:
-            raise BusUnavailable("closed")
-        coroutine = self._client.publish(subject, payload, reply, headers)
-        try:
-            coroutine.send(None)
-        except StopIteration:
-            return
-        except nats.errors.MaxPayloadError as error:
-            raise StoreRejected(10054, "message size exceeds maximum allowed") from error
-        except (nats.errors.Error, OSError) as error:
-            raise BusUnavailable(f"not connected: {error!r}") from error
-        coroutine.close()
-        raise AssertionError("nats-py's publish waited")
+        if self._closed or not self._client.is_connected:
+            raise BusUnavailable("closed" if self._closed else "not connected")
+        if len(payload) > self._client.max_payload:
+            raise StoreRejected(10054, "message size exceeds maximum allowed")
+        self._outlet.publish(subject, payload, reply, headers)
 
     async def publish(
         self, subject: str, payload: bytes, *, reply: str = "", headers: dict[str, str] | None = None
@@ -269,8 +263,19 @@ class Bus:
         except (nats.errors.Error, OSError) as error:
             raise BusUnavailable(f"cannot subscribe to {subject}: {error!r}") from error
 
+    async def listen(self, subject: str, taker: Callable[[Heard], None]) -> Subscription:
+        """As `subscribe`, for the hot path: `taker` is called as soon as a message was read, without a task."""
+
+        async def never(_: object) -> None:
+            raise AssertionError("a message went past its taker")
+
+        subscription = await self.subscribe(subject, never)
+        self._inlet.takers[b"%d" % subscription._id] = taker
+        return subscription
+
     async def unsubscribe(self, subscription: Subscription) -> None:
         """End a subscription; nothing to do where the connection is gone already."""
+        self._inlet.takers.pop(b"%d" % subscription._id, None)
         with contextlib.suppress(nats.errors.Error, OSError):
             await subscription.unsubscribe()
 
@@ -316,7 +321,7 @@ class Bus:
 
     # -- inside ----------------------------------------------------------------------------------------------------
 
-    async def _on_reply(self, msg: Msg) -> None:
+    def _on_reply(self, msg: Heard) -> None:
         self._replies.arrived(msg.subject.rpartition(".")[2], msg, nobody=no_responders(msg))
 
     async def _watchdog(self) -> None:
@@ -402,82 +407,6 @@ class Bus:
             task = asyncio.create_task(self.kick(), name="bus-lame-duck")
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
-
-
-class Service:
-    """A NATS micro service whose handlers do not block one another."""
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._service: nats.micro.service.Service | None = None
-
-    async def start(
-        self, client: Client, name: str, version: str, description: str, endpoints: Mapping[str, Handler]
-    ) -> None:
-        self._service = await nats.micro.add_service(client, name=name, version=version, description=description)
-        for operation, handler in endpoints.items():
-            await self._service.add_endpoint(
-                name=operation,
-                subject=operation_subject(operation),
-                handler=self._spawning(handler),
-                queue_group="okome",
-            )
-
-    async def close(self) -> None:
-        """Take no more requests, let those that run finish for 2 s, then cancel them."""
-        if self._service is not None:
-            with contextlib.suppress(nats.errors.Error, TimeoutError, OSError):
-                async with asyncio.timeout(2):  # it makes round trips, 10 s each
-                    await self._service.stop()
-            self._service = None
-        if self._tasks:
-            _, late = await asyncio.wait(self._tasks, timeout=2)
-            for task in late:
-                task.cancel()
-            await asyncio.gather(*late, return_exceptions=True)
-
-    def _spawning(self, handler: Handler) -> Callable[[MicroRequest], Coroutine[Any, Any, None]]:
-        async def handle(request: MicroRequest) -> None:
-            if len(self._tasks) >= self._limit:
-                await _respond(request, Refusal("overloaded", "too many requests at once", retry_after=1))
-                return
-            task = asyncio.create_task(self._answer(handler, request), name=f"op-{request.subject}")
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-
-        return handle
-
-    async def _answer(self, handler: Handler, request: MicroRequest) -> None:
-        try:
-            await _respond(request, await handler(request.data))
-        except Refusal as refusal:
-            await _respond(request, refusal)
-        except BusUnavailable as error:
-            await _respond(request, Refusal("unavailable", str(error), retry_after=1))
-        except (msgspec.ValidationError, msgspec.DecodeError) as error:
-            await _respond(request, Refusal("malformed", str(error)))
-        except Exception as error:  # the safety net of this task: one bad request must not end the service
-            log.error("bus.operation_failed", subject=request.subject, exc_info=error)
-            await _respond(request, Refusal("internal", "the request could not be carried out"))
-
-
-async def _respond(request: MicroRequest, answer: bytes | Refusal) -> None:
-    try:
-        if isinstance(answer, Refusal):
-            error = {
-                "code": answer.code,
-                "message": answer.message,
-                "param": answer.param,
-                "retry_after": answer.retry_after,
-            }
-            headers = {ERROR_CODE_HEADER: str(answer.status), ERROR_HEADER: answer.code}
-            payload = json.dumps({"error": {k: v for k, v in error.items() if v is not None}}).encode()
-            await request.respond(payload, headers)
-        else:
-            await request.respond(answer)
-    except (nats.errors.Error, OSError, ValueError) as error:  # who asked hears nothing and asks again
-        log.warning("bus.answer_lost", subject=request.subject, error=repr(error))
 
 
 def no_responders(msg: Msg) -> bool:

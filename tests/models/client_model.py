@@ -8,15 +8,14 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any, NamedTuple, Protocol, cast
 
-import nats.errors
 from nats.aio.client import Client
-from nats.aio.msg import Msg
 
-from broker.bus.nats import Bus
+from broker.bus.errors import BusUnavailable
+from broker.bus.nats import Bus, Heard, Subscription
 from tests.models.log_model import matches
 from tests.models.virtual_loop import VirtualLoop
 
-Callback = Callable[[Msg], Awaitable[None]]
+Callback = Callable[[Any], Awaitable[None] | None]
 
 
 class Server(Protocol):
@@ -35,6 +34,15 @@ class Sent(NamedTuple):
     subject: str
     data: bytes
     reply: str
+    headers: dict[str, str] | None
+
+
+class MessageModel(NamedTuple):
+    """One that arrives."""
+
+    subject: str
+    reply: str
+    data: bytes
     headers: dict[str, str] | None
 
 
@@ -57,11 +65,7 @@ class ClientModel:
         self._up = Wire(server.loop)  # what has been sent has left this process, frozen or not
         self._down = Wire(loop)
 
-    async def publish(
-        self, subject: str, payload: bytes = b"", reply: str = "", headers: dict[str, str] | None = None
-    ) -> None:
-        if not self.is_connected:
-            raise nats.errors.OutboundBufferLimitError
+    def publish(self, subject: str, payload: bytes, reply: str, headers: dict[str, str] | None) -> None:
         self._server.sent(Sent(self, subject, payload, reply, headers))
 
     async def subscribe(self, subject: str, queue: str = "", cb: Callback | None = None) -> SubscriptionModel:
@@ -111,12 +115,29 @@ class ClientModel:
     ) -> None:
         for filter, callback in self._listeners.items():
             if matches(filter, to):
-                message = Msg(_client=cast(Client, self), subject=subject, data=data, reply=reply, headers=headers)
+                message = MessageModel(subject, reply, data, headers)
                 self._down.put(latency, partial(self._take, self._connection, callback, message))
 
-    def _take(self, connection: int, callback: Callback, message: Msg) -> None:
-        if connection == self._connection and self.is_connected:
-            _now(callback(message))
+    def _take(self, connection: int, callback: Callback, message: MessageModel) -> None:
+        if connection == self._connection and self.is_connected and (waiting := callback(message)) is not None:
+            _now(waiting)
+
+
+class BusModel(Bus):
+    """The real connection, but for its wire: what is published and heard goes through the model of the client."""
+
+    def __init__(self, client: ClientModel, name: str) -> None:
+        super().__init__(cast(Client, client), name)
+        self._model = client
+
+    def publish_now(self, subject: str, payload: bytes, reply: str = "", headers: dict[str, str] | None = None) -> None:
+        if self._closed or not self._model.is_connected:
+            raise BusUnavailable("not connected")
+        self._model.publish(subject, payload, reply, headers)
+
+    async def listen(self, subject: str, taker: Callable[[Heard], None]) -> Subscription:
+        self._model.listen(subject, taker)
+        return cast(Subscription, SubscriptionModel(self._model, subject))
 
 
 class Wire:
@@ -139,6 +160,8 @@ class Wire:
 
 
 class SubscriptionModel:
+    _id = 0
+
     def __init__(self, client: ClientModel, subject: str) -> None:
         self._client = client
         self._subject = subject

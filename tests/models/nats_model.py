@@ -11,13 +11,11 @@ import asyncio
 import base64
 import json
 from collections.abc import Callable
-from typing import Any, cast
-
-from nats.aio.client import Client
+from typing import Any
 
 from broker.bus.log import NO_MESSAGE, STREAM_NOT_FOUND
 from broker.bus.nats import Bus
-from tests.models.client_model import ClientModel, Sent
+from tests.models.client_model import BusModel, ClientModel, Sent
 from tests.models.consumer_model import ConsumerModel
 from tests.models.log_model import Message, Refused, StreamModel, matches
 from tests.models.virtual_loop import Clock, VirtualLoop
@@ -52,7 +50,7 @@ class NatsModel:
         """The real connection over this server, as `Bus.connect` makes it."""
         client = ClientModel(self, loop)
         self.clients.append(client)
-        bus = Bus(cast(Client, client), name)
+        bus = BusModel(client, name)
         client.bus = bus
         client.listen(bus._inbox + "*", bus._on_reply)
         bus._heard_at = self.clock.now

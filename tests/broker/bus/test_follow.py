@@ -13,7 +13,7 @@ import structlog.testing
 from broker.bus import log, pull
 from broker.bus.errors import BusError, BusUnavailable, StoreRejected, WrongLastSequence
 from broker.bus.follow import FIRST_ANSWER, Follow
-from broker.bus.nats import Bus, Msg
+from broker.bus.nats import Bus, Heard
 from broker.bus.silence import LONGEST
 from tests.broker.bus.conftest import eventually, make_stream, restarted
 from tests.fixtures.nats_server import NatsServer
@@ -41,13 +41,13 @@ class LossyFollow(Follow):
     lose: set[int]
     lost: list[int]
 
-    async def _receive(self, msg: Msg) -> None:
+    def _receive(self, msg: Heard) -> None:
         delivered = pull.parse_reply(msg.reply)
         if delivered is not None and delivered.seq in self.lose:
             self.lose.remove(delivered.seq)
             self.lost.append(delivered.seq)
             return
-        await super()._receive(msg)
+        super()._receive(msg)
 
 
 @asynccontextmanager
@@ -250,10 +250,10 @@ async def test_statuses_end_a_pull_or_a_consumer(local_bus: Bus) -> None:
 @pytest.mark.parametrize("domain", ["", "_.X9.", "hub.X9."], ids=["v1", "v2", "v2 domain"])
 async def test_both_forms_of_the_acknowledgement_subject_are_followed(local_bus: Bus, domain: str) -> None:
     class NewForm(Follow):
-        async def _receive(self, msg: Msg) -> None:
+        def _receive(self, msg: Heard) -> None:
             if domain and msg.reply.startswith("$JS.ACK."):
                 msg.reply = f"$JS.ACK.{domain}{msg.reply.removeprefix('$JS.ACK.')}.token"
-            await super()._receive(msg)
+            super()._receive(msg)
 
     stream, reader = await make_stream(local_bus), Reader()
     follow = NewForm(local_bus, stream, [f"{stream}.*"], "test", reader, after=0)

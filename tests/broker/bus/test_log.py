@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 
 import pytest
-from nats.aio.client import Client
-from nats.aio.msg import Msg
 
 from broker.bus import log
 from broker.bus.errors import BusUnavailable, StoreRejected, WrongLastSequence
-from broker.bus.nats import Bus
+from broker.bus.nats import Bus, Heard, Msg
 from tests.broker.bus.conftest import make_stream, restarted
 from tests.fixtures.nats_server import NatsServer
 
@@ -100,9 +98,9 @@ async def test_read_all_asks_the_leader_when_replicas_lag(local_bus: Bus, monkey
     lagged: list[int] = []
     collect = Bus.collect
 
-    async def lagging(self: Bus, subject: str, payload: bytes, *args: object, **kwargs: object) -> list[Msg]:
+    async def lagging(self: Bus, subject: str, payload: bytes, *args: object, **kwargs: object) -> list[Heard]:
         lagged.append(json.loads(payload)["seq"])
-        return [Msg(_client=Client(), headers={"Status": "404", "Description": "Message Not Found"})]
+        return [Heard("", "", b"", b"NATS/1.0 404 Message Not Found\r\n\r\n")]
 
     monkeypatch.setattr(Bus, "collect", lagging)
     found = await log.read_all(local_bus, stream, f"{stream}.a")
@@ -142,10 +140,10 @@ async def test_the_leaders_word_on_a_stream(bus: Bus) -> None:
     assert info.created == empty.created
 
 
-def answer(data: bytes = b"", status: str = "", **error: object) -> Msg:
-    """An answer as nats-py hands it over."""
+def answer(data: bytes = b"", status: str = "", **error: object) -> Heard:
+    """An answer as the wire hands it over."""
     body = data or json.dumps({"error": error, "stream": "S", "seq": 0}).encode()
-    return Msg(_client=Client(), data=b"" if status else body, headers={"Status": status} if status else None)
+    return Heard("", "", b"", f"NATS/1.0 {status}\r\n\r\n".encode()) if status else Heard("", "", body)
 
 
 @pytest.mark.parametrize(
@@ -164,7 +162,7 @@ def answer(data: bytes = b"", status: str = "", **error: object) -> Msg:
         (answer(data=b'{"stream":"S","seq":"x"}'), StoreRejected),
     ],
 )
-def test_every_answer_has_one_meaning(msg: Msg | None, meaning: type[Exception]) -> None:
+def test_every_answer_has_one_meaning(msg: Heard | None, meaning: type[Exception]) -> None:
     """Undecided is what may be asked again behind the same fence; everything else is a verdict."""
     assert type(log.read_ack(msg)) is meaning
 

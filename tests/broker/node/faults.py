@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any
 
 from broker.bus.errors import BusUnavailable
 from broker.bus.log import is_end_of_batch
-from broker.bus.nats import Bus, Msg, Subscription
+from broker.bus.nats import Bus, Heard, Msg, Subscription
 
 
 class Lagging(Bus):
@@ -56,18 +56,16 @@ class Minority(Bus):
         self.kicked += 1
         await super().kick()
 
-    async def subscribe(
-        self, subject: str, callback: Callable[[Msg], Awaitable[None]], *, queue: str = ""
-    ) -> Subscription:
-        async def hear(msg: Msg) -> None:
+    async def listen(self, subject: str, taker: Callable[[Heard], None]) -> Subscription:
+        def hear(msg: Heard) -> None:
             if self.deaf and msg.reply.startswith(f"$JS.ACK.{self.deaf}"):
                 self.swallowed += 1
                 return
             if self.deaf and msg.headers and "Nats-Last-Consumer" in msg.headers:
                 msg.headers["Nats-Last-Consumer"] = "0"  # as far as that side knows, nothing was sent
-            await callback(msg)
+            taker(msg)
 
-        return await super().subscribe(subject, hear, queue=queue)
+        return await super().listen(subject, hear)
 
 
 class Leaderless(Bus):

@@ -16,7 +16,7 @@ from broker.bus.follow import Follow
 from broker.bus.health import serve
 from broker.bus.kv import Bucket, Watch
 from broker.bus.log import stream_info
-from broker.bus.nats import Bus, Msg
+from broker.bus.nats import Bus, Heard, Msg
 from broker.bus.records import Node, Revocation, decode, encode
 from broker.bus.settings import load
 from broker.bus.subjects import log_stream, worker_subject
@@ -82,11 +82,11 @@ async def deaf(
     cut = asyncio.Event()
     receive = Follow._receive
 
-    async def lossy(self: Follow, msg: Msg) -> None:
+    def lossy(self: Follow, msg: Heard) -> None:
         if cut.is_set() and self.stream == "KV_revoked":
             self._silence.hear(asyncio.get_running_loop().time())  # as if by heartbeats from a minority
         else:
-            await receive(self, msg)
+            receive(self, msg)
 
     monkeypatch.setattr(Follow, "_receive", lossy)
     async with running_node(fresh_nats, "node-deaf") as node:

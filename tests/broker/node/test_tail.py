@@ -13,7 +13,7 @@ import pytest
 from broker.bus.errors import BusUnavailable
 from broker.bus.follow import Follow
 from broker.bus.log import store
-from broker.bus.nats import Bus, Msg
+from broker.bus.nats import Bus, Heard, Msg
 from broker.bus.subjects import Cursor, log_subject
 from broker.node import tail as tail_module
 from broker.node.history import History
@@ -78,9 +78,9 @@ def swallow(monkeypatch: pytest.MonkeyPatch, swallowed: Callable[[Msg], bool]) -
     """Messages of that kind never reach a follow of a log."""
     receive = Follow._receive
 
-    async def lossy(self: Follow, msg: Msg) -> None:
+    def lossy(self: Follow, msg: Heard) -> None:
         if not (self.stream == "TOK_00" and swallowed(msg)):
-            await receive(self, msg)
+            receive(self, msg)
 
     monkeypatch.setattr(Follow, "_receive", lossy)
 
@@ -157,11 +157,11 @@ async def test_a_tail_the_leader_is_ahead_of_for_too_long_is_lost_moves_and_come
     cut = False
     receive = Follow._receive
 
-    async def happily(self: Follow, msg: Msg) -> None:
+    def happily(self: Follow, msg: Heard) -> None:
         if cut and self.stream == "TOK_00":
             self._silence.hear(asyncio.get_running_loop().time())  # as if by a heartbeat that counts what has come
         else:
-            await receive(self, msg)
+            receive(self, msg)
 
     monkeypatch.setattr(Follow, "_receive", happily)
     async with following(bus) as tail:
