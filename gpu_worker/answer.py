@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 from enum import Enum
@@ -27,8 +28,8 @@ from broker.bus.records import Job, Message
 from broker.bus.subjects import random_id
 from gpu_worker import engines
 from gpu_worker.arbiter import Arbiter
-from gpu_worker.believed import believed
-from gpu_worker.engines import Engine, EngineFailed, Finish, ModelCard, Piece, Prefix, Prompt
+from gpu_worker.believed import believed, poured
+from gpu_worker.engines import Engine, EngineFailed, Finish, ModelCard, Piece, Pouring, Prefix, Prompt, Tap
 from gpu_worker.interruption import Interrupt, Interruption
 from gpu_worker.metrics import CANCELS, PAUSED, RESUMED, Measured
 from gpu_worker.outbox import Outbox, State, Stop, next_epoch
@@ -201,28 +202,62 @@ class Answer:
         bound = request.max_tokens or self._lane.card.default_max_tokens
         prompt = Prompt(tuple(asked), bound, request.temperature, tuple(request.stop), request.seed)
         prefix = Prefix(tuple(self._parts), publisher.outbox.chain.next_offset)
-        measured, parts, time = self._lane.measured, self._parts, self._loop.time
-        began = None if prefix.tokens else self._first_at
-        before = time()
-        async with aclosing(believed(self._lane.engine, self._lane.card.id, prompt, prefix)) as items:
+        tap, shut = Tap(), asyncio.Event()
+        say = self._speaker(publisher, tap, shut, began=None if prefix.tokens else self._first_at)
+        engine, model = self._lane.engine, self._lane.card.id
+        if isinstance(engine, Pouring):
+            gate = self._loop.create_task(self._reopen(publisher, tap, shut), name="answer-gate")
+            try:
+                return await poured(engine, model, prompt, prefix, say, tap)
+            finally:
+                gate.cancel()
+                await asyncio.gather(gate, return_exceptions=True)
+        async with aclosing(believed(engine, model, prompt, prefix)) as items:
             async for item in items:
                 if not isinstance(item, Piece):
                     return item
-                publisher.offer(item.kind, item.text, item.n)
-                self.tokens += item.n
-                if item.kind == TOKEN:
-                    parts.append(item.text)
-                now = time()
-                if began is not None:
-                    measured.first(now - began)
-                    began = None
-                measured.decoded(item.n, now - before)
-                before = now
-                if not publisher.has_room:
-                    await publisher.room()
-                if not self._flowing.is_set():
-                    await self._flowing.wait()
+                say(item)
+                if tap.is_shut:
+                    await self._flow(publisher, tap)
         raise AssertionError("an answer that is believed ends with Finish")
+
+    def _speaker(
+        self, publisher: Publisher, tap: Tap, shut: asyncio.Event, *, began: float | None
+    ) -> Callable[[Piece], None]:
+        """What is done with a piece, all of it at once. `began`: when the wait for the first one did, if it is one."""
+        measured, parts, time, flowing = self._lane.measured, self._parts, self._loop.time, self._flowing
+        before = time()
+
+        def say(piece: Piece) -> None:
+            nonlocal began, before
+            publisher.offer(piece.kind, piece.text, piece.n)
+            self.tokens += piece.n
+            if piece.kind == TOKEN:
+                parts.append(piece.text)
+            now = time()
+            if began is not None:
+                measured.first(now - began)
+                began = None
+            measured.decoded(piece.n, now - before)
+            before = now
+            if not (publisher.has_room and flowing.is_set()):
+                tap.turn(shut=True)
+                shut.set()
+
+        return say
+
+    async def _flow(self, publisher: Publisher, tap: Tap) -> None:
+        """Wait until there is room and somebody reads, then open the tap."""
+        while not (publisher.has_room and self._flowing.is_set()):
+            await publisher.room()
+            await self._flowing.wait()
+        tap.turn(shut=False)
+
+    async def _reopen(self, publisher: Publisher, tap: Tap, shut: asyncio.Event) -> None:
+        while True:
+            await shut.wait()
+            shut.clear()
+            await self._flow(publisher, tap)
 
     def _arbitrate(self) -> None:
         if self._recheck is not None:

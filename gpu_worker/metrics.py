@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from prometheus_client import Counter, Gauge, Histogram
 
+from broker.bus.tally import Counts, Spreads
+
 _FAST = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0)
 _SLOW = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
-TOKENS = Counter("okome_worker_tokens_total", "Tokens that engines gave", ["model"])
+TOKENS = Counts("okome_worker_tokens_total", "Tokens that engines gave", ["model"])
 FIRST_TOKEN = Histogram(
     "okome_worker_first_token_seconds", "From the delivery of a job to its first token", ["model"], buckets=_SLOW
 )
-BETWEEN = Histogram(
+BETWEEN = Spreads(
     "okome_worker_between_tokens_seconds", "Between two pieces of one engine's answer", ["model"], buckets=_FAST
 )
-PUBLISH = Histogram("okome_worker_publish_ack_seconds", "From a fenced publish to its acknowledgement", buckets=_FAST)
+PUBLISH = Spreads("okome_worker_publish_ack_seconds", "From a fenced publish to its acknowledgement", buckets=_FAST)
 ENDED = Counter("okome_worker_generations_total", "Generations that this worker let go, by how", ["model", "how"])
 RUNNING = Gauge("okome_worker_running", "Generations that run", ["model"])
 HELD = Gauge("okome_worker_held", "Generations that are held, running or waiting for a slot", ["model"])
@@ -30,20 +32,18 @@ ADOPTED = Counter("okome_worker_adopted_total", "Deliveries of a job that was al
 class Measured:
     """The counters of one model."""
 
-    __slots__ = ("model", "_between", "_first", "_publish", "_tokens", "held", "running", "takeovers")
+    __slots__ = ("model", "_between", "_first", "acknowledged", "_tokens", "held", "running", "takeovers")
 
     def __init__(self, model: str) -> None:
         self.model = model
         self._tokens = TOKENS.labels(model).inc
         self._first = FIRST_TOKEN.labels(model).observe
         self._between = BETWEEN.labels(model).observe
-        self._publish = PUBLISH.observe
+        self.acknowledged = PUBLISH.labels().observe
+        """Told how many seconds a publish was under way."""
         self.running = RUNNING.labels(model)
         self.held = HELD.labels(model)
         self.takeovers = TAKEOVERS.labels(model)
-
-    def acknowledged(self, seconds: float) -> None:
-        self._publish(seconds)
 
     def first(self, seconds: float) -> None:
         self._first(seconds)

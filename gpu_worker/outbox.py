@@ -17,6 +17,8 @@ from collections import deque
 from enum import Enum, auto
 from typing import Any, NamedTuple
 
+import msgspec
+
 from broker.bus.chain import Chain
 from broker.bus.frames import FAILED, REASONING, TERMINAL, TOKEN, Frame, encode_frame, encode_tokens
 
@@ -51,7 +53,7 @@ class Publish(NamedTuple):
     expect_last: int
 
 
-class _Entry(NamedTuple):
+class _Entry(msgspec.Struct, frozen=True):
     """A piece of text at its offset, or an event (`data` is not None, n = 0)."""
 
     kind: str
@@ -198,7 +200,7 @@ class Outbox:
             entries.popleft()
         if self._closed and len(entries) == 1 and entries[0].offset != end:
             # Tokens given up for `log_full` had been stored after all: the terminal comes behind them.
-            entries[0] = entries[0]._replace(offset=end)
+            entries[0] = msgspec.structs.replace(entries[0], offset=end)
         self.state = State.IDLE
 
     @property

@@ -322,7 +322,7 @@ class Bus:
     # -- inside ----------------------------------------------------------------------------------------------------
 
     def _on_reply(self, msg: Heard) -> None:
-        self._replies.arrived(msg.subject.rpartition(".")[2], msg, nobody=no_responders(msg))
+        self._replies.arrived(msg.subject[len(self._inbox) :], msg, nobody=no_responders(msg))
 
     async def _watchdog(self) -> None:
         """Notice within PING_INTERVAL + PING_TIMEOUT that the server does not answer, and let go of it."""

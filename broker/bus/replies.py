@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import cached_property
 from typing import Generic, TypeVar
 
 from broker.bus.futility import Futility
@@ -29,6 +30,10 @@ class Replies(Generic[Answer]):
         self._patience = Patience()
         self.futility = Futility()
 
+    @cached_property
+    def _loop(self) -> asyncio.AbstractEventLoop:
+        return asyncio.get_running_loop()  # to ask for it each time would be a system call each time
+
     def __len__(self) -> int:
         """How many answers are waited for."""
         return len(self._waiting)
@@ -41,10 +46,9 @@ class Replies(Generic[Answer]):
 
     def time(self, token: str) -> None:
         """From now on `token`, a PUBLISH, is under way: with no answer in time its `take` gets None."""
-        loop = asyncio.get_running_loop()
-        self._timed[token] = loop.time()
+        self._timed[token] = self._loop.time()
         if self._timer is None:
-            self._timer = loop.call_later(LEAST, self._expire)
+            self._timer = self._loop.call_later(LEAST, self._expire)
 
     def forget(self, token: str) -> None:
         self._waiting.pop(token, None)
@@ -53,22 +57,27 @@ class Replies(Generic[Answer]):
         """Whoever asked waits no longer."""
         self.forget(token)
         if token.startswith(PUBLISH):
-            self.futility.in_vain(asyncio.get_running_loop().time())
+            self.futility.in_vain(self._loop.time())
 
     def arrived(self, token: str, answer: Answer, *, nobody: bool = False) -> None:
         """`nobody`: the answer is that there is nobody to answer."""
-        if token.startswith(MANY):
-            if take := self._waiting.get(token):
-                take(answer)
+        take = self._waiting.get(token)
+        if take is None:
             return
-        if token.startswith(PUBLISH) and token in self._waiting:
+        if token.startswith(MANY):
+            take(answer)
+            return
+        del self._waiting[token]
+        if token.startswith(PUBLISH):
+            sent_at = self._timed.pop(token, None)
+            now = self._loop.time()
             if nobody:
-                self.futility.in_vain(asyncio.get_running_loop().time())
+                self.futility.in_vain(now)
             else:
                 self.futility.decided()
-                if (sent_at := self._timed.get(token)) is not None:
-                    self._patience.answered(asyncio.get_running_loop().time() - sent_at)
-        self._settle(token, answer)
+                if sent_at is not None:
+                    self._patience.answered(now - sent_at)
+        take(answer)
 
     def disconnected(self) -> None:
         """What a server would have answered itself will not come any more; what OKOME answers still may."""
@@ -88,7 +97,7 @@ class Replies(Generic[Answer]):
             take(answer)
 
     def _expire(self) -> None:
-        loop = asyncio.get_running_loop()
+        loop = self._loop
         now = loop.time()
         late = [token for token, sent_at in self._timed.items() if sent_at + self._patience.seconds <= now]
         if late:

@@ -78,16 +78,19 @@ def read_headers(head: bytes) -> Headers:
 
 def publish_command(subject: str, reply: str, headers: Mapping[str, str] | None, payload: bytes) -> bytes:
     """The bytes of one publish. Raises ValueError for what would be read as something else."""
-    if not (subject and subject.isprintable() and reply.isprintable()) or " " in subject or " " in reply:
+    both = subject + reply
+    if not subject or not both.isprintable() or " " in both:
         raise ValueError(f"not a subject to publish to, or to answer to: {subject!r}, {reply!r}")
     if not headers:
         return b"%b%b\r\n" % (f"PUB {subject} {reply} {len(payload)}\r\n".encode(), payload)
-    fields = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
-    if fields.count("\r\n") != len(headers) or fields.count("\n") != len(headers):
-        raise ValueError("a header of more than one line")
-    head = f"NATS/1.0\r\n{fields}\r\n".encode()
-    size = len(head)
-    return b"%b%b%b\r\n" % (f"HPUB {subject} {reply} {size} {size + len(payload)}\r\n".encode(), head, payload)
+    head = "NATS/1.0\r\n"
+    for name, value in headers.items():
+        if not (name.isprintable() and value.isprintable()):
+            raise ValueError(f"not a header: {name!r}: {value!r}")
+        head += f"{name}: {value}\r\n"
+    size = len(head if head.isascii() else head.encode()) + 2
+    line = f"HPUB {subject} {reply} {size} {size + len(payload)}\r\n{head}\r\n"
+    return b"%b%b\r\n" % (line.encode(), payload)
 
 
 class Inlet(Parser):
@@ -130,12 +133,14 @@ class Inlet(Parser):
                     return  # another connection: what is left was said on the one before
                 at = newline + 2
                 continue
-            words = data[at:newline].split()
             headed = begins == _H
-            try:
-                size = int(words[-1])
+            reply = b""
+            try:  # [H]MSG <subject> <sid> [reply] [bytes of head] <bytes>
+                words = data[at:newline].split()
+                if len(words) == 5 + headed:
+                    reply = words[3]
+                subject, sid, size = words[1], words[2], int(words[-1])
                 head = int(words[-2]) if headed else 0
-                _, subject, sid, *between = words[: -2 if headed else -1]
             except (ValueError, IndexError):
                 raise ProtocolError("nats: malformed MSG") from None
             start = newline + 2
@@ -143,7 +148,6 @@ class Inlet(Parser):
             if stop + 2 > end:
                 missing = stop + 2 - end
                 break
-            reply = between[0] if between else b""
             taker = takers.get(sid)
             if taker is None:
                 header = data[start : start + head] if headed else None

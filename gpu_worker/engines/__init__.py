@@ -11,8 +11,10 @@ from gpu_worker.engines.engine import (
     Message,
     ModelCard,
     Piece,
+    Pouring,
     Prefix,
     Prompt,
+    Tap,
 )
 
 ENGINES = ("smollm2", "scripted", "openai")
@@ -56,7 +58,9 @@ __all__ = [
     "Message",
     "ModelCard",
     "Piece",
+    "Pouring",
     "Prefix",
     "Prompt",
+    "Tap",
     "create",
 ]

@@ -3,9 +3,11 @@
 An engine knows nothing of frames, fences, epochs or NATS; a worker knows nothing of models, slots or child processes.
 """
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import msgspec
 
 FinishReason = Literal["stop", "length", "content_filter", "tool_calls"]
 FailureCode = Literal["engine_failed", "context_length_exceeded", "overloaded"]
@@ -52,8 +54,7 @@ class Prefix:
         return "".join(self.pieces)
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
+class Piece(msgspec.Struct, frozen=True, gc=False):
     """`n` tokens of text, n ≥ 1, valid UTF-8, never half a character."""
 
     text: str
@@ -136,6 +137,21 @@ class EngineSettings:
     openai_extra: Mapping[str, Any] = field(default_factory=dict)
 
 
+class Tap:
+    """Whether pieces may come, for whoever takes them to say. `on_turn` is the engine's: told of every change."""
+
+    __slots__ = ("is_shut", "on_turn")
+
+    def __init__(self) -> None:
+        self.is_shut = False
+        self.on_turn: Callable[[bool], None] = lambda is_shut: None
+
+    def turn(self, *, shut: bool) -> None:
+        if shut is not self.is_shut:
+            self.is_shut = shut
+            self.on_turn(shut)
+
+
 class Engine(Protocol):
     """An engine, from `start` to `close`."""
 
@@ -158,3 +174,14 @@ class Engine(Protocol):
 
     def children(self) -> list[tuple[str, int]]:
         """(id, pid) of the processes it runs now."""
+
+
+@runtime_checkable
+class Pouring(Protocol):
+    """An engine that can also hand on its pieces as they come, without a task to wake for each."""
+
+    async def pour(self, model: str, prompt: Prompt, prefix: Prefix, take: Callable[[Piece], None], tap: Tap) -> Finish:
+        """As `generate`: every piece is given to `take`, the Finish returned. Raises EngineFailed, or as `take`.
+
+        While `tap` is shut nothing more is given: at most what came in the same breath. Cancelling it is `aclose()`.
+        """

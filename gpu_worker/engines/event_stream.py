@@ -20,6 +20,10 @@ class Chunks:
 
     def feed(self, data: bytes) -> bytes:
         """The body's bytes in these. Raises Malformed."""
+        if not self._left and not self._rest:  # what a token comes as: one chunk, whole and alone
+            newline = data.find(b"\r\n", 0, 10)
+            if newline > 0 and (size := self._size(data[:newline])) and len(data) == newline + 4 + size:
+                return data[newline + 2 : -2]
         if self._rest:
             data = self._rest + data
             self._rest = b""
@@ -63,6 +67,8 @@ class Payloads:
 
     def feed(self, body: bytes) -> list[bytes]:
         """The payloads whose lines end in these bytes. Raises Malformed."""
+        if not self._rest and body.startswith(b"data: ") and body.endswith(b"\n\n") and body.count(b"\n") == 2:
+            return [body[6:-2].strip()]  # what a token comes as: one event, whole and alone
         *lines, self._rest = (self._rest + body).split(b"\n")
         if len(self._rest) > LINE_LIMIT:
             raise Malformed("an event without end")

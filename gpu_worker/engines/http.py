@@ -8,6 +8,7 @@ coroutine, a timer and a future of its own. Knows nothing of models or of who as
 import asyncio
 import ssl
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Self, cast
 
@@ -109,7 +110,7 @@ async def ask(
 
 
 class Answer(asyncio.Protocol):
-    """An answer whose body is still to come: `with`, then either `whole()` or `event()` until it says None.
+    """An answer whose body is still to come: `with`, then `whole()`, or `event()` until it says None, or `pour()`.
 
     Leaving the block closes the connection at once, which cancels what was asked for wherever that is. One reader;
     whatever waits raises Broken when the connection ends early and TimeoutError when the server falls silent.
@@ -133,6 +134,9 @@ class Answer(asyncio.Protocol):
         self._waiter: asyncio.Future[None] | None = None
         self._waits_since = 0.0
         self._alarm: asyncio.TimerHandle | None = None
+        self._take: Callable[[bytes], None] | None = None  # who is poured for ...
+        self._over: asyncio.Future[None] | None = None  # ... and until when
+        self._held = False
 
     def __enter__(self) -> Self:
         return self
@@ -176,6 +180,54 @@ class Answer(asyncio.Protocol):
             self._transport.resume_reading()
         return payload
 
+    def pour(self, take: Callable[[bytes], None]) -> asyncio.Future[None]:
+        """Give every payload of an event stream to `take` as it comes, from the protocol's own callback: a token then
+        wakes no task, which is most of what it costs otherwise.
+
+        Done when the server has ended the stream, or whoever takes has seen its end and says so (`set_result`). What
+        `take` raises is the future's, as are Broken and TimeoutError.
+        """
+        self._take, self._over = take, self._loop.create_future()
+        if self._events is None:
+            self._over.set_exception(Broken("a stream was asked for, a document came"))
+        self._waits_since = self._loop.time()
+        if self._silence is not None:
+            self._alarm = self._alarm or self._loop.call_later(self._silence, self._look)
+        self._deliver()
+        return self._over
+
+    def hold(self, held: bool) -> None:
+        """Keep what comes, and soon let nothing come; or go on."""
+        if held == self._held:
+            return
+        self._held = held
+        if held:
+            if not self._stopped and self._transport is not None:
+                self._stopped = True
+                self._transport.pause_reading()
+            return
+        self._waits_since = self._loop.time()
+        self._deliver()
+        if self._stopped and not self._held and self._transport is not None:
+            self._stopped = False
+            self._transport.resume_reading()
+
+    def _deliver(self) -> None:
+        take, over, waiting = self._take, self._over, self._waiting
+        if take is None or over is None:
+            return
+        try:
+            while waiting and not self._held and not over.done():
+                take(waiting.popleft())
+        except Exception as error:  # noqa: BLE001  # whoever waits for `over` gets it
+            over.set_exception(error)
+        if over.done() or waiting:
+            return
+        if self._why:
+            over.set_exception(Broken(self._why))
+        elif self._ended:
+            over.set_result(None)
+
     async def _more(self) -> None:
         """Wait for something to arrive."""
         if self._why:
@@ -192,10 +244,10 @@ class Answer(asyncio.Protocol):
     def _look(self) -> None:
         """One timer for all waits of a connection, not one for each: who waits now may have begun only just."""
         self._alarm = None
-        waiter = self._waiter
+        waiter = self._over or self._waiter
         if waiter is None or waiter.done() or self._silence is None:
             return  # the next one who waits sets it again
-        left = self._waits_since + self._silence - self._loop.time()
+        left = self._silence if self._held else self._waits_since + self._silence - self._loop.time()
         if left > 0:
             self._alarm = self._loop.call_later(left, self._look)
         else:
@@ -214,7 +266,11 @@ class Answer(asyncio.Protocol):
                 self._take_body(data)
         except ValueError as error:
             self._break(str(error) or "not HTTP")
-        self._wake()
+        if self._take is not None:
+            self._waits_since = self._loop.time()
+            self._deliver()
+        else:
+            self._wake()
 
     def connection_lost(self, error: Exception | None) -> None:
         self._transport = None
@@ -223,6 +279,7 @@ class Answer(asyncio.Protocol):
                 self._ended = True
             else:
                 self._break(str(error) if error else "the connection ended early")
+        self._deliver()
         self._wake()
 
     def _wake(self) -> None:

@@ -7,7 +7,7 @@ how a server goes on behind a prefix (`openai_resume`), and fields that one serv
 
 import asyncio
 import weakref
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from typing import Any, get_args
 from urllib.parse import urlsplit
 
@@ -24,9 +24,11 @@ from gpu_worker.engines.engine import (
     Piece,
     Prefix,
     Prompt,
+    Tap,
 )
 from gpu_worker.engines.failure import translated
 from gpu_worker.engines.http import Answer, Broken, Endpoint, Refused, Unreachable
+from gpu_worker.engines.pulled import pulled
 
 NAME = "openai"
 WHO = "the server"
@@ -141,56 +143,40 @@ class OpenAIEngine:
     def children(self) -> list[tuple[str, int]]:
         return []  # the server is somebody else's
 
-    async def generate(self, model: str, prompt: Prompt, prefix: Prefix) -> AsyncGenerator[Piece | Finish, None]:
+    def generate(self, model: str, prompt: Prompt, prefix: Prefix) -> AsyncGenerator[Piece | Finish, None]:
+        return pulled(self, model, prompt, prefix)
+
+    async def pour(self, model: str, prompt: Prompt, prefix: Prefix, take: Callable[[Piece], None], tap: Tap) -> Finish:
         if self._closed:
             raise EngineFailed("engine_failed", "the engine is closed", retryable=True)
         if self._busy >= self._settings.slots:
             raise EngineFailed("overloaded", f"{self._settings.slots} generations are running", retryable=True)
         if prompt.max_tokens is not None and prefix.tokens >= prompt.max_tokens:
-            yield Finish("length", 0, prefix.tokens)
-            return
+            return Finish("length", 0, prefix.tokens)
         body = self._request(model, prompt, prefix)
+        reading = _Reading(take)
         self._busy += 1
         try:
-            with translated(WHO, _refused):
-                answer = await http.ask(
+            with (
+                translated(WHO, _refused),
+                await http.ask(
                     self._endpoint,
                     "POST",
                     f"{self._path}/chat/completions",
                     body,
                     silence_timeout=self._settings.stall_timeout,
-                )
-            with answer:
+                ) as answer,
+            ):
                 self._running.add(answer)
-                told = asked = 0
-                reason: str | None = None
-                while True:
-                    with translated(WHO, _refused):
-                        data = await answer.event()
-                        if data is None or data == END:
-                            break
-                        chunk = _chunk.decode(data)
-                    if chunk.error is not None:
-                        raise _said(chunk.error)
-                    counted = chunk.usage.completion_tokens if chunk.usage is not None else 0
-                    for choice in chunk.choices:
-                        reason = choice.finish_reason or reason
-                        if (delta := choice.delta) is None:
-                            continue
-                        if thought := delta.reasoning_content or delta.reasoning:
-                            told, n = _count(told, counted)
-                            yield Piece(thought, n, "reasoning")
-                        if delta.content:
-                            told, n = _count(told, counted)
-                            yield Piece(delta.content, n)
-                    if chunk.usage is not None:
-                        asked = chunk.usage.prompt_tokens
-                        told = max(told, counted)
-            if reason is None:
-                raise EngineFailed("engine_failed", "the answer ended without an end", retryable=True)
-            yield Finish(_reason(reason), asked, prefix.tokens + told)
+                tap.on_turn = answer.hold
+                answer.hold(tap.is_shut)
+                reading.over = answer.pour(reading.take)
+                await reading.over
         finally:
             self._busy -= 1
+        if reading.reason is None:
+            raise EngineFailed("engine_failed", "the answer ended without an end", retryable=True)
+        return Finish(_reason(reading.reason), reading.asked, prefix.tokens + reading.told)
 
     def _request(self, model: str, prompt: Prompt, prefix: Prefix) -> dict[str, Any]:
         """The body. Raises EngineFailed where this server cannot go on behind what was said already."""
@@ -230,6 +216,44 @@ class OpenAIEngine:
 
     def _failed(self, why: str) -> EngineFailed:
         return EngineFailed("engine_failed", f"the server at {self._settings.openai_url}: {why}", retryable=True)
+
+
+class _Reading:
+    """The chunks of one answer, and what they said so far."""
+
+    def __init__(self, take: Callable[[Piece], None]) -> None:
+        self.reason: str | None = None
+        self.told = 0  # tokens
+        self.asked = 0
+        self.over: asyncio.Future[None] | None = None  # who waits for the end
+        self._take = take
+
+    def take(self, data: bytes) -> None:
+        """One payload. Raises EngineFailed, msgspec.DecodeError, and what whoever takes the pieces raises."""
+        if data == END:
+            if self.over is not None and not self.over.done():
+                self.over.set_result(None)
+            return
+        chunk = _chunk.decode(data)
+        if chunk.error is not None:
+            raise _said(chunk.error)
+        usage = chunk.usage
+        counted = usage.completion_tokens if usage is not None else 0
+        for choice in chunk.choices:
+            if choice.finish_reason:
+                self.reason = choice.finish_reason
+            delta = choice.delta
+            if delta is None:
+                continue
+            if thought := delta.reasoning_content or delta.reasoning:
+                self.told, n = _count(self.told, counted)
+                self._take(Piece(thought, n, "reasoning"))
+            if delta.content:
+                self.told, n = _count(self.told, counted)
+                self._take(Piece(delta.content, n))
+        if usage is not None:
+            self.asked = usage.prompt_tokens
+            self.told = max(self.told, counted)
 
 
 def _count(told: int, counted: int) -> tuple[int, int]:
