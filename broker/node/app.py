@@ -23,6 +23,7 @@ from broker.node.cors import Cors
 from broker.node.events import closed
 from broker.node.operations import Operations
 from broker.node.page import Page
+from broker.node.pipe import Pipe
 from broker.node.settings import NodeSettings
 from broker.node.subscriber import log_unavailable
 from broker.node.viewers import Viewers, read_start
@@ -78,11 +79,12 @@ class App:
         if self._page.has(path) and method in ("GET", "HEAD"):
             await self._page.serve(path, caller.headers.get("if-none-match", ""), send, head=method == "HEAD")
             return
+        pipe = Pipe.under(send)
         send = self._cors.answering(caller, send)
         if method == "OPTIONS" and self._cors.is_preflight(caller):
             await self._cors.preflight(send)
         elif stream is not None and stream[2] == "events" and method == "GET":
-            await self._events(stream[1], caller, scope, receive, send)
+            await self._events(stream[1], caller, scope, receive, send, pipe)
         else:
             await self._call_api(caller, scope, receive, send)
 
@@ -143,7 +145,9 @@ class App:
             headers.append((ADMISSION_HEADER.encode(), self._access.admission(principal, sid).encode()))
         return principal, headers
 
-    async def _events(self, sid: str, caller: Caller, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _events(
+        self, sid: str, caller: Caller, scope: Scope, receive: Receive, send: Send, pipe: Pipe | None
+    ) -> None:
         headers: sse.Headers = [(b"x-request-id", request_id(caller).encode())]
         try:
             principal, more = await self._admit(caller, sid)
@@ -166,7 +170,7 @@ class App:
             if until_done and start.word == "cursor" and await subscriber.nothing_left():
                 await respond(send, 204, "text/plain", b"")
                 return
-            await sse.stream(subscriber, receive, send, headers)
+            await sse.stream(subscriber, receive, send, headers, pipe)
         except BusError as error:
             log.warning("node.stream_put_off", sid=sid, error=repr(error))
             await sse.refuse(send, headers, log_unavailable())

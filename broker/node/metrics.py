@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from prometheus_client import Counter, Gauge, Histogram
 
+from broker.bus.tally import Counts
+
 LATENCY = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
 
 subscribers = Gauge("okome_node_subscribers", "Open client connections", ["transport"])
-events_sent = Counter("okome_node_events_sent_total", "Events written to client connections", ["transport"])
+events_sent = Counts("okome_node_events_sent_total", "Events written to client connections", ["transport"])
 attaches = Counter("okome_node_attaches_total", "Streams opened", ["transport", "start"])
 ends = Counter("okome_node_stream_ends_total", "Streams closed", ["transport", "reason"])
 resets = Counter("okome_node_resets_total", "Cursors that could not be honoured", ["reason"])

@@ -16,6 +16,7 @@ from broker.bus.frames import json_decode
 from broker.bus.health import Receive, Send
 from broker.node import metrics
 from broker.node.events import HEARTBEAT_SSE, Event
+from broker.node.pipe import Pipe
 from broker.node.subscriber import Subscriber, log_unavailable
 
 log = structlog.get_logger("node")
@@ -34,7 +35,31 @@ STREAM_HEADERS: Headers = [
 _events_sent = metrics.events_sent.labels("sse")
 
 
-async def stream(subscriber: Subscriber, receive: Receive, send: Send, headers: Headers) -> None:
+class _Sink:
+    """Live events of one subscriber, past ASGI."""
+
+    def __init__(self, subscriber: Subscriber, pipe: Pipe) -> None:
+        self._subscriber = subscriber
+        self._pipe = pipe
+        self._time = asyncio.get_running_loop().time
+
+    @property
+    def ready(self) -> bool:
+        return self._pipe.ready
+
+    def write(self, batch: list[Event]) -> None:
+        self._pipe.write(_body(batch))
+        self._subscriber.sent_at = self._time()
+        _events_sent.inc(len(batch))
+
+
+def _body(batch: list[Event]) -> bytes:
+    return batch[0].sse if len(batch) == 1 else b"".join([event.sse for event in batch])
+
+
+async def stream(
+    subscriber: Subscriber, receive: Receive, send: Send, headers: Headers, pipe: Pipe | None = None
+) -> None:
     """Write the subscriber's batches until it ends or the client has gone.
 
     uvicorn's `send` silently does nothing after the client has left, so somebody has to listen for that.
@@ -49,7 +74,8 @@ async def stream(subscriber: Subscriber, receive: Receive, send: Send, headers: 
                     if not begun:
                         await begin(send, headers)
                         begun = True
-                    body = b"".join([event.sse for event in batch]) if batch else HEARTBEAT_SSE
+                        subscriber.sink = _Sink(subscriber, pipe) if pipe is not None else None
+                    body = _body(batch) if batch else HEARTBEAT_SSE
                     await send({"type": "http.response.body", "body": body, "more_body": True})
                     subscriber.sent_at = loop.time()
                     _events_sent.inc(len(batch))
