@@ -7,20 +7,22 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 
-from bench import fluidity_page, plot, record, relay
+from bench import capacity, fluidity_page, plan_page, plot, record, relay
 from bench import page as pages
 from bench import resume as resuming
 from bench.contender import Contender
+from bench.fleet import Fleet, simulate
 from bench.fluidity import fluidity as compared
 from bench.ours import Okome
 from bench.pacing import PeerFailed, pacings
 from bench.peers import Direct, peers
 from bench.record import Shape
-from bench.summary import rows
+from bench.summary import PATH, per_stream, rows
 from bench.trace import jittered, recorded, steady
 
-__all__ = ["PeerFailed", "WrongUse", "fluidity", "measure", "resume", "write"]
+__all__ = ["PeerFailed", "WrongUse", "fluidity", "measure", "plan", "resume", "write"]
 
 SHAPES = ("300x20", "1000x20", "300x100")
 RECORDS = "runs.jsonl"
@@ -110,3 +112,29 @@ def fluidity(command: str) -> str:
         for one in here
     ]
     return fluidity_page.page(rows, missing, command)
+
+
+def plan(file: Path, demand: capacity.Demand, contender: str, storm: float, within: float, command: str) -> str:
+    """The page of what a load needs. Raises OSError, ValueError: these records do not tell enough."""
+    lines = list(record.read(file))
+    found = rows(record.runs(lines))
+    fits = {role: capacity.fit(capacity.points(found, contender), role) for role in PATH}
+    resumed = [one for one in lines if isinstance(one, record.Resumed) and one.attach]
+    if not resumed:
+        raise ValueError(f"{file} does not say what coming back costs: `okome bench resume` measures it")
+    slopes = per_stream(found, pages.OURS)
+    memory = max(slopes.values(), key=lambda one: one.get("node", 0.0), default={})
+    planned = capacity.plan(demand, fits, memory)
+    attach = median(sum(one.attach[role] for role in ("node-1", "ingress-1")) for one in resumed) / 1e6
+    node = next(share for share in planned.shares if share.role == "node")
+    fleet = Fleet(
+        machines=max(2, node.machines),
+        processes=demand.cores,
+        partitions=max(planned.partitions, node.machines),
+        sessions=demand.sessions,
+        attach=attach,
+        free=1.0 - capacity.BUSY,
+    )
+    return plan_page.page(
+        planned, fits, contender, fleet, simulate(fleet, storm=storm, within=within), storm, within, command
+    )

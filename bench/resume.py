@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -14,9 +14,10 @@ from bench.child import child
 from bench.contender import NotStarted, mock_engine
 from bench.load import Order
 from bench.ours import Okome
-from bench.record import Resumed, Shape, write
+from bench.record import Held, Resumed, Shape, write
 from bench.relay import RUN_TIMEOUT, Timing, last_line
 from bench.resume_load import HISTORY_RATE, ResumeOrder, Seen
+from bench.usage import between, used
 from compose.chaos.run import machine
 
 
@@ -45,9 +46,10 @@ async def once(shape: Shape, resumes: float, history: int, number: int, timing: 
         ):
             order = Order(running.dialect, running.url, running.key, shape, timing.ramp, timing.warm, timing.window)
             async with child("bench.resume_load", ResumeOrder(order, resumes, history)) as load:
-                told, words = await load.communicate()
-                if load.returncode:
-                    raise NotStarted(f"resume: {last_line(words)}")
+                quiet, resuming, _ = [await _window(load, running.processes) for _ in range(3)]
+                assert load.stdout is not None
+                told = await load.stdout.read()
+                await load.wait()
     seen = msgspec.json.decode(told.splitlines()[-1], type=Seen)
     last = seen.replaying
     return Resumed(
@@ -58,6 +60,9 @@ async def once(shape: Shape, resumes: float, history: int, number: int, timing: 
         ring=seen.ring,
         history=history,
         events=seen.events,
+        attach={
+            name: 1e6 * (resuming[name].cpu - quiet[name].cpu) / max(1, seen.ring.count) for name in running.processes
+        },
         seconds=seen.seconds,
         quiet=seen.quiet.latency,
         resuming=seen.resuming.latency,
@@ -65,3 +70,15 @@ async def once(shape: Shape, resumes: float, history: int, number: int, timing: 
         wrong=last.wrong,
         lost=last.lost,
     )
+
+
+async def _window(load: asyncio.subprocess.Process, processes: Mapping[str, int]) -> dict[str, Held]:
+    """What was used in the load's next window. Raises NotStarted with its last words where it has ended."""
+    assert load.stdout is not None
+    assert load.stderr is not None
+    readings = []
+    for word in (b"begin\n", b"end\n"):
+        if await load.stdout.readline() != word:
+            raise NotStarted(f"resume: {last_line(await load.stderr.read())}")
+        readings.append(used(processes))
+    return between(*readings)

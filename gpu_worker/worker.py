@@ -43,7 +43,7 @@ log = structlog.get_logger("worker")
 
 
 class _Demand(msgspec.Struct):
-    sid: str
+    sids: list[str]
     node: str
     state: str
 
@@ -227,8 +227,9 @@ class Worker:
         except msgspec.DecodeError:
             log.warning("worker.nudge_malformed", subject=msg.subject)
             return
-        if held := self._by_session.get(demand.sid):
-            held.demand(demand.node, demand.state)
+        for sid in demand.sids:
+            if held := self._by_session.get(sid):
+                held.demand(demand.node, demand.state)
 
     async def _on_drain(self, _: Msg) -> None:
         self.drain_asked.set()

@@ -95,17 +95,21 @@ class _Server(uvicorn.Server):
 
 
 @contextlib.asynccontextmanager
-async def serve(app: App, host: str, port: int, **options: Any) -> AsyncIterator[int]:
+async def serve(
+    app: App, host: str, port: int, *, shared: tuple[str, int] | None = None, **options: Any
+) -> AsyncIterator[int]:
     """Serve `app` and yield the port; a busy port is OSError.
 
-    Leaving closes the listener, gives open requests `timeout_graceful_shutdown` (1 s) and ends them.
+    shared: an address that other processes of this machine listen at too, and the kernel deals connections to them.
+    Leaving closes the listeners, gives open requests `timeout_graceful_shutdown` (1 s) and ends them.
     """
-    listener = socket.create_server(
-        (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=1024
-    )
-    listener.setblocking(False)
-    # Inherited by every connection: else a reader that stops reading fills up to 4 MB of kernel memory (tcp_wmem).
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
+    listeners = [_listener(host, port)]
+    try:
+        if shared is not None:
+            listeners.append(_listener(*shared, shared=True))
+    except OSError:
+        listeners[0].close()
+        raise
     defaults: dict[str, Any] = {
         "log_config": None,
         "access_log": False,  # it would log query strings
@@ -114,15 +118,25 @@ async def serve(app: App, host: str, port: int, **options: Any) -> AsyncIterator
         "timeout_graceful_shutdown": 1,
     }
     server = _Server(uvicorn.Config(app, **(defaults | options)))
-    task = asyncio.create_task(server.serve(sockets=[listener]), name="http")
+    task = asyncio.create_task(server.serve(sockets=listeners), name="http")
     try:
         while not server.started:  # uvicorn has no event for it; bounded by its own start, which fails or is quick
             if task.done():
                 await task
                 raise OSError("the HTTP server ended at once")
             await asyncio.sleep(0.005)
-        yield listener.getsockname()[1]
+        yield listeners[0].getsockname()[1]
     finally:
         server.should_exit = True
         await task
-        listener.close()
+        for listener in listeners:
+            listener.close()
+
+
+def _listener(host: str, port: int, *, shared: bool = False) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.create_server((host, port), family=family, backlog=1024, reuse_port=shared)
+    listener.setblocking(False)
+    # Inherited by every connection: else a reader that stops reading fills up to 4 MB of kernel memory (tcp_wmem).
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
+    return listener

@@ -12,6 +12,7 @@ import msgspec
 from broker.bus.errors import BusError, BusUnavailable, StoreRejected, WrongLastSequence
 from broker.bus.nats import Bus, Msg, no_responders
 
+FENCE = "Nats-Expected-Last-Subject-Sequence"
 WRONG_LAST_SEQUENCE = 10071
 FENCE_BUSY = 10164  # another publish to this subject is being proposed: the last sequence is not known yet
 NO_MESSAGE = 10037
@@ -90,7 +91,7 @@ def store_soon(
     bus.call(
         subject,
         payload,
-        {"Nats-Expected-Last-Subject-Sequence": str(expect_last)},
+        {FENCE: str(expect_last)},
         lambda msg: on_answer(read_ack(msg)),
     )
 
@@ -111,7 +112,7 @@ async def store(
     """
     fields = dict(headers or {})
     if expect_last is not None:
-        fields["Nats-Expected-Last-Subject-Sequence"] = str(expect_last)
+        fields[FENCE] = str(expect_last)
     if msg_id:
         fields["Nats-Msg-Id"] = msg_id
     answer = read_ack(await bus.request(subject, payload, timeout=timeout, headers=fields or None, publish=True))

@@ -3,7 +3,7 @@
 nats-py stays the connection: it connects, reconnects, replays subscriptions and answers pings. But a message that comes
 through it costs a regular expression, a parse of its headers, a queue and a task to wake; a publish a coroutine, a
 future and another task. Here a message is cut out of what was read and given to its taker at once, and a publish is
-one piece of bytes behind those that nats-py has still to write. `python -m bench.bus` shows both ways side by side.
+one piece of bytes behind those that nats-py has still to write. `python -m bench.blocks` shows both ways side by side.
 """
 
 from __future__ import annotations
@@ -139,6 +139,8 @@ class Inlet(Parser):
                 words = data[at:newline].split()
                 if len(words) == 5 + headed:
                     reply = words[3]
+                elif len(words) != 4 + headed:
+                    raise ValueError
                 subject, sid, size = words[1], words[2], int(words[-1])
                 head = int(words[-2]) if headed else 0
             except (ValueError, IndexError):

@@ -76,6 +76,9 @@ async def main(settings: NodeSettings, stop: asyncio.Event) -> None:
                 app,
                 settings.host,
                 settings.port,
+                shared=(settings.shared_host or settings.host, settings.shared_port)
+                if settings.shared_port >= 0
+                else None,
                 ws="websockets-sansio",
                 ws_per_message_deflate=False,
                 ws_max_size=4 * settings.body_limit,  # what is between is refused in words: 4400
@@ -175,7 +178,7 @@ async def _tick(viewers: Viewers, tails: Tails, presence: Presence, health: Heal
         health.set("tails", f"{len(lost)} partitions cannot be followed" if lost else None)
         health.set("revocations", viewers.stale or None)
         presence.set("draining" if viewers.draining else "ready" if health.ready else "unready", len(viewers))
-        viewers.beat()
+        await viewers.beat()
         await tails.sweep(loop.time())
 
 

@@ -13,6 +13,10 @@ class NodeSettings(RoleSettings):
 
     model_config = SettingsConfigDict(env_prefix="OKOME_NODE_", extra="ignore", frozen=True)
 
+    shared_host: str = Field("", description="address of the shared port; empty: `host`")
+    shared_port: int = Field(
+        -1, ge=-1, le=65535, description="port listened on together with other nodes (SO_REUSEPORT); -1: none"
+    )
     public_url: str = Field("", description="how ingresses reach this node; http://host:port if empty")
     cors_origins: str = Field("", description="allowed cross origins, separated by commas")
     trust_loopback: bool = Field(True, description="a browser on this machine's loopback may log in without a key")
@@ -30,6 +34,11 @@ class NodeSettings(RoleSettings):
     attach_timeout: float = Field(5.0, gt=0, description="until the log must have answered a new viewer")
     auth_timeout: float = Field(5.0, gt=0, description="for the first message of a WebSocket without credentials")
     body_limit: int = Field(1024 * 1024, ge=1024)
+
+    @property
+    def shared(self) -> tuple[str, int] | None:
+        """Address and port that are shared, if there are any."""
+        return (self.shared_host or self.host, self.shared_port) if self.shared_port >= 0 else None
 
     @property
     def origins(self) -> frozenset[str]:

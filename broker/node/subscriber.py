@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from enum import StrEnum
+from functools import cached_property
 from typing import NamedTuple, Protocol
 
 from broker.bus.chain import Chain
@@ -83,7 +84,6 @@ class Subscriber:
         self._until_done = until_done
         self._pacer = pacer
         self._on_flowing = on_flowing  # it lagged, or had just come, and keeps up
-        self._loop = asyncio.get_running_loop()
         self._waiter: asyncio.Future[None] | None = None
         self._notices: deque[Event] = deque(maxlen=MAX_NOTICES)
         self._last_words: list[Event] | None = None
@@ -93,16 +93,29 @@ class Subscriber:
         self._heartbeat_due = False
         self._chain = Chain()  # of what was read from the log
         self.sink: Sink | None = None
+        self._turning = False
         self._live = False  # it waits for the next event at the ring's end, and has nothing else to say
         self._dry = 0  # pages in a row that said that this is the log's end, while the ring is further
 
     # -- from outside ----------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _loop(self) -> asyncio.AbstractEventLoop:
+        return asyncio.get_running_loop()
 
     @property
     def cursor(self) -> str:
         return f"{self._incarnation}-{self.seq}"
 
     def wake(self) -> None:
+        if self._pacer is None or not self._live:
+            self._push_or_wake()
+        elif not self._turning:
+            self._turning = True  # what comes in one turn of the loop is one burst to the pacer
+            self._loop.call_soon(self._push_or_wake)
+
+    def _push_or_wake(self) -> None:
+        self._turning = False
         waiter = self._waiter
         if waiter is not None and not waiter.done() and not (self._live and self._push()):
             waiter.set_result(None)

@@ -6,6 +6,7 @@ What a command does is imported when it is called, so that help and usage errors
 from __future__ import annotations
 
 import asyncio
+import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -444,6 +445,36 @@ def bench_fluidity(
             else:
                 write.write_text(page)
         except (OSError, ValueError, run.PeerFailed) as error:
+            raise CommandFailed(str(error)) from error
+
+
+@bench.command("plan")
+def bench_plan(
+    sessions: Annotated[int, typer.Option(min=1, max=10**9, help="Open streams.")] = 10_000_000,
+    rate: Annotated[float, typer.Option(min=0.1, max=1000, help="Tokens a second of an answer.")] = 20.0,
+    active: Annotated[float, typer.Option(min=0.001, max=1, help="Share of the streams with an answer.")] = 0.1,
+    cores: Annotated[int, typer.Option(min=1, max=256, help="Of each machine.")] = 16,
+    replicas: Annotated[int, typer.Option(min=1, max=5, help="NATS servers that store a frame.")] = 3,
+    streams: Annotated[int, typer.Option(min=1, help="That one process may hold.")] = 5000,
+    storm: Annotated[float, typer.Option(min=0, max=1, help="Share of the viewers that come back at once …")] = 0.1,
+    within: Annotated[float, typer.Option(min=0.1, max=600, help="… within so many seconds.")] = 1.0,
+    records: Annotated[Path, typer.Option(help="What was measured.")] = Path("docs/performance/runs.jsonl"),
+    contender: Annotated[str, typer.Option(help="Whose figures of them.")] = "okome, synced every 1s",
+    write: Annotated[Path | None, typer.Option(help="The page that is written, such as docs/capacity.md.")] = None,
+) -> None:
+    """How many machines a load needs, by what was measured, and what happens there when one of them dies."""
+    with outcome():
+        from bench import cli as run
+        from bench.capacity import Demand
+
+        demand = Demand(sessions, rate, active, cores, replicas, streams)
+        try:
+            page = run.plan(records, demand, contender, storm, within, " ".join(["okome", *sys.argv[1:]]))
+            if write is None:
+                print(page, end="")
+            else:
+                write.write_text(page)
+        except (OSError, ValueError) as error:
             raise CommandFailed(str(error)) from error
 
 

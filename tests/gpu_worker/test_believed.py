@@ -9,9 +9,11 @@ from typing import Any, cast
 import pytest
 
 from broker.bus.frames import ATTEMPT, DONE, FAILED
-from gpu_worker.believed import MESSAGE, PIECE_TEXT, believed
-from gpu_worker.engines import Engine, EngineFailed, Finish, Message, ModelCard, Piece, Prefix, Prompt
+from gpu_worker import believed
+from gpu_worker.believed import MESSAGE, PIECE_TEXT
+from gpu_worker.engines import Engine, EngineFailed, Finish, Message, ModelCard, Piece, Pouring, Prefix, Prompt, Tap
 from tests.gpu_worker.bed import Bed
+from tests.gpu_worker.pouring import poured
 from tests.gpu_worker.test_worker import text
 
 PROMPT = Prompt((Message("user", "x"),))
@@ -49,10 +51,19 @@ class Strange:
             self.after()
 
 
+@pytest.fixture(params=["asked", "told"])
+def way(request: pytest.FixtureRequest) -> Callable[[Any], Engine]:
+    """An engine is asked for its pieces, or tells them."""
+    return poured if request.param == "told" else lambda engine: cast(Engine, engine)
+
+
 async def hear(engine: Any, heard: list[Piece | Finish] | None = None) -> list[Piece | Finish]:
     heard = [] if heard is None else heard
     async with asyncio.timeout(DEADLINE):
-        async for item in believed(cast(Engine, engine), "strange", PROMPT, Prefix()):
+        if isinstance(engine, Pouring):
+            heard.append(await believed.poured(engine, "strange", PROMPT, Prefix(), heard.append, Tap()))
+            return heard
+        async for item in believed.believed(cast(Engine, engine), "strange", PROMPT, Prefix()):
             heard.append(item)
     return heard
 
@@ -82,11 +93,13 @@ NO_ANSWERS = [
 
 
 @pytest.mark.parametrize("item", NO_ANSWERS, ids=range(len(NO_ANSWERS)))
-async def test_what_is_no_answer_breaks_the_answer_and_may_be_tried_again(item: Any) -> None:
+async def test_what_is_no_answer_breaks_the_answer_and_may_be_tried_again(
+    way: Callable[[Any], Engine], item: Any
+) -> None:
     engine = Strange(Piece("a", 1), item, END)
     heard: list[Piece | Finish] = []
     with pytest.raises(EngineFailed) as caught:
-        await hear(engine, heard)
+        await hear(way(engine), heard)
     assert (caught.value.code, caught.value.retryable) == ("engine_failed", True)
     assert heard == [Piece("a", 1)]
     assert engine.closed == 1, "it is closed before anything else is asked of it"
@@ -95,10 +108,12 @@ async def test_what_is_no_answer_breaks_the_answer_and_may_be_tried_again(item: 
 @pytest.mark.parametrize(
     "error", [ValueError("x"), ZeroDivisionError(), RecursionError(), asyncio.CancelledError(), TimeoutError()]
 )
-async def test_whatever_it_raises_is_a_failure_of_the_engine(error: BaseException) -> None:
+async def test_whatever_it_raises_is_a_failure_of_the_engine(
+    way: Callable[[Any], Engine], error: BaseException
+) -> None:
     """Also a cancellation that nobody asked for, which would be waited for as if it were our own."""
     with pytest.raises(EngineFailed) as caught:
-        await hear(Strange(Piece("a", 1), error))
+        await hear(way(Strange(Piece("a", 1), error)))
     assert (caught.value.code, caught.value.retryable) == ("engine_failed", True)
     assert caught.value.__cause__ is error or isinstance(caught.value.__cause__, type(error))
 
@@ -116,9 +131,14 @@ async def test_an_answer_without_its_end_has_broken_off() -> None:
         await hear(Strange(Piece("a", 1)))
 
 
-async def test_what_is_an_answer_is_passed_on_as_it_is() -> None:
+async def test_what_is_an_answer_is_passed_on_as_it_is(way: Callable[[Any], Engine]) -> None:
     items = [Piece("a", 1), Piece("ü😀", 2), Piece("", 1), Piece("x" * PIECE_TEXT, 64, "reasoning"), END]
-    assert await hear(Strange(*items, Piece("after the end", 1))) == items
+    assert await hear(way(Strange(*items, Piece("after the end", 1)))) == items
+
+
+async def test_an_engine_that_tells_and_returns_no_end_has_said_what_is_no_answer() -> None:
+    with pytest.raises(EngineFailed, match="NoneType"):
+        await hear(poured(Strange(Piece("a", 1))))
 
 
 async def test_an_answer_that_has_ended_is_not_taken_back_by_a_broken_clean_up() -> None:
@@ -137,7 +157,7 @@ async def test_why_it_failed_is_text_and_short() -> None:
     assert len(caught.value.message.encode()) == MESSAGE
 
 
-async def test_a_cancellation_of_ours_passes_through() -> None:
+async def test_a_cancellation_of_ours_passes_through(way: Callable[[Any], Engine]) -> None:
     begun = asyncio.Event()
 
     class Waits(Strange):
@@ -146,7 +166,7 @@ async def test_a_cancellation_of_ours_passes_through() -> None:
             await asyncio.Event().wait()
             yield END
 
-    task = asyncio.create_task(hear(Waits()))
+    task = asyncio.create_task(hear(way(Waits())))
     async with asyncio.timeout(DEADLINE):
         await begun.wait()
         task.cancel()
@@ -158,9 +178,11 @@ async def test_a_cancellation_of_ours_passes_through() -> None:
 
 
 @pytest.mark.parametrize("what", [Piece("\ud83d", 1), Piece("x", 0), "x", ValueError("x"), asyncio.CancelledError()])
-async def test_an_engine_that_keeps_saying_what_is_no_answer_ends_in_one_terminal(bed: Bed, what: Any) -> None:
+async def test_an_engine_that_keeps_saying_what_is_no_answer_ends_in_one_terminal(
+    bed: Bed, way: Callable[[Any], Engine], what: Any
+) -> None:
     """What was said before is in the log, nothing of the rest is, and after three barren epochs nobody tries again."""
-    async with bed.worker("w1", Strange(Piece("a", 1), Piece("b", 1), what, END)):
+    async with bed.worker("w1", way(Strange(Piece("a", 1), Piece("b", 1), what, END))):
         await bed.enqueue(await bed.ask("g1", [], model="strange", enqueue=False))
         end = await bed.ended("g1")
         assert (end.type, end.fields()["code"], end.fields()["retryable"]) == (FAILED, "attempts_exhausted", True)
@@ -169,14 +191,14 @@ async def test_an_engine_that_keeps_saying_what_is_no_answer_ends_in_one_termina
         await bed.no_jobs_left()
 
 
-async def test_an_engine_that_breaks_once_costs_an_epoch_and_no_token(bed: Bed) -> None:
+async def test_an_engine_that_breaks_once_costs_an_epoch_and_no_token(bed: Bed, way: Callable[[Any], Engine]) -> None:
     class Once(Strange):
         async def generate(self, model: str, prompt: Prompt, prefix: Prefix) -> AsyncGenerator[Any, None]:
             for item in self.items[prefix.tokens :]:
                 yield item if prefix.tokens or item is not self.items[2] else Piece("\ud83d", 1)
 
     items = [Piece("a", 1), Piece("b", 1), Piece("c", 1), Finish("stop", 1, 3)]
-    async with bed.worker("w1", Once(*items)):
+    async with bed.worker("w1", way(Once(*items))):
         await bed.enqueue(await bed.ask("g1", [], model="strange", enqueue=False))
         assert (await bed.ended("g1")).type == DONE
         assert bed.text("g1") == "abc"

@@ -6,13 +6,16 @@ import asyncio
 import json
 from collections.abc import AsyncGenerator, Callable
 
+import pytest
+
 from broker.bus.frames import CANCELLED, DONE, FAILED, START, TOKEN, USAGE
 from broker.bus.kv import Bucket
 from broker.bus.records import Message, Model, Status, decode
 from broker.bus.subjects import worker_subject
-from gpu_worker.engines import EngineFailed, Finish, ModelCard, Piece, Prefix, Prompt
+from gpu_worker.engines import EngineFailed, Finish, ModelCard, Piece, Prefix, Prompt, create
 from gpu_worker.worker import _every
 from tests.gpu_worker.bed import SID, Bed
+from tests.gpu_worker.pouring import poured
 
 SCRIPT = {"tokens": 300, "rate": 0, "seed": 3}
 ENDLESS = {"tokens": 100_000, "rate": 200, "seed": 5}
@@ -246,8 +249,10 @@ async def test_a_whole_context_is_taken_as_it_is_and_start_tells_only_what_is_ne
         assert bed.of("g1")[0].fields()["input"] == [{"role": "user", "content": "c"}]
 
 
-async def test_the_engine_pauses_while_every_viewer_lags(bed: Bed) -> None:
-    async with bed.worker("w1"):
+@pytest.mark.parametrize("way", ["asked", "told"])
+async def test_the_engine_pauses_while_every_viewer_lags(bed: Bed, way: str) -> None:
+    engine = create("scripted")
+    async with bed.worker("w1", poured(engine) if way == "told" else engine):
         await bed.ask("g1", ENDLESS)
         await bed.until(lambda: bed.tokens("g1") > 10)
         await demand(bed, "lagging")
@@ -292,7 +297,7 @@ async def test_a_job_that_is_none_is_dropped_and_disturbs_nobody(bed: Bed) -> No
 
 
 async def demand(bed: Bed, state: str, sid: str = SID) -> None:
-    payload = {"sid": sid, "node": "n1", "state": state}
+    payload = {"sids": [sid, "00unknown"], "node": "n1", "state": state}
     await bed.bus.publish(worker_subject("w1", "demand"), json.dumps(payload).encode())
 
 

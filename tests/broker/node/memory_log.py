@@ -20,6 +20,7 @@ from broker.bus.subjects import log_subject
 from broker.node.events import Event
 from broker.node.history import History
 from broker.node.log_reader import PAGE, End, LogReader, Page, linked
+from broker.node.pacer import Pacer
 from broker.node.settings import NodeSettings
 from broker.node.subscriber import Start, Subscriber
 from broker.node.tail import Tail
@@ -201,15 +202,36 @@ DEFAULTS = {"ring_frames": 16, "partition_bytes": 1 << 20, "page_readers": 4}
 
 
 class Viewer:
-    """A client that takes as many batches as it is allowed to."""
+    """A client that takes as many batches as it is allowed to. It is a sink too: `ready` while it `takes` live ones."""
 
-    def __init__(self, tail: MemoryTail, history: History, start: Start, *, until_done: bool = False) -> None:
-        self.subscriber = Subscriber(tail, history, "t", SID, start, "node", until_done=until_done)
+    def __init__(
+        self,
+        tail: MemoryTail,
+        history: History,
+        start: Start,
+        *,
+        until_done: bool = False,
+        takes: bool = False,
+        pacer: Pacer | None = None,
+    ) -> None:
+        self.subscriber = Subscriber(tail, history, "t", SID, start, "node", until_done=until_done, pacer=pacer)
+        self.subscriber.sink = self
+        self.takes = takes
+        self.pushed = 0  # events that woke nobody
         self.events: list[Event] = []
         self._ended = False
         self._allowed = asyncio.Semaphore(0)
         self._free = False
         self.task = asyncio.create_task(self._run())
+
+    @property
+    def ready(self) -> bool:
+        return self.takes
+
+    def write(self, batch: list[Event]) -> None:
+        assert self.takes
+        self.events += batch
+        self.pushed += len(batch)
 
     def allow(self) -> None:
         self._allowed.release()

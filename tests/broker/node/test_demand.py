@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -89,11 +90,14 @@ async def test_a_reader_that_comes_back_says_so_itself_and_once() -> None:
         await end(tail, [viewer])
 
 
+async def nothing(self: Viewers) -> None: ...
+
+
 class Heard:
     """What a worker is told."""
 
     def __init__(self) -> None:
-        self.said: list[dict[str, str]] = []
+        self.said: list[dict[str, Any]] = []
         self._news = asyncio.Event()
 
     async def take(self, msg: Msg) -> None:
@@ -103,7 +107,14 @@ class Heard:
     async def until(self, holds: Callable[[list[str]], bool], sid: str) -> None:
         """Wait until something holds of the states that were said of a session."""
         async with asyncio.timeout(DEADLINE):
-            while not holds([said["state"] for said in self.said if said["sid"] == sid]):
+            while not holds([said["state"] for said in self.said if sid in said["sids"]]):
+                self._news.clear()
+                await self._news.wait()
+
+    async def together(self, *sids: str) -> None:
+        """Wait until one message says `flowing` of all of these."""
+        async with asyncio.timeout(DEADLINE):
+            while not any(set(sids) <= set(said["sids"]) and said["state"] == "flowing" for said in self.said):
                 self._news.clear()
                 await self._news.wait()
 
@@ -118,7 +129,7 @@ async def test_a_worker_is_told_at_once_when_somebody_keeps_up(
     fresh_nats: NatsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not at the next look, a second later: it may be what an engine waits for."""
-    monkeypatch.setattr(Viewers, "_demand", lambda self: None)
+    monkeypatch.setattr(Viewers, "_demand", nothing)
     async with running_node(fresh_nats) as node:
         heard, author = await hear(node), await node.session()
         await author.start()
@@ -172,7 +183,21 @@ async def test_a_viewer_that_attaches_neither_lags_nor_keeps_up(
             monkeypatch.setattr(History, "finished", slow)
             async with node.events(author.sid) as events:
                 await heard.until(lambda said: len(said) > 2, other.sid)
-                assert author.sid not in [said["sid"] for said in heard.said]
+                assert not any(author.sid in said["sids"] for said in heard.said)
                 goes_on.set()
                 await events.until("caught_up")
                 await heard.until(lambda said: said[:1] == ["flowing"], author.sid)
+
+
+async def test_what_is_only_repeated_is_said_of_all_sessions_together(
+    fresh_nats: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(viewers, "DEMAND_INTERVAL", 0.2)
+    async with running_node(fresh_nats) as node:
+        heard, one, other = await hear(node), await node.session(), await node.session()
+        for author in (one, other):
+            await author.start()
+        async with node.events(one.sid, after="0") as first, node.events(other.sid, after="0") as second:
+            for events in (first, second):
+                await events.until("caught_up")
+            await heard.together(one.sid, other.sid)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from collections.abc import AsyncIterator
 
 import httpx
@@ -309,7 +310,7 @@ async def test_workers_are_told_whether_anybody_keeps_up(
             await author.start()
             await events.until("start")
             said = await asyncio.wait_for(heard.get(), 5)
-            assert said == {"sid": author.sid, "node": "node-dem", "state": "flowing"}
+            assert said == {"sids": [author.sid], "node": "node-dem", "state": "flowing"}
 
 
 async def test_what_okome_says_of_a_queued_generation_reaches_its_viewers(node: RunningNode) -> None:
@@ -322,3 +323,19 @@ async def test_what_okome_says_of_a_queued_generation_reaches_its_viewers(node: 
     assert event["event"] == "queued"
     assert "id" not in event
     assert json.loads(event["data"]) == {name: value for name, value in said.items() if name != "sid"}
+
+
+async def test_nodes_of_one_machine_share_a_port_and_whoever_is_left_serves_it(nats: NatsServer) -> None:
+    """For clients that no ingress leads: the kernel deals their connections to the processes behind the port."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        shared = server.getsockname()[1]
+    async with running_node(nats, "node-s1", shared_port=shared) as first:
+        async with running_node(nats, "node-s2", shared_port=shared):
+            served = {await _served_by(first, shared) for _ in range(40)}
+            assert served == {"node-s1", "node-s2"}
+        assert {await _served_by(first, shared) for _ in range(5)} == {"node-s1"}
+
+
+async def _served_by(node: RunningNode, port: int) -> str:
+    async with httpx.AsyncClient() as client:
+        return str((await client.get(f"http://127.0.0.1:{port}/version")).json()["id"])

@@ -263,7 +263,7 @@ async def test_when_every_viewer_has_gone_nobody_speaks_for_the_session(quick: N
     news = asyncio.Event()
 
     async def on_demand(msg: Msg) -> None:
-        told.append(json.loads(msg.data)["sid"])
+        told.extend(json.loads(msg.data)["sids"])
         news.set()
 
     async def hear(sid: str, times: int) -> None:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from broker.bus.frames import TERMINAL
 from broker.bus.subjects import Cursor
 from broker.node.events import closed, make
+from broker.node.pacer import Pacer
 from broker.node.subscriber import Start
 from tests.broker.node.memory_log import SID, MemoryHistory, MemoryLog, MemoryTail, Viewer, end, settle
 
@@ -22,7 +23,7 @@ ACTIONS = st.lists(
         st.sampled_from(
             ["write"] * 5
             + ["deliver"] * 4
-            + ["drop", "attach", "allow", "allow", "allow", "evict", "turns", "notice", "hb"]
+            + ["drop", "attach", "allow", "allow", "allow", "evict", "turns", "notice", "hb", "full"]
         ),
         st.integers(0, 6),
     ),
@@ -45,7 +46,8 @@ async def play(actions: list[tuple[str, int]], starts: list[str], delays: list[i
         if word == "cursor":
             places = [0, *(message.seq for message in log.stored)]
             cursor = Cursor(log.incarnation, places[which * 7 % len(places)])
-        viewers.append((Viewer(tail, history, Start(word, cursor)), cursor.sequence if cursor else 0))
+        viewer = Viewer(tail, history, Start(word, cursor), takes=which % 2 == 0)
+        viewers.append((viewer, cursor.sequence if cursor else 0))
 
     try:
         for action, number in [*actions, ("attach", 3)]:
@@ -67,6 +69,9 @@ async def play(actions: list[tuple[str, int]], starts: list[str], delays: list[i
                 case "notice":
                     for viewer, _ in viewers:
                         viewer.subscriber.notice(make("queued", {}))
+                case "full":
+                    for viewer, _ in viewers[number % 3 :]:
+                        viewer.takes = not viewer.takes
                 case "hb":
                     for viewer, _ in viewers:
                         viewer.subscriber.heartbeat()
@@ -469,3 +474,59 @@ def test_a_page_of_the_next_log_is_not_shown_as_one_of_the_log_before() -> None:
         await end(tail, [viewer])
 
     in_memory(body)
+
+
+def test_the_usual_live_event_wakes_no_task() -> None:
+    """It is written from where it came; what needs more than that is the task's, which says all of it in order."""
+
+    async def run() -> None:
+        log = MemoryLog()
+        tail, history = MemoryTail(log), MemoryHistory(log)
+        viewer = Viewer(tail, history, Start("first"), takes=True)
+        viewer.free()
+        try:
+            await settle()
+            for _ in range(8):
+                log.write()
+                tail.deliver(1)
+                await settle(20)
+            assert (viewer.pushed, len(viewer.frames)) == (8, 8)
+            viewer.takes = False
+            for _ in range(4):
+                log.write()
+                tail.deliver(1)
+            await settle()
+            assert (viewer.pushed, len(viewer.frames)) == (8, 12)
+            viewer.takes = True
+            log.write()
+            viewer.subscriber.notice(make("queued", {}))
+            tail.deliver(1)
+            await settle()
+            assert [event.data for event in viewer.frames] == [frame.data for frame in log.frames]
+        finally:
+            await end(tail, [viewer])
+
+    asyncio.run(run())
+
+
+def test_a_burst_goes_through_the_pacer_in_order_whoever_writes_it() -> None:
+    async def run() -> None:
+        log = MemoryLog()
+        tail, history = MemoryTail(log), MemoryHistory(log)
+        viewer = Viewer(tail, history, Start("first"), takes=True, pacer=Pacer(0.03))
+        viewer.free()
+        try:
+            await settle()
+            for _ in range(12):
+                log.write()
+            tail.deliver(12)
+            await settle(20)
+            assert 0 < len(viewer.frames) < 12, "the first at once, the others later"
+            async with asyncio.timeout(5):
+                while len(viewer.frames) < 12:  # noqa: ASYNC110  # time passes by itself
+                    await asyncio.sleep(0.005)
+            assert [event.data for event in viewer.frames] == [frame.data for frame in log.frames]
+        finally:
+            await end(tail, [viewer])
+
+    asyncio.run(run())

@@ -24,12 +24,24 @@ def test_a_chunked_body_is_the_same_wherever_it_is_cut(chunks: list[bytes], at: 
     assert decoder.ended
 
 
-@given(st.lists(st.text(st.characters(exclude_characters="\r\n"), max_size=20)), st.lists(st.integers(0, 400)))
+TEXTS = st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\r\n"), max_size=20))
+
+
+@given(TEXTS, st.lists(st.integers(0, 400)))
 def test_events_are_the_same_wherever_they_are_cut(texts: list[str], at: list[int]) -> None:
-    stream = b"".join(b": ping\n\ndata: %s\r\n\r\n" % text.encode() for text in texts)
+    ends = itertools.cycle([b"\n\n", b"\r\n\r\n"])
+    stream = b"".join(b": ping\n\ndata: %s%s" % (text.encode(), next(ends)) for text in texts)
     payloads = Payloads()
     found = [payload for part in cut(stream, at) for payload in payloads.feed(part)]
     assert found == [text.encode().strip() for text in texts]
+
+
+@given(TEXTS)
+def test_events_that_come_alone_are_what_they_are(texts: list[str]) -> None:
+    chunks, payloads = Chunks(), Payloads()
+    for text in texts:
+        event = b"data: %s\n\n" % text.encode()
+        assert payloads.feed(chunks.feed(b"%x\r\n%s\r\n" % (len(event), event))) == [text.encode().strip()]
 
 
 @pytest.mark.parametrize("size", [b"-5", b"1_0", b"+1", b"", b"xyz", b" ;a=b"])

@@ -104,3 +104,91 @@ async def test_leaving_closes_the_connection_at_once() -> None:
         with await ask(endpoint, "POST", "/", None) as events:
             assert await events.event() == b"1"
         await gone.wait()
+
+
+# -- poured ------------------------------------------------------------------------------------------------------------
+
+
+async def test_what_is_poured_comes_at_once_and_in_order_however_the_bytes_are_cut() -> None:
+    got: list[bytes] = []
+    answer = chunked(b'data: {"a"', b":1}\n\n: ping\n\ndata: 2\n\nda", b"ta: 3\n", b"\n", b"data: 4\n\n", b"")
+    async with listener(saying(answer)) as endpoint:
+        with await ask(endpoint, "POST", "/", {}) as events:
+            await events.pour(got.append)
+    assert got == [b'{"a":1}', b"2", b"3", b"4"]
+
+
+async def test_what_is_held_is_kept_and_comes_when_it_goes_on() -> None:
+    got: list[bytes] = []
+    more, said, two = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def speak(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(chunked(b"data: 1\n\ndata: 2\n\ndata: 3\n\n"))
+        await more.wait()
+        writer.write(b"9\r\ndata: 4\n\n\r\n0\r\n\r\n")
+        await writer.drain()
+        said.set()
+
+    async with listener(speak) as endpoint:
+        with await ask(endpoint, "POST", "/", {}) as events:
+
+            def take(payload: bytes) -> None:
+                got.append(payload)
+                if payload == b"2":
+                    events.hold(True)
+                    two.set()
+
+            over = events.pour(take)
+            await two.wait()
+            more.set()
+            await said.wait()
+            await asyncio.sleep(0.05)
+            assert (got, over.done()) == ([b"1", b"2"], False)
+            events.hold(False)
+            await over
+    assert got == [b"1", b"2", b"3", b"4"]
+
+
+async def test_what_whoever_takes_raises_is_said_to_whoever_waits() -> None:
+    def take(payload: bytes) -> None:
+        raise KeyError(payload)
+
+    async with listener(saying(chunked(b"data: 1\n\ndata: 2\n\n", b""))) as endpoint:
+        with await ask(endpoint, "POST", "/", {}) as events, pytest.raises(KeyError):
+            await events.pour(take)
+
+
+async def test_a_poured_stream_that_breaks_off_is_not_an_end() -> None:
+    got: list[bytes] = []
+    async with listener(saying(chunked(b"data: 1\n\n"))) as endpoint:
+        with await ask(endpoint, "POST", "/", {}) as events, pytest.raises(Broken):
+            await events.pour(got.append)
+    assert got == [b"1"]
+
+
+async def test_a_document_cannot_be_poured() -> None:
+    async with listener(saying(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")) as endpoint:
+        with await ask(endpoint, "POST", "/", {}) as events, pytest.raises(Broken, match="document"):
+            await events.pour(lambda payload: None)
+
+
+async def test_silence_ends_what_is_poured_but_not_while_it_is_held() -> None:
+    one, gone = asyncio.Event(), asyncio.Event()
+
+    async def speak(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(chunked(b"data: 1\n\n"))
+        with suppress(ConnectionResetError):
+            await reader.read()
+        gone.set()
+
+    async with listener(speak) as endpoint:
+        with await ask(endpoint, "POST", "/", {}, silence_timeout=0.1) as events:
+            over = events.pour(lambda payload: one.set())
+            await one.wait()
+            events.hold(True)
+            await asyncio.sleep(0.3)
+            assert not over.done()
+            events.hold(False)
+            with pytest.raises(TimeoutError):
+                await over
+        await gone.wait()

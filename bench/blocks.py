@@ -1,0 +1,148 @@
+"""What single pieces of a token's way cost, ours beside the library's that they go round. CPU of this process alone.
+
+    python -m bench.blocks
+
+Every pair is measured alternately, the median of its rounds is told. The bus is measured against a real nats-server
+that this starts and ends; of a message received, what the server and the kernel spend is not in the figure.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import tempfile
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import uvloop
+from prometheus_client import CollectorRegistry, Counter, Histogram
+
+from bench.contender import LOOPBACK, free_port, listens, process
+from broker.bus.nats import Bus
+from broker.bus.tally import Counts, Spreads
+from compose import nats_server
+
+MANY = 20_000
+ROUNDS = 5
+HEADERS = {"Nats-Expected-Last-Subject-Sequence": "123456"}
+PAYLOAD = b"x" * 160  # a frame of one token
+BUCKETS = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0)
+
+Work = Callable[[], Awaitable[None]]
+
+
+class Block(NamedTuple):
+    """The same done in two ways, MANY times each call."""
+
+    name: str
+    ours: Work
+    library: Work
+
+
+async def main() -> None:
+    with tempfile.TemporaryDirectory(prefix="okome-bench-") as directory:
+        place = Path(directory)
+        port, monitor = free_port(), free_port()
+        arguments = nats_server.arguments(
+            name="nats-1", store=place / "store", host=LOOPBACK, port=port, monitor_port=monitor
+        )
+        async with process([nats_server.program(), *arguments], place / "nats.log") as server:
+            await listens(monitor, server, place / "nats.log", "/healthz")
+            bus = await Bus.connect(f"nats://{LOOPBACK}:{port}", "bench")
+            try:
+                await tell([*_counting(), await _publishing(bus), await _receiving(bus)])
+            finally:
+                await bus.close()
+
+
+async def tell(blocks: list[Block]) -> None:
+    print(f"{'µs of CPU, median of ' + str(ROUNDS):34} {'ours':>8} {'library':>8}")
+    for block in blocks:
+        took: tuple[list[float], list[float]] = ([], [])
+        for _ in range(ROUNDS):
+            for work, times in zip((block.ours, block.library), took, strict=True):
+                before = time.process_time()
+                await work()
+                times.append((time.process_time() - before) / MANY * 1e6)
+        ours, library = (statistics.median(times) for times in took)
+        print(f"{block.name:34} {ours:8.2f} {library:8.2f}")
+
+
+def _counting() -> list[Block]:
+    registry = CollectorRegistry()
+    count = Counts("a_total", "x", ["m"], registry=registry).labels("m").inc
+    counter = Counter("b_total", "x", ["m"], registry=registry).labels("m").inc
+    spread = Spreads("c", "x", ["m"], buckets=BUCKETS, registry=registry).labels("m").observe
+    histogram = Histogram("d", "x", ["m"], buckets=BUCKETS, registry=registry).labels("m").observe
+
+    def repeated(one: Callable[[float], Any]) -> Work:
+        async def work() -> None:
+            for _ in range(MANY):
+                one(0.05)
+
+        return work
+
+    return [
+        Block("a counter, one more", repeated(count), repeated(counter)),
+        Block("a histogram, one more", repeated(spread), repeated(histogram)),
+    ]
+
+
+async def _publishing(bus: Bus) -> Block:
+    """With a header and a reply, as a frame is published; written in pieces of a hundred, as a step of an engine is."""
+
+    async def ours() -> None:
+        for number in range(MANY):
+            bus.publish_now("bench.nobody", PAYLOAD, "bench.reply", HEADERS)
+            if number % 100 == 0:
+                await asyncio.sleep(0)
+        await bus._client.flush()
+
+    async def library() -> None:
+        for number in range(MANY):
+            await bus._client.publish("bench.nobody", PAYLOAD, "bench.reply", HEADERS)
+            if number % 100 == 0:
+                await asyncio.sleep(0)
+        await bus._client.flush()
+
+    return Block("publish, with a header", ours, library)
+
+
+async def _receiving(bus: Bus) -> Block:
+    """With a header that nobody looks at, as a frame is delivered. Its publishing is in both figures."""
+    got = asyncio.Event()
+    left = MANY
+
+    def took() -> None:
+        nonlocal left
+        left -= 1
+        if not left:
+            got.set()
+
+    async def heard(_: object) -> None:
+        took()
+
+    await bus.listen("bench.ours", lambda _: took())
+    await bus.subscribe("bench.library", heard)
+
+    def through(subject: str) -> Work:
+        async def work() -> None:
+            nonlocal left
+            left = MANY
+            got.clear()
+            for number in range(MANY):
+                bus.publish_now(subject, PAYLOAD, "", HEADERS)
+                if number % 100 == 0:
+                    await asyncio.sleep(0)
+            async with asyncio.timeout(60):
+                await got.wait()
+
+        return work
+
+    return Block("publish and receive", through("bench.ours"), through("bench.library"))
+
+
+if __name__ == "__main__":
+    uvloop.run(main())

@@ -1,0 +1,205 @@
+"""The capacity model: from what was measured to how much of everything a load needs. Pure.
+
+What a role uses is taken to be linear: cores = token·(tokens/s that viewers get) + stream·(open streams) + base. The
+three are fitted to the measured runs, none below zero, by the least squares of the relative errors; how far the model
+is from each point it was made of is told with it (`Fit.errors`). A machine whose processes wait for one another
+coalesces tokens, which makes each cheaper: the fit is then between the two, and its error says so.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+from bench.record import Shape
+from bench.summary import PATH, Row
+from broker.bus.frames import decode_frame, encode_tokens
+from broker.bus.log import FENCE
+from broker.bus.subjects import MAX_PARTITIONS, log_subject
+from broker.bus.wire import publish_command
+from broker.node.events import of_frame
+
+BUSY = 0.6
+"""Of a core that a process may use: the rest is for bursts, and for what a neighbour leaves when it dies."""
+TAILS = 32
+"""Partitions of the measured system: a node's base is for so many tails."""
+_SID = "00" + "a" * 20
+_FRAME = encode_tokens("token", "g" + "a" * 15, 1, "a" * 8, 10**9, 1000, 1, " token")
+STORED = len(publish_command(log_subject(_SID), "_INBOX." + "a" * 20, {FENCE: str(10**9)}, _FRAME))
+"""Bytes that the frame of one token takes on its way to a log."""
+SHOWN = len(of_frame(decode_frame(_FRAME, 10**9), "a" * 8).sse)
+"""Bytes of it that a viewer gets: id, event, data."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One measured shape: cores that each role used, resident bytes."""
+
+    shape: Shape
+    tokens: float
+    cores: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Fit:
+    """One role's. token: µs of CPU per token; stream: µs per second of an open stream; base: µs per second.
+
+    errors: by shape, model ÷ measured − 1.
+    """
+
+    token: float
+    stream: float
+    base: float
+    errors: Mapping[str, float]
+
+    def cores(self, tokens: float, streams: float, processes: float = 1) -> float:
+        return (self.token * tokens + self.stream * streams + self.base * processes) / 1e6
+
+
+def points(found: Mapping[Shape, Sequence[Row]], contender: str) -> list[Point]:
+    """What was measured of one contender, a viewer a stream."""
+    return [
+        Point(shape, row.rate, {role: row.costs.get(role, 0.0) * max(row.rate, 1e-9) / 1e6 for role in PATH})
+        for shape, rows in found.items()
+        for row in rows
+        if row.contender == contender and shape.viewers == 1 and shape.rate
+    ]
+
+
+def fit(measured: Sequence[Point], role: str) -> Fit:
+    """Raises ValueError where fewer than three points were measured."""
+    if len(measured) < 3:
+        raise ValueError(f"{len(measured)} shapes were measured; the model needs three")
+    rows = [(one.tokens, float(one.shape.streams), 1.0) for one in measured]
+    wanted = [one.cores[role] * 1e6 for one in measured]
+    best: tuple[float, tuple[float, ...]] = (math.inf, (0.0, 0.0, 0.0))
+    for size in (1, 2, 3):
+        for used in combinations(range(3), size):
+            found = _least_squares([[row[i] / want for i in used] for row, want in zip(rows, wanted, strict=True)])
+            if found is None or min(found) < 0:
+                continue
+            whole = [0.0, 0.0, 0.0]
+            for i, value in zip(used, found, strict=True):
+                whole[i] = value
+            error = sum(
+                (sum(a * b for a, b in zip(row, whole, strict=True)) / want - 1) ** 2
+                for row, want in zip(rows, wanted, strict=True)
+            )
+            best = min(best, (error, tuple(whole)))
+    token, stream, base = best[1]
+    errors = {
+        one.shape.name: (token * row[0] + stream * row[1] + base) / want - 1
+        for one, row, want in zip(measured, rows, wanted, strict=True)
+    }
+    return Fit(token, stream, base, errors)
+
+
+def _least_squares(rows: Sequence[Sequence[float]]) -> list[float] | None:
+    """x for which rows·x is nearest to 1 in every row; None where the rows do not determine it."""
+    size = len(rows[0])
+    matrix = [
+        [sum(row[i] * row[j] for row in rows) for j in range(size)] + [sum(row[i] for row in rows)] for i in range(size)
+    ]
+    for i in range(size):
+        pivot = max(range(i, size), key=lambda j: abs(matrix[j][i]))
+        matrix[i], matrix[pivot] = matrix[pivot], matrix[i]
+        if abs(matrix[i][i]) < 1e-12 * max(1e-12, max(abs(value) for value in matrix[i])):
+            return None
+        for j in range(size):
+            if j != i:
+                factor = matrix[j][i] / matrix[i][i]
+                matrix[j] = [a - factor * b for a, b in zip(matrix[j], matrix[i], strict=True)]
+    return [matrix[i][size] / matrix[i][i] for i in range(size)]
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What is to be carried. active: share of the open streams in which an answer is being written, at `rate` tokens/s.
+
+    cores: of each machine. replicas: NATS servers that store a frame. streams: that one process may hold.
+    """
+
+    sessions: int
+    rate: float
+    active: float
+    cores: int
+    replicas: int
+    streams: int
+
+    @property
+    def tokens(self) -> float:
+        return self.sessions * self.active * self.rate
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one role needs: processes, each of one core (NATS uses all of a machine), on so many machines.
+
+    bound: what asks for so many. network: bytes a second into and out of one machine. memory: bytes of one machine.
+    """
+
+    role: str
+    processes: int
+    machines: int
+    bound: str
+    network: float
+    memory: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    demand: Demand
+    partitions: int
+    frames: float  # a second and partition
+    shares: Sequence[Share]
+    warnings: Sequence[str]
+
+
+def plan(demand: Demand, fits: Mapping[str, Fit], memory: Mapping[str, float]) -> Plan:
+    """`memory`: bytes that one stream more costs each role, as measured."""
+    shares = [_share(role, demand, fits[role], memory.get(role, 0.0)) for role in PATH]
+    node = next(share for share in shares if share.role == "node")
+    partitions = min(MAX_PARTITIONS, max(TAILS, 4 * node.machines))
+    warnings = []
+    frames = demand.tokens / partitions
+    if partitions < 4 * node.machines:
+        warnings.append(
+            f"{node.machines} node machines share {MAX_PARTITIONS} partitions, the most there can be: placement is by "
+            "partition, so machines of more cores are wanted, each running a process per core behind one port"
+        )
+    return Plan(demand, partitions, frames, shares, warnings)
+
+
+def _share(role: str, demand: Demand, fit: Fit, memory: float) -> Share:
+    tokens = demand.tokens
+    copies = demand.replicas if role == "nats" else 1
+    variable = copies * (fit.token * tokens + fit.stream * demand.sessions) / 1e6
+    room = BUSY - (fit.base / 1e6 if role != "nats" else 0.0)
+    needs = {"CPU": variable / max(0.05, room)}
+    if role in ("node", "ingress"):
+        needs[f"{demand.streams} streams a process"] = demand.sessions / demand.streams
+    if role == "nats":
+        needs["copies"] = float(demand.replicas * demand.cores)
+    bound = max(needs, key=lambda name: needs[name])
+    processes = max(1, math.ceil(needs[bound]))
+    machines = math.ceil(processes / demand.cores)
+    if role == "nats":
+        machines = max(demand.replicas, machines)
+        processes = machines
+    # In and out. Of NATS: from the worker, to and from the other copies, to one node.
+    passes = {
+        "worker": SHOWN + STORED,
+        "nats": STORED * 2 * demand.replicas,
+        "node": STORED + SHOWN,
+        "ingress": 2 * SHOWN,
+    }
+    return Share(
+        role,
+        processes,
+        machines,
+        bound,
+        network=passes[role] * tokens / machines,
+        memory=memory * demand.sessions / machines,
+    )

@@ -1,0 +1,68 @@
+"""The capacity model finds what it was made of, and its plan carries what it was asked for."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bench import capacity
+from bench.capacity import BUSY, Demand, Fit, Point
+from bench.record import Shape
+from bench.summary import PATH
+
+SHAPES = [Shape(50, 20), Shape(300, 20), Shape(1000, 20), Shape(300, 100), Shape(5000, 2)]
+COSTS = st.floats(min_value=0, max_value=500)
+
+
+def measured(token: float, stream: float, base: float) -> list[Point]:
+    return [
+        Point(shape, shape.asked, {"node": (token * shape.asked + stream * shape.streams + base) / 1e6})
+        for shape in SHAPES
+    ]
+
+
+@given(st.floats(min_value=1, max_value=500), COSTS, st.floats(min_value=0, max_value=50_000))
+def test_a_load_that_is_linear_is_found_as_it_is(token: float, stream: float, base: float) -> None:
+    found = capacity.fit(measured(token, stream, base), "node")
+    assert max(abs(error) for error in found.errors.values()) < 1e-6
+    assert (found.token, found.stream, found.base) == pytest.approx((token, stream, base), rel=1e-3, abs=1e-2)
+
+
+def test_nothing_costs_less_than_nothing_and_the_error_is_told() -> None:
+    """A base below zero would explain these best; it is not what a process can have."""
+    points = measured(20, 0, 0)
+    points[0] = points[0].__class__(points[0].shape, points[0].tokens, {"node": points[0].cores["node"] / 4})
+    found = capacity.fit(points, "node")
+    assert min(found.token, found.stream, found.base) >= 0
+    assert found.errors[SHAPES[0].name] > 0.4
+
+
+def test_two_shapes_are_not_enough() -> None:
+    with pytest.raises(ValueError, match="three"):
+        capacity.fit(measured(1, 1, 1)[:2], "node")
+
+
+FITS = {role: Fit(20.0, 10.0, 10_000.0, {}) for role in PATH}
+
+
+@given(st.integers(1, 20_000_000), st.floats(min_value=1, max_value=50), st.floats(min_value=0.01, max_value=1))
+def test_what_is_planned_has_the_cores_that_the_model_asks_for(sessions: int, rate: float, active: float) -> None:
+    demand = Demand(sessions, rate, active, cores=16, replicas=3, streams=5000)
+    planned = capacity.plan(demand, FITS, {"node": 40_000.0})
+    for share in planned.shares:
+        copies = 3 if share.role == "nats" else 1
+        needed = copies * FITS[share.role].cores(demand.tokens, sessions, 0)
+        have = share.machines * 16 if share.role == "nats" else share.processes
+        assert needed <= have * BUSY + 1e-6
+        assert share.processes <= share.machines * 16
+    node = next(share for share in planned.shares if share.role == "node")
+    assert node.processes * 5000 >= sessions
+    assert node.memory * node.machines == pytest.approx(40_000.0 * sessions)
+    assert planned.frames * planned.partitions == pytest.approx(demand.tokens)
+
+
+def test_more_machines_than_partitions_can_feed_are_warned_of() -> None:
+    crowded = capacity.plan(Demand(10_000_000, 20, 0.1, 1, 3, 5000), FITS, {})
+    assert "partition" in crowded.warnings[0]
+    assert not capacity.plan(Demand(100_000, 20, 0.1, 16, 3, 5000), FITS, {}).warnings
