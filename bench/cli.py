@@ -49,7 +49,8 @@ def shape(text: str) -> Shape:
 
 def chosen(only: Sequence[str]) -> list[Contender]:
     """Raises WrongUse."""
-    all_there: list[Contender] = [Direct(), Okome(), Okome(synced="1s"), Okome(websocket=True), *peers()]
+    ours = [Okome(), Okome(synced="1s"), Okome(synced="1s", processes=2), Okome(websocket=True)]
+    all_there: list[Contender] = [Direct(), *ours, *peers()]
     there = {one.name: one for one in all_there}
     if unknown := [name for name in only if name not in there]:
         raise WrongUse(f"--only {', '.join(unknown)}: one of {', '.join(there)}")

@@ -10,7 +10,7 @@ import socket
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -30,12 +30,13 @@ class NotStarted(Exception):
 
 @dataclass(frozen=True)
 class Running:
-    """Where it takes requests, the key it wants, and its processes by name."""
+    """Where it takes requests, the key it wants, its processes by name, and where these tell what they count."""
 
     dialect: Dialect
     url: str
     key: str
     processes: Mapping[str, int]
+    metrics: Mapping[str, str] = field(default_factory=dict)
 
 
 class Contender(Protocol):

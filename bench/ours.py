@@ -1,4 +1,4 @@
-"""Our own path as a contender: `okome up` with its defaults, one of each role, its worker asking the same engine."""
+"""Our own path as a contender: `okome up` with its defaults but one node, its worker asking the same engine."""
 
 from __future__ import annotations
 
@@ -33,21 +33,24 @@ class Okome:
     """The whole durable path: worker, NATS with a file store, node, ingress; and what else runs beside them.
 
     synced: how often NATS syncs its files, as it does with three servers; "" is the default of one: before every ack.
+    processes: nodes, and ingresses.
     """
 
     websocket: bool = False
     synced: str = ""
+    processes: int = 1
     version: str = VERSION
     missing: str = ""
 
     @property
     def name(self) -> str:
-        return "okome" + " over WebSocket" * self.websocket + f", synced every {self.synced}" * bool(self.synced)
+        many = f", {self.processes} nodes and ingresses" * (self.processes > 1)
+        return "okome" + " over WebSocket" * self.websocket + f", synced every {self.synced}" * bool(self.synced) + many
 
     @asynccontextmanager
     async def start(self, engine: str, directory: Path) -> AsyncIterator[Running]:
         async with AsyncExitStack() as stack:
-            argv = ["--engine", "openai"]
+            argv = ["--engine", "openai", "--nodes", str(self.processes), "--ingresses", str(self.processes)]
             processes: dict[str, int] = {}
             if self.synced:
                 url, pid = await self._own_nats(directory, stack)
@@ -56,7 +59,8 @@ class Okome:
             told = await _up(engine, directory, argv, stack)
             processes |= {one["id"]: one["pid"] for one in told["processes"]}
             dialect: Dialect = "okome-websocket" if self.websocket else "okome"
-            yield Running(dialect, told["url"], told["api_key"], processes)
+            metrics = {one["id"]: one["metrics"] for one in told["processes"] if one["metrics"]}
+            yield Running(dialect, told["url"], told["api_key"], processes, metrics)
 
     async def _own_nats(self, directory: Path, stack: AsyncExitStack) -> tuple[str, int]:
         config = directory / "nats"
@@ -77,7 +81,7 @@ class Okome:
 async def _up(engine: str, directory: Path, more: list[str], stack: AsyncExitStack) -> Mapping[str, Any]:
     """Start it; its ready file."""
     ready, log = directory / "ready.json", directory / "okome.log"
-    argv = [sys.executable, "-P", "-m", "compose.cli.main", "up", "--port", "0", "--nodes", "1", *more]
+    argv = [sys.executable, "-P", "-m", "compose.cli.main", "up", "--port", "0", *more]
     argv += ["--data", str(directory / "data"), "--ready-file", str(ready)]
     environment = {**ENVIRONMENT, "OKOME_WORKER_OPENAI_URL": f"{engine}/v1"}
     child = await stack.enter_async_context(process(argv, log, environment))

@@ -127,6 +127,9 @@ def _table(found: Sequence[Row]) -> str:
                 table.append([name, "", "", _cost(cost), _ratio(cost, best), "", "", ""])
             each = ", ".join(f"{name} {cost:.1f}" for name, cost in row.costs.items())
             table.append([f"… each: {each} µs", *[""] * (len(heads) - 1)])
+            if row.lag:
+                late = ", ".join(f"{name} {milliseconds:g}" for name, milliseconds in row.lag.items())
+                table.append([f"… event loops late, p99 at most: {late} ms", *[""] * (len(heads) - 1)])
     return "\n".join(f"| {' | '.join(cells)} |" for cells in table)
 
 

@@ -12,6 +12,7 @@ import msgspec
 
 from bench.child import child
 from bench.contender import Contender, NotStarted, mock_engine
+from bench.lag import late, looks
 from bench.load import Order
 from bench.record import Failed, Loaded, Missing, Run, Shape, write
 from bench.usage import between, used
@@ -83,15 +84,16 @@ async def once(contender: Contender, shape: Shape, number: int, timing: Timing) 
                 assert load.stderr is not None
                 if await load.stdout.readline() != b"begin\n":
                     raise NotStarted(f"{contender.name}: {last_line(await load.stderr.read())}")
-                before = used(processes)
+                looked, before = await looks(running.metrics), used(processes)
                 await load.stdout.readline()
                 after = used(processes)
+                lag = late(looked, await looks(running.metrics))
                 if not (told := await load.stdout.readline()):
                     raise NotStarted(f"{contender.name}: {last_line(await load.stderr.read())}")
                 seen = msgspec.json.decode(told, type=Loaded)
                 await load.wait()
             held = between(before, after)
-    return Run(contender.name, contender.version, shape, number, began, machine(), seen, held)
+    return Run(contender.name, contender.version, shape, number, began, machine(), seen, held, lag)
 
 
 def last_line(words: bytes) -> str:

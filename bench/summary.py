@@ -25,7 +25,8 @@ class Row:
 
     kept_up: the share of the tokens asked for that came. costs: by role, and `whole`: all of its processes.
     memory: resident bytes by role. client: share of a core that the load client used. cores: that everything used
-    together, client and engine among it. spread: (highest − lowest) ÷ median of `whole` over the rounds.
+    together, client and engine among it. lag: of the event loops, by role, the worst round's. spread: (highest − lowest)
+    ÷ median of `whole` over the rounds.
     """
 
     contender: str
@@ -46,6 +47,7 @@ class Row:
     wrong: int
     lost: int
     curve: list[float]
+    lag: dict[str, float]
 
     @property
     def doubts(self) -> list[str]:
@@ -101,6 +103,7 @@ def _row(runs: Sequence[Run]) -> Row:
         cores=median(_cores(run) for run in runs),
         wrong=sum(one.wrong for one in loads),
         lost=sum(one.lost for one in loads),
+        lag={role(name): max(run.lag.get(name, 0.0) for run in runs) for name in runs[0].lag},
         curve=[median(points) for points in zip(*(one.latency.curve for one in loads), strict=True)],
     )
 

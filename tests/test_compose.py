@@ -168,6 +168,8 @@ def test_every_metric_that_is_looked_at_exists() -> None:
     declared: set[str] = set()
     for package in ("broker", "control", "gpu_worker", "ingress"):
         for path in (ROOT / package).rglob("*.py"):
-            declared |= set(re.findall(r"\b(?:Counter|Gauge|Histogram)\(\s*\"(okome_\w+)\"", path.read_text()))
+            declared |= set(
+                re.findall(r"\b(?:Counter|Counts|Gauge|Histogram|Spreads)\(\s*\"(okome_\w+)\"", path.read_text())
+            )
     shown = declared | {f"{name}{suffix}" for name in declared for suffix in ("_bucket", "_sum", "_count", "_total")}
     assert looked_at - shown == set()

@@ -1,4 +1,4 @@
-"""The connection to NATS: the only file that knows nats-py.
+"""The connection to NATS: with `wire.py` and `service.py` all that knows nats-py.
 
 What it works around, each with a test (tests/broker/bus/test_nats.py):
 - a frozen peer hangs nats-py's reconnect for minutes when the send buffer is full: a watchdog pings all the time and
