@@ -25,8 +25,8 @@ class Row:
 
     kept_up: the share of the tokens asked for that came. costs: by role, and `whole`: all of its processes.
     memory: resident bytes by role. client: share of a core that the load client used. cores: that everything used
-    together, client and engine among it. lag: of the event loops, by role, the worst round's. spread: (highest − lowest)
-    ÷ median of `whole` over the rounds.
+    together, client and engine among it. lag: of the event loops, by role, in the worst round. spread: (highest −
+    lowest) ÷ median of `whole` over the rounds.
     """
 
     contender: str

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from broker.bus.frames import TERMINAL
 from broker.bus.subjects import Cursor
 from broker.node.events import closed, make
-from broker.node.pacer import Pacer
 from broker.node.subscriber import Start
 from tests.broker.node.memory_log import SID, MemoryHistory, MemoryLog, MemoryTail, Viewer, end, settle
 
@@ -474,59 +473,3 @@ def test_a_page_of_the_next_log_is_not_shown_as_one_of_the_log_before() -> None:
         await end(tail, [viewer])
 
     in_memory(body)
-
-
-def test_the_usual_live_event_wakes_no_task() -> None:
-    """It is written from where it came; what needs more than that is the task's, which says all of it in order."""
-
-    async def run() -> None:
-        log = MemoryLog()
-        tail, history = MemoryTail(log), MemoryHistory(log)
-        viewer = Viewer(tail, history, Start("first"), takes=True)
-        viewer.free()
-        try:
-            await settle()
-            for _ in range(8):
-                log.write()
-                tail.deliver(1)
-                await settle(20)
-            assert (viewer.pushed, len(viewer.frames)) == (8, 8)
-            viewer.takes = False
-            for _ in range(4):
-                log.write()
-                tail.deliver(1)
-            await settle()
-            assert (viewer.pushed, len(viewer.frames)) == (8, 12)
-            viewer.takes = True
-            log.write()
-            viewer.subscriber.notice(make("queued", {}))
-            tail.deliver(1)
-            await settle()
-            assert [event.data for event in viewer.frames] == [frame.data for frame in log.frames]
-        finally:
-            await end(tail, [viewer])
-
-    asyncio.run(run())
-
-
-def test_a_burst_goes_through_the_pacer_in_order_whoever_writes_it() -> None:
-    async def run() -> None:
-        log = MemoryLog()
-        tail, history = MemoryTail(log), MemoryHistory(log)
-        viewer = Viewer(tail, history, Start("first"), takes=True, pacer=Pacer(0.03))
-        viewer.free()
-        try:
-            await settle()
-            for _ in range(12):
-                log.write()
-            tail.deliver(12)
-            await settle(20)
-            assert 0 < len(viewer.frames) < 12, "the first at once, the others later"
-            async with asyncio.timeout(5):
-                while len(viewer.frames) < 12:  # noqa: ASYNC110  # time passes by itself
-                    await asyncio.sleep(0.005)
-            assert [event.data for event in viewer.frames] == [frame.data for frame in log.frames]
-        finally:
-            await end(tail, [viewer])
-
-    asyncio.run(run())
