@@ -20,10 +20,13 @@ MAX_TOKENS = 1_000_000
 
 
 class Ask(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The last user message, as JSON. rate: tokens per second, 0 = all at once."""
+    """The last user message, as JSON. rate: tokens per second, 0 = all at once. trace: one of `traces/`, whose
+    rhythm they have instead, over and over.
+    """
 
     tokens: Annotated[int, Meta(ge=1, le=MAX_TOKENS)] = 200
     rate: Annotated[float, Meta(ge=0, le=MAX_RATE)] = 20
+    trace: str = ""
 
     @property
     def prompt(self) -> str:

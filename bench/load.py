@@ -88,7 +88,9 @@ class Load:
         """Enough tokens that no answer ends before the last window does."""
         order = self.order
         seconds = order.ramp + order.warm + WINDOWS * order.window + READY_TIMEOUT + SPARE
-        return Ask(tokens=min(MAX_TOKENS, int(seconds * order.shape.rate)), rate=order.shape.rate)
+        return Ask(
+            tokens=min(MAX_TOKENS, int(seconds * order.shape.rate)), rate=order.shape.rate, trace=order.shape.trace
+        )
 
     async def run(self) -> Loaded:
         """Everything, from the first connection to the last."""

@@ -21,11 +21,14 @@ import msgspec
 import uvloop
 
 from bench.ask import MODEL, Ask, parse, text, told
+from bench.trace import Trace, recorded
 
 MAX_HEAD = 64 * 1024
 MAX_BODY = 4 * 1024 * 1024
 AT_ONCE = 64
 """Tokens of one turn of the loop at rate 0."""
+
+TRACES = {trace.name: trace for trace in recorded()}
 
 _HEAD = (
     b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ncache-control: no-cache\r\n"
@@ -61,12 +64,17 @@ class Engine:
         self.aborted = 0
         self._steps: dict[float, set[Stream]] = defaultdict(set)
         self._ticks: dict[float, asyncio.TimerHandle] = {}
+        self._replays: dict[str, Replay] = {}
 
     def begin(self, stream: Stream) -> None:
         self.running.add(stream)
         self.served += 1
         rate = stream.ask.rate
-        if not rate:
+        if name := stream.ask.trace:
+            if name not in self._replays:
+                self._replays[name] = Replay(TRACES[name])
+            self._replays[name].add(stream)
+        elif not rate:
             stream.step_all()
         else:
             self._steps[rate].add(stream)
@@ -76,6 +84,8 @@ class Engine:
     def end(self, stream: Stream) -> None:
         self.running.discard(stream)
         self._steps[stream.ask.rate].discard(stream)
+        for replay in self._replays.values():
+            replay.discard(stream)
 
     def _arm(self, rate: float, now: float) -> None:
         self._ticks[rate] = asyncio.get_running_loop().call_at(now + 1 / rate, self._tick, rate, now + 1 / rate)
@@ -87,6 +97,40 @@ class Engine:
             self._arm(rate, due)
         else:
             del self._ticks[rate]
+
+
+class Replay:
+    """A trace that is played over and over: whoever runs is one of its recorded streams, in turn."""
+
+    def __init__(self, trace: Trace) -> None:
+        self._steps = trace.steps
+        self._period = trace.period
+        self._streams: list[set[Stream]] = [set() for _ in trace.streams]
+        self._added = 0
+        self._next = 0
+        self._began = asyncio.get_running_loop().time()
+        self._arm()
+
+    def add(self, stream: Stream) -> None:
+        self._streams[self._added % len(self._streams)].add(stream)
+        self._added += 1
+
+    def discard(self, stream: Stream) -> None:
+        for streams in self._streams:
+            streams.discard(stream)
+
+    def _arm(self) -> None:
+        asyncio.get_running_loop().call_at(self._began + self._steps[self._next][0], self._step)
+
+    def _step(self) -> None:
+        for number in self._steps[self._next][1]:
+            for stream in list(self._streams[number]):
+                stream.step()
+        self._next += 1
+        if self._next == len(self._steps):
+            self._next = 0
+            self._began += self._period
+        self._arm()
 
 
 class Stream:
@@ -213,6 +257,9 @@ class Connection(asyncio.Protocol):
             ask = parse(next(one.words for one in reversed(messages) if one.role == "user"))
         except (msgspec.DecodeError, StopIteration) as error:
             self._document(400, _error(f"not what this engine plays: {error!r}", "invalid_request_error"))
+            return
+        if ask.trace and ask.trace not in TRACES:
+            self._document(400, _error(f"the traces are {', '.join(TRACES)}", "invalid_request_error"))
             return
         if not request.stream:
             self._document(400, _error("only streams are played", "invalid_request_error"))

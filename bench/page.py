@@ -74,7 +74,7 @@ def _memory(found: Mapping[float, Mapping[str, float]]) -> str:
 
 def picture(shape: Shape) -> str:
     """The file name of a shape's plot."""
-    return f"latency-{shape.streams}x{shape.rate:g}x{shape.viewers}.svg"
+    return f"latency-{shape.streams}x{shape.trace or f'{shape.rate:g}'}x{shape.viewers}.svg"
 
 
 _INTRODUCTION = """\

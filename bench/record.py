@@ -11,11 +11,13 @@ from bench.histogram import Times
 
 
 class Shape(msgspec.Struct, frozen=True):
-    """So many streams of so many tokens a second, each watched by so many viewers."""
+    """So many streams of so many tokens a second, each watched by so many viewers. trace: whose rhythm they have; `rate`
+    is then what its streams give on average."""
 
     streams: int
     rate: float
     viewers: int = 1
+    trace: str = ""
 
     @property
     def asked(self) -> float:
@@ -25,7 +27,7 @@ class Shape(msgspec.Struct, frozen=True):
     @property
     def name(self) -> str:
         viewers = f" × {self.viewers} viewers" if self.viewers > 1 else ""
-        return f"{self.streams} × {self.rate:g}/s{viewers}"
+        return f"{self.streams} × {self.trace or f'{self.rate:g}/s'}{viewers}"
 
 
 class Loaded(msgspec.Struct, frozen=True):

@@ -22,12 +22,35 @@ class Token(NamedTuple):
 
 Stream = Sequence[Token]
 
+PAUSE = 0.05
+"""Seconds between the end of a trace and its next beginning, where it is played over and over."""
+
 
 class Trace(NamedTuple):
     """Answers that ran at the same time on one engine."""
 
     name: str
     streams: list[Stream]
+
+    @property
+    def steps(self) -> list[tuple[float, list[int]]]:
+        """When which streams get a token, from the first one on."""
+        found: dict[float, list[int]] = {}
+        for number, stream in enumerate(self.streams):
+            for token in stream:
+                found.setdefault(token.at, []).append(number)
+        first = min(found)
+        return [(at - first, streams) for at, streams in sorted(found.items())]
+
+    @property
+    def period(self) -> float:
+        """Seconds from one beginning to the next, played over and over."""
+        return self.steps[-1][0] + PAUSE
+
+    @property
+    def rate(self) -> float:
+        """Tokens a second of one stream, on average, played over and over."""
+        return sum(map(len, self.streams)) / len(self.streams) / self.period
 
 
 class _Line(msgspec.Struct):
