@@ -88,9 +88,8 @@ class Load:
         """Enough tokens that no answer ends before the last window does."""
         order = self.order
         seconds = order.ramp + order.warm + WINDOWS * order.window + READY_TIMEOUT + SPARE
-        return Ask(
-            tokens=min(MAX_TOKENS, int(seconds * order.shape.rate)), rate=order.shape.rate, trace=order.shape.trace
-        )
+        shape = order.shape
+        return Ask(tokens=min(MAX_TOKENS, int(seconds * shape.rate)), rate=shape.rate, trace=shape.trace)
 
     async def run(self) -> Loaded:
         """Everything, from the first connection to the last."""

@@ -32,7 +32,7 @@ def test_a_shape_may_name_a_trace() -> None:
     shape = cli.shape("8xvllm_8_streams")
     assert (shape.streams, shape.trace, shape.name) == (8, "vllm_8_streams", "8 × vllm_8_streams")
     assert 5 < shape.rate < 30
-    with pytest.raises(cli.WrongUse, match="the traces are .*vllm_8_streams"):
+    with pytest.raises(cli.WrongUse, match="the traces are"):
         cli.shape("8xnone_such")
 
 
