@@ -66,7 +66,7 @@ class Report(NamedTuple):
 
 
 def examine(target: Target) -> Report:
-    checks: list[Callable[[], Finding]] = [python, nats, valkey, engine, files, port]
+    checks: list[Callable[[], Finding]] = [python, nats, valkey, engine, files, memory, port]
     settings, mistakes = effective_settings()
     return Report([check() for check in checks] + system(target), settings, mistakes)
 
@@ -125,6 +125,31 @@ def files() -> Finding:
     count = "unlimited" if hard == resource.RLIM_INFINITY else str(hard)
     few = hard != resource.RLIM_INFINITY and hard < FEW_FILES
     return Finding("open files", WARN if few else OK, f"{count} at most, every viewer is one")
+
+
+def memory() -> Finding:
+    """What a stream node may come to hold by its settings, against what this machine has."""
+    from broker.node.budget import STREAM, budget
+    from broker.node.settings import NodeSettings
+    from control.settings import ControlSettings
+
+    what = "memory of a node"
+    try:
+        settings, partitions = load(NodeSettings), load(ControlSettings).partitions
+    except SettingsInvalid:
+        return Finding(what, WARN, "its settings are wrong: see below")
+    most = budget(settings, partitions)
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    told = (
+        f"{STREAM // 1024} KiB a stream: {settings.max_subscribers} streams {_size(most.streams)}, rings of {partitions} "
+        f"partitions {_size(most.rings)}, itself {_size(most.process)}: {_size(most.whole)} at most; besides, "
+        f"{_size(most.kernel)} of the kernel's if every reader stopped. This machine has {_size(there)}"
+    )
+    return Finding(what, OK if most.whole + most.kernel <= there else WARN, told)
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
 
 
 def port() -> Finding:

@@ -158,6 +158,15 @@ def test_the_doctor_names_every_wrong_setting_of_every_role_at_once(tmp_path: Pa
     assert sorted(report["mistakes"]) == ["OKOME_CONTROL_PORT", "OKOME_NODE_RING_FRAMES", "OKOME_WORKER_THREADS"]
 
 
+def test_the_doctor_says_what_a_node_may_come_to_hold_and_whether_it_is_there(tmp_path: Path) -> None:
+    few = okome("doctor", home=tmp_path, OKOME_NODE_MAX_SUBSCRIBERS="1024")
+    line = next(line for line in few.stdout.splitlines() if "memory of a node" in line)
+    assert line.startswith("ok")
+    assert "1024 streams 24 MiB, rings of 32 partitions 512 MiB" in line
+    many = okome("doctor", home=tmp_path, OKOME_NODE_MAX_SUBSCRIBERS="100000000")
+    assert "warn\tmemory of a node" in many.stdout
+
+
 def test_the_doctor_shows_effective_settings_and_never_a_secret(tmp_path: Path) -> None:
     told = okome(
         "doctor",
