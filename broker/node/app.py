@@ -23,7 +23,7 @@ from broker.node.cors import Cors
 from broker.node.events import closed
 from broker.node.operations import Operations
 from broker.node.page import Page
-from broker.node.pipe import Pipe
+from broker.node.pipe import Pipe, pipe_under
 from broker.node.settings import NodeSettings
 from broker.node.subscriber import log_unavailable
 from broker.node.viewers import Viewers, read_start
@@ -79,7 +79,7 @@ class App:
         if self._page.has(path) and method in ("GET", "HEAD"):
             await self._page.serve(path, caller.headers.get("if-none-match", ""), send, head=method == "HEAD")
             return
-        pipe = Pipe.under(send)
+        pipe = pipe_under(send)
         send = self._cors.answering(caller, send)
         if method == "OPTIONS" and self._cors.is_preflight(caller):
             await self._cors.preflight(send)

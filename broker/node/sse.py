@@ -16,7 +16,7 @@ from broker.bus.frames import json_decode
 from broker.bus.health import Receive, Send
 from broker.node import metrics
 from broker.node.events import HEARTBEAT_SSE, Event
-from broker.node.pipe import Pipe
+from broker.node.pipe import LiveSink, Pipe, body_of
 from broker.node.subscriber import Subscriber, log_unavailable
 
 log = structlog.get_logger("node")
@@ -33,28 +33,6 @@ STREAM_HEADERS: Headers = [
 ]
 
 _events_sent = metrics.events_sent.labels("sse")
-
-
-class _Sink:
-    """Live events of one subscriber, past ASGI."""
-
-    def __init__(self, subscriber: Subscriber, pipe: Pipe) -> None:
-        self._subscriber = subscriber
-        self._pipe = pipe
-        self._time = asyncio.get_running_loop().time
-
-    @property
-    def ready(self) -> bool:
-        return self._pipe.ready
-
-    def write(self, batch: list[Event]) -> None:
-        self._pipe.write(_body(batch))
-        self._subscriber.sent_at = self._time()
-        _events_sent.inc(len(batch))
-
-
-def _body(batch: list[Event]) -> bytes:
-    return batch[0].sse if len(batch) == 1 else b"".join([event.sse for event in batch])
 
 
 async def stream(
@@ -74,8 +52,8 @@ async def stream(
                     if not begun:
                         await begin(send, headers)
                         begun = True
-                        subscriber.sink = _Sink(subscriber, pipe) if pipe is not None else None
-                    body = _body(batch) if batch else HEARTBEAT_SSE
+                        subscriber.sink = LiveSink(subscriber, pipe, _events_sent) if pipe is not None else None
+                    body = body_of(batch) if batch else HEARTBEAT_SSE
                     await send({"type": "http.response.body", "body": body, "more_body": True})
                     subscriber.sent_at = loop.time()
                     _events_sent.inc(len(batch))

@@ -24,6 +24,7 @@ from broker.node.access import Access, Principal, check_opens
 from broker.node.events import closed
 from broker.node.inputs import GenerationBody, parse
 from broker.node.operations import Operations
+from broker.node.pipe import LiveSink, pipe_under
 from broker.node.sse import Headers
 from broker.node.subscriber import Start, Subscriber, log_unavailable
 from broker.node.viewers import Viewers, read_start
@@ -276,6 +277,8 @@ class WebSocketStream:
 
     async def _write(self, subscriber: Subscriber) -> None:
         loop = asyncio.get_running_loop()
+        pipe = pipe_under(self._send)
+        subscriber.sink = LiveSink(subscriber, pipe, _events_sent) if pipe is not None else None
         try:
             async with contextlib.aclosing(subscriber.events()) as batches:
                 async for batch in batches:
