@@ -11,8 +11,8 @@ from bench.histogram import Times
 
 
 class Shape(msgspec.Struct, frozen=True):
-    """So many streams of so many tokens a second, each watched by so many viewers. trace: whose rhythm they have; `rate`
-    is then what its streams give on average."""
+    """So many streams of so many tokens a second, each watched by so many viewers. trace: whose rhythm they have;
+    `rate` is then what its streams give on average."""
 
     streams: int
     rate: float

@@ -17,7 +17,7 @@ PROCESS = 80 * 1024 * 1024
 STREAM = 24 * 1024
 """Bytes of the process for one open stream, its ring not counted: docs/performance.md, "Memory of a stream"."""
 KERNEL = 2 * SEND_BUFFER
-"""Bytes of the kernel for a stream whose reader has stopped (it doubles what is set); one that reads holds next to none."""
+"""Bytes of the kernel for a stream whose reader has stopped: it doubles what is set. Who reads leaves it empty."""
 
 
 class Budget(NamedTuple):
