@@ -142,8 +142,8 @@ def memory() -> Finding:
     there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     told = (
         f"{STREAM // 1024} KiB a stream: {settings.max_subscribers} streams {_size(most.streams)}, rings of "
-        f"{partitions} partitions {_size(most.rings)}, itself {_size(most.process)}: {_size(most.whole)} at most; besides, "
-        f"{_size(most.kernel)} of the kernel's if every reader stopped. This machine has {_size(there)}"
+        f"{partitions} partitions {_size(most.rings)}, itself {_size(most.process)}: {_size(most.whole)} at most; "
+        f"besides, {_size(most.kernel)} of the kernel's if every reader stopped. This machine has {_size(there)}"
     )
     return Finding(what, OK if most.whole + most.kernel <= there else WARN, told)
 
