@@ -64,7 +64,6 @@ class Publisher:
         self._room.set()
         self._settled = asyncio.Event()
         self._settled.set()
-        self._due = False  # what was offered is sent in this turn of the loop
         self._timer: asyncio.TimerHandle | None = None
         self._reading: asyncio.Task[None] | None = None
         self._sent_at = 0.0
@@ -74,16 +73,11 @@ class Publisher:
     # -- for the generation ------------------------------------------------------------------------------------------
 
     def offer(self, kind: str, text: str, n: int) -> None:
-        """`n` more tokens: published in this turn of the loop where nothing is in flight, else part of the next frame.
-
-        Not before the turn ends: what came with one read of the engine's connection is then one frame, not one alone and
-        the others behind it. A worker that is behind reads several tokens of an answer at once. Never waits.
-        """
+        """`n` more tokens: published at once when nothing is in flight, else part of the next frame. Never waits."""
         outbox = self.outbox
         outbox.piece(kind, text, n)
-        if not self._due and outbox.state is State.IDLE:
-            self._due = True
-            self._loop.call_soon(self._send_due)
+        if outbox.state is State.IDLE:
+            self._send()
         if outbox.waiting >= FULL_HIGH:
             self._room.clear()
 
@@ -124,11 +118,6 @@ class Publisher:
             await asyncio.gather(self._reading, return_exceptions=True)
 
     # -- the way to the log ------------------------------------------------------------------------------------------
-
-    def _send_due(self) -> None:
-        self._due = False
-        if self.outbox.state is State.IDLE:
-            self._send()
 
     def _send(self) -> None:
         self._timer = None
