@@ -164,7 +164,7 @@ class Held:
                     raise AssertionError("a job that is held here was not adopted at its delivery")
             if not self._ours:
                 self._ours = True
-                self._place.pulse.beat_soon()
+                self._place.pulse.beat_soon(self.job.gid, self.reply)
             cancelled = self._interruption.cancelled or getattr(decision, "cancelled", False)
             if not cancelled and not isinstance(decision, GiveUp) and not self.running:
                 waited = self.lane.slots.locked()

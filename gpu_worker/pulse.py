@@ -12,7 +12,8 @@ from collections.abc import Callable
 import msgspec
 import structlog
 
-from broker.bus.beats import PART_BYTES, split
+from broker.bus.beats import PART_BYTES, more, split
+from broker.bus.clock import now_ms
 from broker.bus.echo import Echo
 from broker.bus.errors import BusError, BusUnavailable, StoreRejected
 from broker.bus.nats import Bus, Msg, Subscription
@@ -24,6 +25,7 @@ from gpu_worker.metrics import NAKS
 
 INTERVAL = 0.25
 SOON = 0.02  # seconds
+MANY = 200  # held jobs from which on a beat that comes soon tells only what is new
 TOLD = 0.05  # seconds: after SOON and the way, everybody has heard who took a job just now
 INTERRUPTED = 0.9  # seconds between two beats of ours after which others may have counted us dead
 
@@ -38,6 +40,7 @@ class Pulse:
     def __init__(self, bus: Bus, worker: str, describe: Callable[[], Beat]) -> None:
         self._bus = bus
         self._worker = worker
+        self._subject = beat_subject(worker)
         self._describe = describe
         self._observer = Observer(worker)
         self._loop = asyncio.get_running_loop()
@@ -48,6 +51,8 @@ class Pulse:
         self._subscription: Subscription | None = None
         self._task: asyncio.Task[None] | None = None
         self._soon: asyncio.TimerHandle | None = None
+        self._last: Beat | None = None
+        self._new: dict[str, str] = {}  # held since then
 
     async def start(self) -> None:
         self._subscription = await self._bus.subscribe(beat_subject("*"), self._hear)
@@ -92,9 +97,14 @@ class Pulse:
 
     def beat(self) -> None:
         """One beat now: the world has changed here."""
+        beat = self._last = self._describe()
+        self._new = {}
+        self._say(split(beat, min(PART_BYTES, self._bus.max_payload // 2)))
+
+    def _say(self, parts: list[Beat]) -> None:
         try:
-            for part in split(self._describe(), min(PART_BYTES, self._bus.max_payload // 2)):
-                self._bus.publish_now(beat_subject(self._worker), encode(part))
+            for part in parts:
+                self._bus.publish_now(self._subject, encode(part))
         except BusUnavailable:
             return  # cut off; `_beaten_at` stays, so others' verdict is assumed
         except StoreRejected as error:  # a server that takes not even a part: to the others we are as good as silent
@@ -103,14 +113,19 @@ class Pulse:
         if self._bus.round_trip_ok:
             self._beaten_at = self._loop.time()
 
-    def beat_soon(self) -> None:
-        """One beat for all that changes within SOON: a job of which no beat has told is not missed when we are gone."""
+    def beat_soon(self, gid: str, reply: str) -> None:
+        """One beat for all that is taken within SOON: a job that no beat has told of is not missed when we are gone."""
+        self._new[gid] = reply
         if self._soon is None:
             self._soon = self._loop.call_later(SOON, self._beat_now)
 
     def _beat_now(self) -> None:
         self._soon = None
-        self.beat()
+        if self._last is None or len(self._last.held) < MANY:
+            self.beat()
+        elif self._new:
+            news, self._new = self._new, {}
+            self._say([more(msgspec.structs.replace(self._last, t=now_ms()), news)])
 
     async def _run(self) -> None:
         due = self._loop.time()
@@ -131,13 +146,14 @@ class Pulse:
                 continue
 
     async def _hear(self, msg: Msg) -> None:
+        if msg.subject == self._subject:  # our own: there is nothing new in it, and it may be half a megabyte
+            self._echo.came()
+            return
         try:
             beat = _decode(msg.data)
         except msgspec.DecodeError:
             log.warning("worker.beat_malformed", subject=msg.subject)
             return
-        if beat.worker == self._worker:
-            self._echo.came()
         if self._observer.on_beat(beat, self._loop.time()):
             self._news.set()
 

@@ -13,6 +13,7 @@ import structlog
 
 from broker.bus.clock import now_ms
 from broker.bus.errors import BusError, BusUnavailable, StoreRejected
+from broker.bus.garbage import Turnover
 from broker.bus.health import Health
 from broker.bus.jobs import ACK_WAIT
 from broker.bus.kv import Bucket
@@ -77,6 +78,7 @@ class Worker:
         self._intakes = {
             model: Intake(bus, id, model, lane.capacity, self._receive) for model, lane in self._lanes.items()
         }
+        self._turnover = Turnover()
         self._looked_at = 0
         self._draining = False
 
@@ -158,7 +160,8 @@ class Worker:
         held = self._held.get(job.gid)
         if held is not None:
             held.adopt(delivery)
-            self._pulse.beat()
+            if held.ours:
+                self._pulse.beat_soon(job.gid, held.reply)
             self._top_up(held.lane.card.id)  # its credit is free again
             return
         lane = self._lanes.get(job.request.model)
@@ -180,6 +183,7 @@ class Worker:
             del self._held[held.job.gid]
             if self._by_session.get(held.job.sid) is held:
                 del self._by_session[held.job.sid]
+            self._turnover.ended(len(self._held))
             if held.conversation:
                 self._keep_warm(prefix_hash(model, held.conversation))
             if not self._draining:

@@ -51,6 +51,9 @@ class RawSink(Protocol):
     def connection_lost(self) -> None: ...
 
 
+_SPENT = httptools.HttpRequestParser(object())
+
+
 class ClientConnection(asyncio.Protocol):
     def __init__(self, listener: Listener, *, tls: bool, loopback: bool) -> None:
         self._listener = listener
@@ -212,6 +215,7 @@ class ClientConnection(asyncio.Protocol):
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._parser = _SPENT  # it holds this connection, and would keep it until the garbage collector looks
         self._listener.lost(self)
         self.phase = Phase.CLOSING
         self._waiting.clear()

@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable
 import structlog
 
 from broker.bus.errors import Refusal
+from broker.bus.garbage import Turnover
 from ingress.client import ClientConnection, Phase
 from ingress.headers import is_loopback, networks
 from ingress.metrics import Metrics
@@ -37,6 +38,7 @@ class Listener:
         self.draining = False
         self.port = 0
         self.shared_port = 0
+        self._turnover = Turnover()
         self._metrics = metrics
         self._handler = handler
         self._servers: list[asyncio.Server] = []
@@ -96,6 +98,7 @@ class Listener:
     def lost(self, connection: ClientConnection) -> None:
         self._connections.discard(connection)
         self._metrics.connections.set(len(self._connections))
+        self._turnover.ended(len(self._connections))
 
     def handle(self, request: Request, connection: ClientConnection) -> asyncio.Task[None]:
         task = asyncio.ensure_future(self._handle(request, connection))

@@ -58,6 +58,7 @@ class Relay:
         facts: dict[str, object] = {"status": 0}
         if request.kind is not Kind.SOCKET:
             client.on_gone = task.cancel
+        del task  # a cancelled task holds this frame: the two would keep each other
         try:
             await self._dispatch(request, client, facts)
         except asyncio.CancelledError:

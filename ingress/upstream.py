@@ -43,6 +43,9 @@ class Owner(Protocol):
     heard_at: float
 
 
+_SPENT = httptools.HttpResponseParser(object())
+
+
 class NodeConnection(asyncio.Protocol):
     """`ask`, then `take` the body; `on_end(None)` is a whole response, `on_end(NodeLost)` a broken one."""
 
@@ -162,6 +165,7 @@ class NodeConnection(asyncio.Protocol):
         if self._to_close and not self._ended and exc is None:
             self.on_message_complete()
         self._lose(NodeLost(str(exc) if exc else "closed by the node"))
+        self._parser = _SPENT  # it holds this connection, and would keep it until the garbage collector looks
 
     def _broken(self, why: str) -> None:
         if self._transport is not None:

@@ -33,6 +33,13 @@ def split(beat: Beat, limit: int = PART_BYTES) -> list[Beat]:
     ]
 
 
+def more(beat: Beat, held: dict[str, str]) -> Beat:
+    """What is held besides what `beat` said, in a small message of its own: of a worker that holds thousands, a whole
+    beat for every job that it takes would be more than everything else on the bus. To a version that does not know it,
+    it is a part of a beat whose beginning was missed, and so nothing."""
+    return msgspec.structs.replace(beat, models={}, held=held, warm=[], part=1, parts=2, more=True)
+
+
 class Parts:
     """The beats of many workers as their parts come in."""
 

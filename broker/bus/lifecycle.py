@@ -16,7 +16,7 @@ from typing import TypeVar
 
 import structlog
 
-from broker.bus import clock
+from broker.bus import clock, garbage
 from broker.bus.errors import BusError, SettingsInvalid
 from broker.bus.settings import RoleSettings, load
 
@@ -24,6 +24,7 @@ Settings = TypeVar("Settings", bound=RoleSettings)
 Main = Callable[[Settings, asyncio.Event], Awaitable[None]]
 
 PARENT_CHECK = 0.5
+HOLD_STREAMS = ("node", "worker", "ingress")
 
 log = structlog.get_logger("lifecycle")
 
@@ -42,6 +43,7 @@ def launch(role: str, kind: type[Settings], main: Main[Settings]) -> int:
     clock.set_offset(settings.clock_offset)
     configure_logging(settings.log_level)
     raise_file_limit()
+    garbage.settle(by_turnover=role in HOLD_STREAMS)
     try:
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
             runner.run(_live(role, settings, main))

@@ -63,6 +63,9 @@ class Observer:
         """Hear a beat, or a part of one. True: an instance was replaced, `suspects` has something to say at once."""
         if beat.worker == self.id or beat.instance in self._replaced:
             return False
+        if beat.more:
+            self._add(beat, now)
+            return False
         whole = self._parts.take(beat)
         if whole is None:
             return False
@@ -76,6 +79,13 @@ class Observer:
             self._dead.append((heard.beat, now))
             return True
         return False
+
+    def _add(self, beat: Beat, now: float) -> None:
+        """Jobs taken since the last whole beat; without that one nobody knows of whom they are more."""
+        heard = self._heard.get(beat.worker)
+        if heard is not None and heard.beat.instance == beat.instance and not heard.done:
+            heard.beat.held.update(beat.held)
+            heard.at = now
 
     def suspects(self, now: float, round_trip_ok: bool) -> list[Nak]:
         """The deliveries to give back now, each told once. Ask several times a second, with or without news."""

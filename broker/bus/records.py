@@ -173,6 +173,7 @@ class Beat(msgspec.Struct, frozen=True):
     warm: list[str] = []  # hashes of prompt prefixes this worker holds warm
     part: int = 0  # which one of `parts` messages this is: `held` is spread over them (`beats.py`)
     parts: int = 1
+    more: bool = False  # `held` comes besides what the last whole beat said: jobs taken since
 
 
 def encode(record: msgspec.Struct) -> bytes:

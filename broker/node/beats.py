@@ -14,8 +14,12 @@ from broker.bus.subjects import beat_subject
 FORGET = 5.0  # seconds without a beat
 
 
+MOST_PARTS = 256  # of one beat, with what was added to it since: a beat comes four times a second
+
+
 class _Part(msgspec.Struct):
     part: int = 0
+    more: bool = False
 
 
 _decode_part = msgspec.json.Decoder(_Part).decode
@@ -65,13 +69,18 @@ class Beats:
     async def _receive(self, msg: Msg) -> None:
         worker, now = msg.subject.rpartition(".")[2], asyncio.get_running_loop().time()
         _, before = self._raw.get(worker, (now, []))
-        goes_on = bool(before) and _part(msg.data) == len(before)
+        part = _part(msg.data)
+        if part.more:
+            if 0 < len(before) < MOST_PARTS:
+                before.append(msg.data)
+            return
+        goes_on = bool(before) and part.part == len(before)
         self._raw[worker] = (now, [*before, msg.data] if goes_on else [msg.data])
 
 
-def _part(beat: bytes) -> int:
-    """Which part of a beat it is; 0: the first, or no beat."""
+def _part(beat: bytes) -> _Part:
+    """Which part of a beat it is: the first, where it is no beat."""
     try:
-        return _decode_part(beat).part
+        return _decode_part(beat)
     except (msgspec.DecodeError, UnicodeDecodeError):
-        return 0
+        return _Part()

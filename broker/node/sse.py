@@ -67,6 +67,7 @@ async def stream(
         if begun:
             await send({"type": "http.response.body", "body": b""})
     finally:
+        subscriber.sink = None  # the two would keep each other until the garbage collector looks
         listener.cancel()
         await asyncio.gather(listener, return_exceptions=True)
 

@@ -16,6 +16,7 @@ import structlog
 from broker.bus import clock
 from broker.bus.credentials import LEEWAY
 from broker.bus.errors import BusError, BusUnavailable, CursorInvalid, Refusal
+from broker.bus.garbage import Turnover
 from broker.bus.nats import Bus
 from broker.bus.subjects import parse_cursor, partition_of, worker_subject
 from broker.node import metrics
@@ -68,6 +69,7 @@ class Viewers:
         self._beats = beats
         self._settings = settings
         self._node = node
+        self._turnover = Turnover()
         self.empty = asyncio.Event()
         self.empty.set()
         self._viewers: dict[Subscriber, Viewer] = {}
@@ -122,6 +124,7 @@ class Viewers:
             return
         if not self._viewers:
             self.empty.set()
+        self._turnover.ended(len(self._viewers))
         metrics.subscribers.labels(viewer.transport).dec()
         metrics.ends.labels(viewer.transport, subscriber.end_reason).inc()
         log.info(

@@ -298,6 +298,7 @@ class WebSocketStream:
             log.error("node.stream_failed", sid=self._sid, exc_info=error)
             subscriber.end_reason = "failed"
         finally:
+            subscriber.sink = None  # the two would keep each other until the garbage collector looks
             self._viewers.closed(subscriber)
         self._end = _Close(subscriber.end_reason)
         self._ended.set()

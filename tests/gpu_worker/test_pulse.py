@@ -48,6 +48,18 @@ async def test_more_jobs_than_one_message_can_name_are_all_told_and_the_worker_s
         assert found == NakLater(HELD_ELSEWHERE_DELAY, "held by w1"), "nobody takes it over"
 
 
+async def test_of_a_worker_that_holds_much_only_what_is_new_is_told_soon(bed: Bed) -> None:
+    """And it is told: a job that no beat names is not missed when the worker is gone."""
+    async with pulses(bed, lambda: describing("w1", 1000)) as (speaker, listener):
+        first = await heard(listener, "w1")
+        speaker.beat_soon("new", "reply")
+        async with asyncio.timeout(DEADLINE):
+            while not bed.beats["w1"].more:  # noqa: ASYNC110 - no event tells
+                await asyncio.sleep(0.001)
+        assert bed.beats["w1"].held == {"new": "reply"}
+        assert set(listener.others()["w1"].held) >= set(first.held)
+
+
 async def test_an_error_that_nobody_foresaw_costs_a_beat_and_not_the_pulse(bed: Bed) -> None:
     broken = 0
 

@@ -6,7 +6,7 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker.bus.beats import PART_BYTES, Parts, split
+from broker.bus.beats import PART_BYTES, Parts, more, split
 from broker.bus.observer import Observer
 from broker.bus.records import Beat, Load, decode, encode
 
@@ -83,3 +83,29 @@ def test_a_version_that_knows_no_parts_reads_each_as_a_beat() -> None:
 
     for part in split(beat(60), SMALL):
         assert msgspec.json.decode(encode(part), type=Old).held == part.held
+
+
+def test_what_is_taken_since_is_added_to_the_last_whole_beat() -> None:
+    """Of a worker that dies right after it, those jobs are given back with the others."""
+    observer, told = Observer("a"), beat(3)
+    observer.on_beat(told, 0.0)
+    observer.on_beat(more(told, {"new": "reply"}), 0.2)
+    assert observer.beats(0.2)["w1"].held == {**beat(3).held, "new": "reply"}
+    assert observer.beats(0.2)["w1"].models == told.models
+    for tenth in range(3, 12):
+        assert observer.suspects(tenth / 10, True) == [], "it was heard at 0.2"
+    naks = [nak for tenth in range(12, 30) for nak in observer.suspects(tenth / 10, True)]
+    assert "new" in {nak.gid for nak in naks}
+
+
+def test_more_of_what_was_not_heard_is_nothing() -> None:
+    observer, told = Observer("a"), beat(3)
+    observer.on_beat(more(told, {"new": "reply"}), 0.0)
+    assert observer.beats(0.0) == {}
+    observer.on_beat(told, 0.1)
+    observer.on_beat(more(msgspec.structs.replace(told, instance="another"), {"new": "reply"}), 0.2)
+    assert observer.beats(0.2) == {"w1": beat(3)}
+
+
+def test_to_a_version_that_knows_only_parts_more_is_a_beat_whose_beginning_was_missed() -> None:
+    assert Parts().take(more(beat(3), {"new": "reply"})) is None
