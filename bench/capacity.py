@@ -23,6 +23,8 @@ from broker.node.events import of_frame
 
 BUSY = 0.6
 """Of a core that a process may use: the rest is for bursts, and for what a neighbour leaves when it dies."""
+FRAMES = 10_000
+"""Frames a second that one partition's stream is planned for, if there can be so many partitions."""
 TAILS = 32
 """Partitions of the measured system: a node's base is for so many tails."""
 _SID = "00" + "a" * 20
@@ -161,7 +163,7 @@ def plan(demand: Demand, fits: Mapping[str, Fit], memory: Mapping[str, float]) -
     """`memory`: bytes that one stream more costs each role, as measured."""
     shares = [_share(role, demand, fits[role], memory.get(role, 0.0)) for role in PATH]
     node = next(share for share in shares if share.role == "node")
-    partitions = min(MAX_PARTITIONS, max(TAILS, 4 * node.machines))
+    partitions = min(MAX_PARTITIONS, max(TAILS, 4 * node.machines, math.ceil(demand.tokens / FRAMES)))
     warnings = []
     frames = demand.tokens / partitions
     if partitions < 4 * node.machines:

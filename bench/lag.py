@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 
@@ -24,11 +25,13 @@ async def looks(metrics: Mapping[str, str]) -> dict[str, Buckets]:
     return found
 
 
-def late(before: Mapping[str, Buckets], after: Mapping[str, Buckets]) -> dict[str, float]:
-    """Milliseconds by which 99 of 100 looks between the two were late at most: the upper bound of a bucket."""
-    found = {}
+def late(before: Mapping[str, Buckets], after: Mapping[str, Buckets]) -> dict[str, float | None]:
+    """Milliseconds by which 99 of 100 looks between the two were late at most: the upper bound of a bucket, None where
+    that is the last one, which has none."""
+    found: dict[str, float | None] = {}
     for name, counts in after.items():
         since = {bound: count - before.get(name, {}).get(bound, 0.0) for bound, count in counts.items()}
         if most := max(since.values(), default=0.0):
-            found[name] = 1000 * min(bound for bound, count in since.items() if count >= ENOUGH * most)
+            bound = min(bound for bound, count in since.items() if count >= ENOUGH * most)
+            found[name] = None if math.isinf(bound) else 1000 * bound
     return found

@@ -32,7 +32,8 @@ def page(lines: Sequence[Line], command: str) -> str:
         parts += [f"{one.contender} did not carry this load: {one.why.splitlines()[-1]}" for one in failed]
         parts.append(f"![latency](performance/{picture(shape)})")
     if resumed := [one for one in lines if isinstance(one, Resumed)]:
-        parts += ["### Coming back", _resumes(resumed)]
+        by_shape = {one.shape: [other for other in resumed if other.shape == one.shape] for one in resumed}
+        parts += ["### Coming back", *map(_resumes, by_shape.values())]
     if memory := per_stream(summed, OURS):
         parts += ["### Memory of a stream", _MEMORY, _memory(memory)]
     return "\n\n".join(parts) + "\n"
@@ -49,7 +50,7 @@ def _resumes(found: Sequence[Resumed]) -> str:
     )
     doubt = sum(one.wrong + one.lost for one in found)
     lines = [
-        f"While {shape.name} were watched, {len(found)} rounds (`okome bench resume`):",
+        f"While {shape.name} were watched (`okome bench resume`, rounds: {len(found)}):",
         "",
         "| | |",
         "|---|---|",
@@ -128,7 +129,7 @@ def _table(found: Sequence[Row]) -> str:
             each = ", ".join(f"{name} {cost:.1f}" for name, cost in row.costs.items())
             table.append([f"… each: {each} µs", *[""] * (len(heads) - 1)])
             if row.lag:
-                late = ", ".join(f"{name} {milliseconds:g}" for name, milliseconds in row.lag.items())
+                late = ", ".join(f"{name} {'> all' if most is None else f'{most:g}'}" for name, most in row.lag.items())
                 table.append([f"… event loops late, p99 at most: {late} ms", *[""] * (len(heads) - 1)])
     return "\n".join(f"| {' | '.join(cells)} |" for cells in table)
 

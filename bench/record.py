@@ -54,7 +54,7 @@ class Held(msgspec.Struct, frozen=True):
 
 class Run(msgspec.Struct, frozen=True, tag="run", tag_field="kind"):
     """One contender under one load. `processes` by name, the mock engine's among them. lag: milliseconds by which 99 of
-    100 looks at an event loop were late at most, of the processes that count it."""
+    100 looks at an event loop were late at most, of the processes that count it; None: by more than they tell apart."""
 
     contender: str
     version: str
@@ -64,7 +64,7 @@ class Run(msgspec.Struct, frozen=True, tag="run", tag_field="kind"):
     machine: str
     loaded: Loaded
     processes: dict[str, Held]
-    lag: dict[str, float] = {}
+    lag: dict[str, float | None] = {}
 
 
 class Missing(msgspec.Struct, frozen=True, tag="missing", tag_field="kind"):

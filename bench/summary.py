@@ -47,7 +47,7 @@ class Row:
     wrong: int
     lost: int
     curve: list[float]
-    lag: dict[str, float]
+    lag: dict[str, float | None]
 
     @property
     def doubts(self) -> list[str]:
@@ -90,7 +90,8 @@ def _row(runs: Sequence[Run]) -> Row:
         version=runs[0].version,
         rounds=len(runs),
         rate=(rate := median(one.tokens / one.seconds for one in loads)),
-        kept_up=rate / asked if (asked := runs[0].shape.asked) else 1.0,
+        # A trace has silences, and a window may have one more or less of them.
+        kept_up=rate / asked if (asked := runs[0].shape.asked) and not runs[0].shape.trace else 1.0,
         costs={name: median(cost.get(name, 0.0) for cost in costs) for name in costs[0]},
         memory={name: median(_memory(run).get(name, 0.0) for run in runs) for name in costs[0]},
         whole=whole,
@@ -103,9 +104,15 @@ def _row(runs: Sequence[Run]) -> Row:
         cores=median(_cores(run) for run in runs),
         wrong=sum(one.wrong for one in loads),
         lost=sum(one.lost for one in loads),
-        lag={role(name): max(run.lag.get(name, 0.0) for run in runs) for name in runs[0].lag},
+        lag={role(name): _worst([run.lag.get(name) for run in runs]) for name in runs[0].lag},
         curve=[median(points) for points in zip(*(one.latency.curve for one in loads), strict=True)],
     )
+
+
+def _worst(lags: Sequence[float | None]) -> float | None:
+    """None is more than any of them."""
+    known = [lag for lag in lags if lag is not None]
+    return max(known) if len(known) == len(lags) else None
 
 
 def _costs(run: Run) -> dict[str, float]:
