@@ -134,7 +134,7 @@ class Answer(asyncio.Protocol):
         self._waiter: asyncio.Future[None] | None = None
         self._waits_since = 0.0
         self._alarm: asyncio.TimerHandle | None = None
-        self._take: Callable[[bytes], None] | None = None  # who is poured for ...
+        self._take: Callable[[bytes], bool] | None = None  # who is poured for ...
         self._over: asyncio.Future[None] | None = None  # ... and until when
         self._held = False
 
@@ -180,12 +180,12 @@ class Answer(asyncio.Protocol):
             self._transport.resume_reading()
         return payload
 
-    def pour(self, take: Callable[[bytes], None]) -> asyncio.Future[None]:
+    def pour(self, take: Callable[[bytes], bool]) -> asyncio.Future[None]:
         """Give every payload of an event stream to `take` as it comes, from the protocol's own callback: a token then
         wakes no task, which is most of what it costs otherwise.
 
-        Done when the server has ended the stream, or whoever takes has seen its end and says so (`set_result`). What
-        `take` raises is the future's, as are Broken and TimeoutError.
+        Done when the server has ended the stream, or `take` says True: that was the end of it. What it raises is the
+        future's, as are Broken and TimeoutError.
         """
         self._take, self._over = take, self._loop.create_future()
         if self._events is None:
@@ -218,7 +218,8 @@ class Answer(asyncio.Protocol):
             return
         try:
             while waiting and not self._held and not over.done():
-                take(waiting.popleft())
+                if take(waiting.popleft()):
+                    over.set_result(None)
         except Exception as error:  # noqa: BLE001  # whoever waits for `over` gets it
             over.set_exception(error)
         if over.done() or waiting:

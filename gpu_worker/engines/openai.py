@@ -170,8 +170,7 @@ class OpenAIEngine:
                 self._running.add(answer)
                 tap.on_turn = answer.hold
                 answer.hold(tap.is_shut)
-                reading.over = answer.pour(reading.take)
-                await reading.over
+                await answer.pour(reading.take)
         finally:
             self._busy -= 1
         if reading.reason is None:
@@ -225,15 +224,12 @@ class _Reading:
         self.reason: str | None = None
         self.told = 0  # tokens
         self.asked = 0
-        self.over: asyncio.Future[None] | None = None  # who waits for the end
         self._take = take
 
-    def take(self, data: bytes) -> None:
-        """One payload. Raises EngineFailed, msgspec.DecodeError, and what whoever takes the pieces raises."""
+    def take(self, data: bytes) -> bool:
+        """One payload; True: the last. Raises EngineFailed, msgspec.DecodeError, and as whoever takes the pieces."""
         if data == END:
-            if self.over is not None and not self.over.done():
-                self.over.set_result(None)
-            return
+            return True
         chunk = _chunk.decode(data)
         if chunk.error is not None:
             raise _said(chunk.error)
@@ -254,6 +250,7 @@ class _Reading:
         if usage is not None:
             self.asked = usage.prompt_tokens
             self.told = max(self.told, counted)
+        return False
 
 
 def _count(told: int, counted: int) -> tuple[int, int]:

@@ -38,6 +38,18 @@ def saying(answer: bytes) -> Speak:
     return speak
 
 
+def staying(answer: bytes, gone: asyncio.Event) -> Speak:
+    """Says this, and keeps the connection until the client has gone."""
+
+    async def speak(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(answer)
+        with suppress(ConnectionResetError):
+            assert await reader.read() == b""
+        gone.set()
+
+    return speak
+
+
 async def test_events_are_whole_however_the_bytes_are_cut() -> None:
     """An event over several chunks, several in one, comments and blank lines: one payload per data line, then None."""
     answer = chunked(b'data: {"a"', b":1}\n\n: ping\n\ndata: 2\n\nda", b"ta: 3\n", b"\nerror: {}\n\n", b"")
@@ -93,14 +105,7 @@ async def test_nobody_there_is_unreachable() -> None:
 async def test_leaving_closes_the_connection_at_once() -> None:
     """The server sees the end of the connection without our reading what it still had to say."""
     gone = asyncio.Event()
-
-    async def speak(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(chunked(b"data: 1\n\n"))
-        with suppress(ConnectionResetError):
-            assert await reader.read() == b""
-        gone.set()
-
-    async with listener(speak) as endpoint:
+    async with listener(staying(chunked(b"data: 1\n\n"), gone)) as endpoint:
         with await ask(endpoint, "POST", "/", None) as events:
             assert await events.event() == b"1"
         await gone.wait()
@@ -109,13 +114,38 @@ async def test_leaving_closes_the_connection_at_once() -> None:
 # -- poured ------------------------------------------------------------------------------------------------------------
 
 
+def into(got: list[bytes]) -> Callable[[bytes], bool]:
+    """Takes all, and leaves the end to the server."""
+
+    def take(payload: bytes) -> bool:
+        got.append(payload)
+        return False
+
+    return take
+
+
 async def test_what_is_poured_comes_at_once_and_in_order_however_the_bytes_are_cut() -> None:
     got: list[bytes] = []
     answer = chunked(b'data: {"a"', b":1}\n\n: ping\n\ndata: 2\n\nda", b"ta: 3\n", b"\n", b"data: 4\n\n", b"")
     async with listener(saying(answer)) as endpoint:
         with await ask(endpoint, "POST", "/", {}) as events:
-            await events.pour(got.append)
+            await events.pour(into(got))
     assert got == [b'{"a":1}', b"2", b"3", b"4"]
+
+
+async def test_whoever_takes_may_say_that_it_is_over_also_of_what_came_with_the_head() -> None:
+    got: list[bytes] = []
+
+    def take(payload: bytes) -> bool:
+        got.append(payload)
+        return payload == b"2"
+
+    gone = asyncio.Event()
+    async with listener(staying(chunked(b"data: 1\n\ndata: 2\n\ndata: 3\n\n"), gone)) as endpoint:
+        with await ask(endpoint, "POST", "/", None) as events:
+            await events.pour(take)
+        await gone.wait()
+    assert got == [b"1", b"2"]
 
 
 async def test_what_is_held_is_kept_and_comes_when_it_goes_on() -> None:
@@ -132,11 +162,12 @@ async def test_what_is_held_is_kept_and_comes_when_it_goes_on() -> None:
     async with listener(speak) as endpoint:
         with await ask(endpoint, "POST", "/", {}) as events:
 
-            def take(payload: bytes) -> None:
+            def take(payload: bytes) -> bool:
                 got.append(payload)
                 if payload == b"2":
                     events.hold(True)
                     two.set()
+                return False
 
             over = events.pour(take)
             await two.wait()
@@ -150,7 +181,7 @@ async def test_what_is_held_is_kept_and_comes_when_it_goes_on() -> None:
 
 
 async def test_what_whoever_takes_raises_is_said_to_whoever_waits() -> None:
-    def take(payload: bytes) -> None:
+    def take(payload: bytes) -> bool:
         raise KeyError(payload)
 
     async with listener(saying(chunked(b"data: 1\n\ndata: 2\n\n", b""))) as endpoint:
@@ -162,28 +193,26 @@ async def test_a_poured_stream_that_breaks_off_is_not_an_end() -> None:
     got: list[bytes] = []
     async with listener(saying(chunked(b"data: 1\n\n"))) as endpoint:
         with await ask(endpoint, "POST", "/", {}) as events, pytest.raises(Broken):
-            await events.pour(got.append)
+            await events.pour(into(got))
     assert got == [b"1"]
 
 
 async def test_a_document_cannot_be_poured() -> None:
     async with listener(saying(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")) as endpoint:
         with await ask(endpoint, "POST", "/", {}) as events, pytest.raises(Broken, match="document"):
-            await events.pour(lambda payload: None)
+            await events.pour(into([]))
 
 
 async def test_silence_ends_what_is_poured_but_not_while_it_is_held() -> None:
     one, gone = asyncio.Event(), asyncio.Event()
+    async with listener(staying(chunked(b"data: 1\n\n"), gone)) as endpoint:
+        with await ask(endpoint, "POST", "/", None, silence_timeout=0.1) as events:
 
-    async def speak(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(chunked(b"data: 1\n\n"))
-        with suppress(ConnectionResetError):
-            await reader.read()
-        gone.set()
+            def take(payload: bytes) -> bool:
+                one.set()
+                return False
 
-    async with listener(speak) as endpoint:
-        with await ask(endpoint, "POST", "/", {}, silence_timeout=0.1) as events:
-            over = events.pour(lambda payload: one.set())
+            over = events.pour(take)
             await one.wait()
             events.hold(True)
             await asyncio.sleep(0.3)

@@ -291,29 +291,41 @@ async def test_whatever_goes_wrong_is_said_in_our_words(answer: bytes, code: str
     assert (caught.value.code, caught.value.retryable) == (code, retryable)
 
 
-async def test_a_server_that_falls_silent_is_given_up() -> None:
-    """Its connection stays open and says nothing more, while it lists its models at once to whoever asks."""
-    head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n"
+@asynccontextmanager
+async def staying(answer: bytes) -> AsyncIterator[tuple[str, asyncio.Event]]:
+    """Says this, and keeps the connection until the client has gone, as the event tells; lists its models at once."""
+    gone = asyncio.Event()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         request = await reader.readuntil(b"\r\n\r\n")
         if b"/models" in request:
             writer.write(document(200, {"data": [{"id": "m"}]}))
         else:
-            writer.write(head)
+            writer.write(answer)
             with suppress(ConnectionResetError):
-                await reader.read()  # until the client has gone
+                await reader.read()
             gone.set()
         writer.close()
 
-    gone = asyncio.Event()
     listening = await asyncio.start_server(serve, "127.0.0.1", 0)
-    url = f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}/v1"
-    async with listening, engine(url, stall_timeout=0.2) as made:
+    async with listening:
+        yield f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}/v1", gone
+
+
+async def test_a_server_that_falls_silent_is_given_up() -> None:
+    async with staying(stream(done=False)) as (url, gone), engine(url, stall_timeout=0.2) as made:
         with pytest.raises(EngineFailed, match="silent") as caught:
             await play(made, ask())
         await gone.wait()
     assert caught.value.retryable
+
+
+async def test_an_answer_is_over_with_its_end_though_the_server_keeps_the_connection() -> None:
+    """Also where all of it came in one piece, with the head: its end is not overlooked, nor waited for."""
+    async with staying(stream(delta("stop", content="a"))) as (url, gone), engine(url) as made:
+        async with asyncio.timeout(5):
+            assert await play(made, ask()) == ([Piece("a", 1)], Finish("stop", 0, 1))
+            await gone.wait()
 
 
 # -- starting ----------------------------------------------------------------------------------------------------------
