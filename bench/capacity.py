@@ -177,9 +177,8 @@ def plan(demand: Demand, fits: Mapping[str, Fit], memory: Mapping[str, float]) -
 def _share(role: str, demand: Demand, fit: Fit, memory: float) -> Share:
     tokens = demand.tokens
     copies = demand.replicas if role == "nats" else 1
-    variable = copies * (fit.token * tokens + fit.stream * demand.sessions) / 1e6
     room = BUSY - (fit.base / 1e6 if role != "nats" else 0.0)
-    needs = {"CPU": variable / max(0.05, room)}
+    needs = {"CPU": copies * fit.cores(tokens, demand.sessions, 0) / max(0.05, room)}
     if role in ("node", "ingress"):
         needs[f"{demand.streams} streams a process"] = demand.sessions / demand.streams
     if role == "nats":

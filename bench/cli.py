@@ -125,7 +125,9 @@ def plan(file: Path, demand: capacity.Demand, contender: str, storm: float, with
     """The page of what a load needs. Raises OSError, ValueError: these records do not tell enough."""
     lines = list(record.read(file))
     found = rows(record.runs(lines))
-    fits = {role: capacity.fit(capacity.points(found, contender), role) for role in PATH}
+    if not (points := capacity.points(found, contender)):
+        raise ValueError(f"{file} holds nothing of {contender!r}")
+    fits = {role: capacity.fit(points, role) for role in PATH}
     resumed = [one for one in lines if isinstance(one, record.Resumed) and one.attach]
     if not resumed:
         raise ValueError(f"{file} does not say what coming back costs: `okome bench resume` measures it")

@@ -11,6 +11,7 @@ from string import Template
 from typing import NamedTuple
 
 from bench.fluidity import Fluidity
+from bench.markdown import line
 
 TEMPLATE = Path(__file__).with_name("fluidity.md")
 
@@ -42,4 +43,4 @@ def _row(row: Row) -> str:
         f"{found.behind:.0f} ms",
         f"{found.rate:.0f} of {found.engine_rate:.0f}",
     )
-    return f"| {' | '.join(cells)} |"
+    return line(cells)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from statistics import median
 
+from bench.markdown import table
 from bench.record import Failed, Line, Missing, Resumed, Run, Shape, runs
 from bench.summary import PATH, Row, per_stream, rows
 
@@ -28,14 +29,15 @@ def page(lines: Sequence[Line], command: str) -> str:
         if not shape.rate:
             continue
         failed = [one for one in lines if isinstance(one, Failed) and one.shape == shape]
-        parts += [f"### {shape.name}", _table(found), *_verdicts(found)]
+        parts += [f"### {shape.name}", _table(found), *_verdicts(found), *_fewer(found, _rounds(measured))]
         parts += [f"{one.contender} did not carry this load: {one.why.splitlines()[-1]}" for one in failed]
         parts.append(f"![latency](performance/{picture(shape)})")
     if resumed := [one for one in lines if isinstance(one, Resumed)]:
         by_shape = {one.shape: [other for other in resumed if other.shape == one.shape] for one in resumed}
         parts += ["### Coming back", *map(_resumes, by_shape.values())]
     if memory := per_stream(summed, OURS):
-        parts += ["### Memory of a stream", _MEMORY, _memory(memory)]
+        ours = [row for found in summed.values() for row in found if row.contender == OURS]
+        parts += ["### Memory of a stream", _MEMORY, _memory(memory), *_fewer(ours, _rounds(measured))[:1]]
     return "\n\n".join(parts) + "\n"
 
 
@@ -67,10 +69,10 @@ def _resumes(found: Sequence[Resumed]) -> str:
 
 
 def _memory(found: Mapping[float, Mapping[str, float]]) -> str:
-    table = [["tokens/s of each", *PATH], ["---"] * (1 + len(PATH))]
+    lines = [["tokens/s of each", *PATH]]
     for rate, slopes in found.items():
-        table.append([f"{rate:g}", *(f"{slopes.get(name, 0.0) / 1024:.1f} KiB" for name in PATH)])
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in table)
+        lines.append([f"{rate:g}", *(f"{slopes.get(name, 0.0) / 1024:.1f} KiB" for name in PATH)])
+    return table(lines)
 
 
 def picture(shape: Shape) -> str:
@@ -98,7 +100,7 @@ rate, divided by how many more there were. One viewer a stream; 0 tokens/s are s
 
 def _head(measured: Sequence[Run], command: str) -> str:
     first = measured[0]
-    rounds = max(run.round for run in measured) + 1
+    rounds = _rounds(measured)
     return (
         "# What a token costs, beside what else there is\n\n"
         f"Written by `{command}` ({first.began}, {first.machine}; {rounds} rounds in turned order, "
@@ -118,20 +120,20 @@ def _table(found: Sequence[Row]) -> str:
         "TTFT p50 / p99",
         "cores used",
     ]
-    table = [heads, ["---"] * len(heads)]
+    lines = [heads]
     for row in found:
         latency, ttft = f"{row.p50:.2f} / {row.p99:.2f} ms", f"{row.ttft_p50:.1f} / {row.ttft_p99:.1f} ms"
         cells = [row.contender, row.version, f"{row.rate:.0f}", _cost(row.whole), _ratio(row.whole, best)]
-        table.append([*cells, latency, ttft, f"{row.cores:.1f}"])
+        lines.append([*cells, latency, ttft, f"{row.cores:.1f}"])
         if row.contender.startswith(OURS):
             for name, cost in (("… node alone", row.costs.get("node", 0.0)), ("… the path a token takes", path(row))):
-                table.append([name, "", "", _cost(cost), _ratio(cost, best), "", "", ""])
+                lines.append([name, "", "", _cost(cost), _ratio(cost, best), "", "", ""])
             each = ", ".join(f"{name} {cost:.1f}" for name, cost in row.costs.items())
-            table.append([f"… each: {each} µs", *[""] * (len(heads) - 1)])
+            lines.append([f"… each: {each} µs", *[""] * (len(heads) - 1)])
             if row.lag:
                 late = ", ".join(f"{name} {'> all' if most is None else f'{most:g}'}" for name, most in row.lag.items())
-                table.append([f"… event loops late, p99 at most: {late} ms", *[""] * (len(heads) - 1)])
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in table)
+                lines.append([f"… event loops late, p99 at most: {late} ms", *[""] * (len(heads) - 1)])
+    return table(lines)
 
 
 def path(row: Row) -> float:
@@ -145,6 +147,15 @@ def _cost(microseconds: float) -> str:
 
 def _ratio(cost: float, best: float) -> str:
     return f"{cost / best:.2f} ×" if best and cost else "–"
+
+
+def _rounds(measured: Sequence[Run]) -> int:
+    return max(run.round for run in measured) + 1
+
+
+def _fewer(found: Sequence[Row], rounds: int) -> list[str]:
+    """Who was measured less often than the page says."""
+    return [f"{row.contender}: in {row.rounds} of {rounds} rounds." for row in found if row.rounds < rounds]
 
 
 def _verdicts(found: Sequence[Row]) -> list[str]:

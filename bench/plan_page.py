@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from bench.capacity import BUSY, SHOWN, STORED, Fit, Plan
 from bench.fleet import SPREAD, Fleet, Found, Waits
+from bench.markdown import table
 
 _HEAD = """\
 # How much of everything a load needs
@@ -32,7 +33,7 @@ stored by {replicas} NATS servers, each of which is taken to spend what the sing
 
 _NETWORK = """\
 A token is {stored} bytes on its way to the log and {shown} bytes on a viewer's wire. {partitions} partitions, each of
-{frames:,.0f} frames/s. Memory is what the streams need; each process has its base besides."""
+{frames:,.0f} frames/s. Memory is what so many streams need if all are active; each process has its base besides."""
 
 _FLEET = """\
 ## If a machine dies, or everybody comes back
@@ -77,22 +78,17 @@ def page(
     return "\n\n".join(parts) + "\n"
 
 
-def _table(rows: Sequence[Sequence[str]]) -> str:
-    lines = [f"| {' | '.join(row)} |" for row in rows]
-    return "\n".join([lines[0], f"|{' --- |' * len(rows[0])}", *lines[1:]])
-
-
 def _coefficients(fits: Mapping[str, Fit]) -> str:
     rows = [["", "µs a token", "µs a second and open stream", "of a core, always"]]
     rows += [[role, f"{fit.token:.1f}", f"{fit.stream:.1f}", f"{fit.base / 1e4:.1f} %"] for role, fit in fits.items()]
-    return _table(rows)
+    return table(rows)
 
 
 def _deviations(fits: Mapping[str, Fit]) -> str:
     shapes = next(iter(fits.values())).errors
     rows = [["", *shapes]]
     rows += [[role, *(f"{fit.errors[name]:+.0%}" for name in shapes)] for role, fit in fits.items()]
-    return _table(rows)
+    return table(rows)
 
 
 def _shares(plan: Plan) -> str:
@@ -108,11 +104,11 @@ def _shares(plan: Plan) -> str:
         ]
         for share in plan.shares
     ]
-    return _table([heads, *rows])
+    return table([heads, *rows])
 
 
 def _found(found: Found, storm: float, within: float) -> str:
-    return _table(
+    return table(
         [
             ["", ""],
             ["sessions of the fullest machine", f"{found.balance:.2f} × the mean"],

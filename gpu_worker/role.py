@@ -20,7 +20,7 @@ log = structlog.get_logger("worker")
 
 def run() -> int:
     """Serve until told to stop; returns the exit code (see `broker.bus.lifecycle`)."""
-    return lifecycle.launch("worker", WorkerSettings, main)
+    return lifecycle.launch("worker", WorkerSettings, main, holds_streams=True)
 
 
 async def main(settings: WorkerSettings, stop: asyncio.Event) -> None:

@@ -28,7 +28,7 @@ START_RETRY = 0.25
 
 def run() -> int:
     """The role `ingress`; its exit code."""
-    return launch("ingress", IngressSettings, serve)
+    return launch("ingress", IngressSettings, serve, holds_streams=True)
 
 
 async def serve(settings: IngressSettings, stop: asyncio.Event) -> None:

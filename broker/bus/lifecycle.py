@@ -24,14 +24,14 @@ Settings = TypeVar("Settings", bound=RoleSettings)
 Main = Callable[[Settings, asyncio.Event], Awaitable[None]]
 
 PARENT_CHECK = 0.5
-HOLD_STREAMS = ("node", "worker", "ingress")
 
 log = structlog.get_logger("lifecycle")
 
 
-def launch(role: str, kind: type[Settings], main: Main[Settings]) -> int:
+def launch(role: str, kind: type[Settings], main: Main[Settings], *, holds_streams: bool = False) -> int:
     """Run a role until it is told to stop; returns the exit code.
 
+    holds_streams: by the thousand, so that the garbage collector is told when to look (`garbage.py`).
     `main(settings, stop)` serves until `stop` is set, then drains within `settings.drain_timeout` and returns.
     """
     try:
@@ -43,7 +43,7 @@ def launch(role: str, kind: type[Settings], main: Main[Settings]) -> int:
     clock.set_offset(settings.clock_offset)
     configure_logging(settings.log_level)
     raise_file_limit()
-    garbage.settle(by_turnover=role in HOLD_STREAMS)
+    garbage.settle(by_turnover=holds_streams)
     try:
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
             runner.run(_live(role, settings, main))

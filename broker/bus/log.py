@@ -11,6 +11,7 @@ import msgspec
 
 from broker.bus.errors import BusError, BusUnavailable, StoreRejected, WrongLastSequence
 from broker.bus.nats import Bus, Msg, no_responders
+from broker.bus.wire import read_headers
 
 FENCE = "Nats-Expected-Last-Subject-Sequence"
 WRONG_LAST_SEQUENCE = 10071
@@ -136,7 +137,7 @@ async def get(
             return None
         raise
     message = answer["message"]
-    headers = _parse_headers(base64.b64decode(message["hdrs"])) if message.get("hdrs") else None
+    headers = read_headers(base64.b64decode(message["hdrs"])) if message.get("hdrs") else None
     return Stored(
         message["seq"], message["subject"], base64.b64decode(message.get("data", "")), headers, message.get("time", "")
     )
@@ -226,12 +227,3 @@ def direct_message(msg: Msg) -> Stored:
     headers = msg.headers or {}
     stamp = headers.get("Nats-Time-Stamp", "")
     return Stored(int(headers["Nats-Sequence"]), headers["Nats-Subject"], msg.data, headers, stamp)
-
-
-def _parse_headers(raw: bytes) -> dict[str, str]:
-    fields = {}
-    for line in raw.decode("utf-8", "replace").split("\r\n")[1:]:
-        name, colon, value = line.partition(":")
-        if colon:
-            fields[name.strip()] = value.strip()
-    return fields

@@ -275,9 +275,9 @@ class Bus:
 
     async def unsubscribe(self, subscription: Subscription) -> None:
         """End a subscription; nothing to do where the connection is gone already."""
-        self._inlet.takers.pop(b"%d" % subscription._id, None)
         with contextlib.suppress(nats.errors.Error, OSError):
             await subscription.unsubscribe()
+        self._inlet.takers.pop(b"%d" % subscription._id, None)  # last: until then a message may be on its way to it
 
     def new_inbox(self) -> str:
         return f"_INBOX.{random_id(16)}"

@@ -40,7 +40,7 @@ WATCHED = ("keys", "jwks", "revoked")
 
 def run() -> int:
     """Serve as `okome role node` until told to stop; returns the exit code."""
-    return launch("node", NodeSettings, main)
+    return launch("node", NodeSettings, main, holds_streams=True)
 
 
 async def main(settings: NodeSettings, stop: asyncio.Event) -> None:

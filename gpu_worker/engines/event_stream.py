@@ -20,7 +20,7 @@ class Chunks:
 
     def feed(self, data: bytes) -> bytes:
         """The body's bytes in these. Raises Malformed."""
-        if not self._left and not self._rest:  # what a token comes as: one chunk, whole and alone
+        if not (self._left or self._rest or self.ended):  # what a token comes as: one chunk, whole and alone
             newline = data.find(b"\r\n", 0, 10)
             if newline > 0 and (size := self._size(data[:newline])) and len(data) == newline + 4 + size:
                 return data[newline + 2 : -2]
