@@ -98,6 +98,7 @@ class Answer:
         self._first_at = first_at
         self._loop = asyncio.get_running_loop()
         self._publisher: Publisher | None = None
+        self._wrote = False  # a frame of an attempt before this publisher's is in the log
         self._parts: list[str] = []
         self._flowing = asyncio.Event()
         self._flowing.set()
@@ -137,19 +138,21 @@ class Answer:
         self._parts = list(said)
         self.tokens = chain.next_offset if chain.open else 0
         asked = [engines.Message(message.role, message.content) for message in messages]
-        unwritten = True
         while True:
             before = chain.next_offset if chain.open else 0
             publisher = self._new_publisher(chain, next_epoch(chain))
-            if not await publisher.write(self._opening(chain, publisher.outbox.epoch)):
-                return self._stopped(publisher, unwritten)
-            unwritten = False
+            # The engine is asked while `start` is on its way: what it says waits behind that. For a takeover many may
+            # race, and who loses decodes nothing.
+            takes_over = chain.open
+            publisher.say(self._opening(chain, publisher.outbox.epoch))
+            if takes_over and not await publisher.write():
+                return self._stopped(publisher)
             try:
                 return await self._to_the_end(publisher, asked)
             except EngineFailed as error:
                 self._log.warning("worker.engine_failed", code=error.code, error=error.message)
                 if not await publisher.write():  # all that was decoded is in the log
-                    return self._stopped(publisher, False)
+                    return self._stopped(publisher)
                 chain = publisher.outbox.chain
                 barren = 0 if chain.next_offset > before else barren + 1
                 if not error.retryable or barren >= MAX_BARREN_EPOCHS:
@@ -161,8 +164,7 @@ class Answer:
         """Cancelled before anybody began: `start` and the terminal, so that the log is the whole conversation."""
         self._count_cancel()
         publisher = self._new_publisher(chain, 1)
-        if not await publisher.write(self._opening(chain, 1)):
-            return self._stopped(publisher, True)
+        publisher.say(self._opening(chain, 1))
         return await self._end(publisher, CANCELLED, {"t": now_ms()})
 
     async def cancel_begun(self, chain: Chain) -> Outcome:
@@ -184,8 +186,10 @@ class Answer:
                 finish = await self._interruption.unless(self._pull(publisher, asked))
                 break
             except EngineFailed as error:
-                if error.code != "overloaded" or not publisher.outbox.quiet or self._loop.time() > deadline:
+                if error.code != "overloaded" or self._loop.time() > deadline:
                     raise
+                if not await publisher.write():
+                    return self._stopped(publisher)
                 await self._interruption.unless(_pause())
         if finish is not None:
             usage = {"prompt_tokens": finish.prompt_tokens, "completion_tokens": finish.completion_tokens}
@@ -201,7 +205,7 @@ class Answer:
         request = self._job.request
         bound = request.max_tokens or self._lane.card.default_max_tokens
         prompt = Prompt(tuple(asked), bound, request.temperature, tuple(request.stop), request.seed)
-        prefix = Prefix(tuple(self._parts), publisher.outbox.chain.next_offset)
+        prefix = Prefix(tuple(self._parts), self.tokens)
         tap, shut = Tap(), asyncio.Event()
         say = self._speaker(publisher, tap, shut, began=None if prefix.tokens else self._first_at)
         engine, model = self._lane.engine, self._lane.card.id
@@ -287,27 +291,26 @@ class Answer:
 
     async def _only_frame(self, chain: Chain, kind: str, fields: dict[str, Any]) -> Outcome:
         publisher = self._new_publisher(chain, next_epoch(chain))
-        if not await publisher.write((kind, fields)):
-            return self._stopped(publisher, True)
+        publisher.say((kind, fields))
         return await self._over(publisher)
 
     async def _end(
         self, publisher: Publisher, kind: str, fields: dict[str, Any], usage: dict[str, Any] | None = None
     ) -> Outcome:
-        await publisher.write(*([(USAGE, usage)] if usage is not None else []), (kind, fields))
+        publisher.say(*([(USAGE, usage)] if usage is not None else []), (kind, fields))
         return await self._over(publisher)
 
     async def _over(self, publisher: Publisher) -> Outcome:
         await publisher.over.wait()
         if publisher.outbox.state is State.ENDED:
             return publisher.outbox.frame_type
-        return self._stopped(publisher, False)
+        return self._stopped(publisher)
 
-    def _stopped(self, publisher: Publisher, unwritten: bool) -> Outcome:
-        """Why nothing more is written. `unwritten`: no frame of this job is ours yet."""
+    def _stopped(self, publisher: Publisher) -> Outcome:
+        """Why nothing more is written."""
         why = publisher.outbox.stopped
         assert why is not None
-        if why is Stop.FENCED and unwritten:
+        if why is Stop.FENCED and not (self._wrote or publisher.outbox.wrote):
             self._interruption.forget_stop()
             return Overtaken.OVERTAKEN
         return why
@@ -337,6 +340,7 @@ class Answer:
     async def _drop_publisher(self) -> None:
         publisher, self._publisher = self._publisher, None
         if publisher is not None:
+            self._wrote = self._wrote or publisher.outbox.wrote
             await publisher.close()
 
     def _count_cancel(self) -> None:

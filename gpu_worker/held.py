@@ -22,6 +22,7 @@ from typing import TypeVar
 import msgspec
 import structlog
 
+from broker.bus.begun import begun
 from broker.bus.errors import BusError, BusUnavailable, ChainBroken, FrameMalformed
 from broker.bus.frames import DONE
 from broker.bus.operations import GenerationEnded
@@ -62,6 +63,7 @@ class Held:
         self._first_at = self._delivered_at = self._loop.time()
         self._interruption = Interruption()
         self._answer: Answer | None = None
+        self._asked: asyncio.Task[list[Message]] | None = None  # the prompt, asked for beside the decision
         self._log = log.bind(gid=job.gid, sid=job.sid, model=lane.card.id)
 
     # -- from outside ------------------------------------------------------------------------------------------------
@@ -140,12 +142,15 @@ class Held:
             if self._answer is not None:
                 tokens = self._answer.tokens
                 await self._answer.close()
+            await self._ask_no_more()
             self._free_slot()
         self.lane.measured.ended(how)
         seconds = round(self._loop.time() - self._first_at, 3)
         self._log.info("worker.job_let_go", how=how, tokens=tokens, seconds=seconds)
 
     async def _live(self) -> str:
+        if not self.lane.slots.locked():  # a job that waits for its slot would hold its prompt all the while
+            self._asked = self._loop.create_task(self._ask_prompt(), name="job-prompt")
         while True:
             decision = await self._decide()
             match decision:
@@ -236,19 +241,36 @@ class Held:
             await self._interruption.unless_leaving(pulse.hear_enough())
 
     async def _decide_once(self) -> Decision:
-        job = self.job
-        record = await self._record()
-        if record is None or not record.status.open:
-            return decide(job, (), 0, record, (), {})  # over: its log need not be read, and perhaps cannot be
-        if record.after < job.after:
-            # The log lost its end since this was queued: OKOME told the record, and the job cannot be told.
-            self.job = job = msgspec.structs.replace(job, after=record.after)
-        frames, last = await frames_behind(self._place.bus, job.sid, job.after)
-        return decide(job, frames, last, record, (), self._place.pulse.others())
+        job, bus = self.job, self._place.bus
+        # Beside one another: whatever happens between the two reads, the fence finds.
+        async with begun(frames_behind(bus, job.sid, job.after)) as reading:
+            record = await self._record()
+            if record is None or not record.status.open:
+                return decide(job, (), 0, record, (), {})  # over: its log need not be read, and perhaps cannot be
+            if record.after >= job.after:
+                frames, last = await reading
+                return decide(job, frames, last, record, (), self._place.pulse.others())
+        # The log lost its end since this was queued: OKOME told the record, and the job cannot be told.
+        self.job = msgspec.structs.replace(job, after=record.after)
+        await self._ask_no_more()
+        return await self._decide_once()
 
     async def _prompt(self) -> list[Message]:
-        await self._place.reserve.learn(log_stream(partition_of(self.job.sid)))
-        return await prompt_of(self._place.bus, self._place.generations, self.job)
+        """What was asked for beside the decision, the first time; it is asked anew where that failed."""
+        asked, self._asked = self._asked, None
+        return await (self._ask_prompt() if asked is None else asked)
+
+    async def _ask_prompt(self) -> list[Message]:
+        stream = log_stream(partition_of(self.job.sid))
+        async with begun(prompt_of(self._place.bus, self._place.generations, self.job)) as asking:
+            await self._place.reserve.learn(stream)
+            return await asking
+
+    async def _ask_no_more(self) -> None:
+        asked, self._asked = self._asked, None
+        if asked is not None:
+            asked.cancel()
+            await asyncio.gather(asked, return_exceptions=True)
 
     async def _record(self) -> Generation | None:
         entry = await self._place.generations.get(f"{self.job.sid}.{self.job.gid}")

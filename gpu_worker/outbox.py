@@ -75,6 +75,7 @@ class Outbox:
         self.state = State.IDLE
         self.stopped: Stop | None = None
         self.waiting = 0  # bytes of text that no stored frame covers
+        self.wrote = False  # something of this attempt is known to be in the log
         self._entries: deque[_Entry] = deque()
         self._next = chain.next_offset if chain.open else 0  # offset of the next piece
         self._sent = Frame(0, "", gid, epoch, attempt, 0, 0, 0, b"")  # the newest publish under this fence
@@ -186,6 +187,7 @@ class Outbox:
     def _advance(self, frame: Frame) -> None:
         """`frame` is mine and in the log. After a lost ack it may cover less than what was sent last."""
         self.chain.advance(frame)
+        self.wrote = True
         if frame.terminal:
             self.state = State.ENDED
             self._entries.clear()

@@ -89,18 +89,22 @@ class Publisher:
         """Wait while the buffer is full. Returns at once after a stop: nothing that is offered then is kept."""
         await self._room.wait()
 
+    def say(self, *events: tuple[str, dict[str, Any]]) -> None:
+        """Events behind all that was offered. Never waits."""
+        for kind, data in events:
+            self.outbox.event(kind, data)
+        if self.outbox.state is State.IDLE:
+            self._send()
+
     async def write(self, *events: tuple[str, dict[str, Any]]) -> bool:
-        """Say events behind all that was offered, and wait until all of it is in the log.
+        """Say events, and wait until all that was said and offered is in the log.
 
         True: it is, and after a terminal nothing can follow. False: the attempt was stopped, see `outbox.stopped`.
         Cancelling loses nothing: what was said is still published.
         """
-        for kind, data in events:
-            self.outbox.event(kind, data)
+        self.say(*events)
         if not self.over.is_set():
             self._settled.clear()
-            if self.outbox.state is State.IDLE:
-                self._send()
             self._settle()  # there may have been nothing left to say
             await self._settled.wait()
         return self.outbox.state is not State.STOPPED

@@ -57,6 +57,12 @@ class Beats:
             beats.append(first)
         return beats
 
+    @property
+    def several(self) -> bool:
+        """Whether more than one worker was heard lately."""
+        now = asyncio.get_running_loop().time()
+        return sum(1 for heard, _ in self._raw.values() if now - heard <= FORGET) > 1
+
     def holders(self, gid: str) -> list[str]:
         """The workers that say they hold a generation; all of them where none does (it may be on its way)."""
         live = [beat for beat in self.live() if beat.models]

@@ -140,7 +140,7 @@ class Operations:
     ) -> ops.GenerationCreated:
         self._known(who, sid, write=True)
         request = body.request()
-        warm = await self._warmth.holder(request, sid)
+        warm = await self._warmth.holder(request, sid) if self._beats.several else ""  # one has no choice
         question = ops.CreateGeneration(who.tenant, sid, request, _own(who, idempotency_key), warm)
         self._fits(question)
         return await self._bus.ask("generation_create", question, ops.GenerationCreated, timeout=SUBMIT_TIMEOUT)

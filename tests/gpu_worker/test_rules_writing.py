@@ -136,6 +136,71 @@ async def test_a_full_buffer_pauses_the_engine(bed: Bed, fresh_nats: NatsServer)
     assert len(bed.text("g1")) / 2 > FULL_HIGH
 
 
+async def test_the_engine_is_asked_while_start_is_on_its_way(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
+    """▸ A first token waits for no answer of the log: here that comes only after the engine has been asked."""
+    engine = Counted(30)
+    waiting: list[asyncio.Task[None]] = []
+
+    class Slow(Bus):
+        def call(
+            self, subject: str, payload: bytes, headers: dict[str, str] | None, on_reply: Callable[[Msg | None], None]
+        ) -> None:
+            async def when_asked(msg: Msg | None) -> None:
+                await engine.began.wait()
+                on_reply(msg)
+
+            def later(msg: Msg | None) -> None:
+                waiting.append(asyncio.create_task(when_asked(msg)))
+
+            super().call(subject, payload, headers, later if b" start " in payload else on_reply)
+
+    monkeypatch.setattr("tests.gpu_worker.bed.Bus", Slow)
+    async with bed.worker("w1", engine):
+        await bed.enqueue(await bed.ask("g1", [], model="counted", after=0, enqueue=False))
+        assert (await bed.ended("g1")).type == DONE
+    await asyncio.gather(*waiting)
+    assert len(waiting) == 1
+    assert bed.text("g1") == text(5, 30)
+
+
+async def test_what_the_loser_of_a_race_to_begin_decodes_is_in_no_log(
+    bed: Bed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another worker's `start` comes between the reading and the writing: the first one is fenced, reads again, takes
+    over from whoever wrote it, and what it had decoded before is forgotten."""
+    engine = Counted(30)
+    raced = asyncio.Event()
+
+    class Raced(Bus):
+        def call(
+            self, subject: str, payload: bytes, headers: dict[str, str] | None, on_reply: Callable[[Msg | None], None]
+        ) -> None:
+            if raced.is_set() or b" start " not in payload:
+                super().call(subject, payload, headers, on_reply)
+                return
+            raced.set()
+            start = {"epoch": 1, "model": "counted", "worker": "rival", "input": [], "t": 0}
+            rival = encode_frame(START, "g1", 1, "rival000", 0, 0, 0, start)
+            none = {"Nats-Expected-Last-Subject-Sequence": "0"}
+
+            def then(msg: Msg | None) -> None:
+                Bus.call(self, subject, payload, headers, on_reply)
+
+            super().call(subject, rival, none, then)
+
+    monkeypatch.setattr("tests.gpu_worker.bed.Bus", Raced)
+    async with bed.worker("w1", engine):
+        await bed.enqueue(await bed.ask("g1", [], model="counted", after=0, enqueue=False))
+        assert (await bed.ended("g1")).type == DONE
+    assert raced.is_set()
+    assert engine.asked == [0, 0]
+    assert [(frame.type, frame.epoch) for frame in bed.of("g1") if frame.type in (START, ATTEMPT)] == [
+        (START, 1),
+        (ATTEMPT, 2),
+    ]
+    assert bed.text("g1") == text(5, 30)
+
+
 async def test_whoever_loses_the_race_for_a_takeover_decodes_nothing(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
     """▸ The engine is asked only after `attempt` is in the log, behind the last frame that was read.
 
