@@ -19,7 +19,7 @@ FENCE_BUSY = 10164  # another publish to this subject is being proposed: the las
 NO_MESSAGE = 10037
 STREAM_NOT_FOUND = 10059
 STREAM_FULL = 10077
-PAGE = 64  # messages in one direct get: the server holds the stream's lock for the whole batch
+PAGE = 64  # messages in one direct get: the server holds the stream's lock for the whole batch, and 256 are no quicker
 
 
 class Stored(NamedTuple):
@@ -151,7 +151,8 @@ async def last(bus: Bus, stream: str, subject: str) -> Stored | None:
 async def page(
     bus: Bus, stream: str, subject: str, after: int, *, batch: int = PAGE, leader: bool = False, timeout: float = 2.0
 ) -> list[Stored]:
-    """The next messages of `subject` with sequence > `after`, in order, at most `batch`; [] where there are none.
+    """The next messages of `subject` with sequence > `after`, in order, at most `batch`; [] where there are none. They
+    come without headers and times: a long history is read so.
 
     A replica may answer and lag: whoever needs certainty checks the chain, and asks again with `leader=True` (one
     request per message, so a small batch is wise).
@@ -165,7 +166,7 @@ async def page(
     status = (messages[-1].headers or {}).get("Status")
     if status not in ("204", "404"):
         raise StoreRejected(int(status or 0), (messages[-1].headers or {}).get("Description", ""))
-    return [direct_message(msg) for msg in messages[:-1]]
+    return [Stored(int(msg.field(b"Nats-Sequence")), subject, msg.data) for msg in messages[:-1]]
 
 
 async def _page_at_leader(bus: Bus, stream: str, subject: str, after: int, batch: int, timeout: float) -> list[Stored]:

@@ -55,7 +55,7 @@ class Bus:
         self._client = client
         self.id = name
         self._inbox = f"_INBOX.{random_id(12)}."
-        self._replies = Replies[Msg]()
+        self._replies = Replies[Heard]()
         self._inlet = Inlet(client)
         self._outlet = Outlet(client)
         client._ps = self._inlet
@@ -225,13 +225,13 @@ class Bus:
         self._replies.time(token)
 
     async def collect(
-        self, subject: str, payload: bytes, is_last: Callable[[Msg], bool], *, timeout: float = 2.0
-    ) -> list[Msg]:
+        self, subject: str, payload: bytes, is_last: Callable[[Heard], bool], *, timeout: float = 2.0
+    ) -> list[Heard]:
         """One question, many answers, the last of which `is_last`; raises BusUnavailable when they do not all come."""
-        messages: list[Msg] = []
+        messages: list[Heard] = []
         done: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
 
-        def take(msg: Msg | None) -> None:
+        def take(msg: Heard | None) -> None:
             if done.done():
                 return
             if msg is None or no_responders(msg):

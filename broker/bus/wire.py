@@ -59,6 +59,12 @@ class Heard:
             self._headers = read_headers(self._head)
         return self._headers
 
+    def field(self, name: bytes) -> bytes:
+        """One field that the server writes, behind those that a message was stored with, or b"": a fifth of the cost
+        of reading all."""
+        _, found, rest = self._head.rpartition(b"\r\n%b: " % name)
+        return rest[: rest.find(b"\r\n")] if found else b""
+
 
 def read_headers(head: bytes) -> Headers:
     """`NATS/1.0[ <status>[ <description>]]` and lines of fields, as nats-py names the first two."""

@@ -16,7 +16,6 @@ from broker.bus.nats import Bus
 from broker.bus.subjects import log_subject
 from broker.node import metrics
 
-PAGE = jetstream.PAGE
 LEADER_PAGE = 8  # one request a message
 REPLICA_TRIES = 3
 REPLICA_RETRY = 0.02
@@ -39,6 +38,8 @@ class End(NamedTuple):
 class LogReader:
     """Reads one partition's stream."""
 
+    page_size = jetstream.PAGE  # frames at most
+
     def __init__(self, bus: Bus, stream: str, readers: int) -> None:
         self._bus = bus
         self._stream = stream
@@ -52,6 +53,10 @@ class LogReader:
         No frames and not broken: the leader says that `after` is the session's last sequence. Raises BusUnavailable.
         Readers that ask for the same page at the same time share the answer.
         """
+        return await asyncio.shield(self.begin(sid, after))  # one that goes away must not take it from the others
+
+    def begin(self, sid: str, after: int) -> asyncio.Task[Page]:
+        """The same page, asked for now and awaited later, or never: shield it."""
         key = (sid, after)
         task = self._running.get(key)
         if task is None:
@@ -60,7 +65,7 @@ class LogReader:
             self._running[key] = task
             self._tasks.add(task)
             task.add_done_callback(lambda done: self._read_out(key, done))
-        return await asyncio.shield(task)  # one viewer that goes away must not take the page from the others
+        return task
 
     def renew(self) -> None:
         """The log is another one: pages that are on their way are of the old one, and nobody new shares them."""
@@ -118,7 +123,7 @@ class LogReader:
                     self._stream,
                     log_subject(sid),
                     after,
-                    batch=LEADER_PAGE if leader else PAGE,
+                    batch=LEADER_PAGE if leader else self.page_size,
                     leader=leader,
                 )
                 page = linked(stored, after)

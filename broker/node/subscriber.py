@@ -16,12 +16,13 @@ from typing import NamedTuple, Protocol
 
 from broker.bus.chain import Chain
 from broker.bus.clock import now_ms
-from broker.bus.errors import ChainBroken
+from broker.bus.errors import BusError, ChainBroken
 from broker.bus.frames import TERMINAL
 from broker.bus.subjects import Cursor
 from broker.node import metrics
 from broker.node.events import Event, closed, make, of_frame
 from broker.node.history import History
+from broker.node.log_reader import Page
 from broker.node.pacer import Pacer
 from broker.node.ring import Ring
 from broker.node.tail import Tail
@@ -43,6 +44,14 @@ class Start(NamedTuple):
 
     word: str  # "fresh" | "first" | "now" | "cursor"
     cursor: Cursor | None = None
+
+
+class _Ahead(NamedTuple):
+    """A page that was asked for before it is wanted."""
+
+    incarnation: str
+    after: int
+    page: asyncio.Task[Page]
 
 
 class Sink(Protocol):
@@ -95,6 +104,7 @@ class Subscriber:
         self.sink: Sink | None = None
         self._turning = False
         self._live = False  # it waits for the next event at the ring's end, and has nothing else to say
+        self._ahead: _Ahead | None = None  # the page behind the one that is being given out
         self._dry = 0  # pages in a row that said that this is the log's end, while the ring is further
 
     # -- from outside ----------------------------------------------------------------------------------------------
@@ -354,7 +364,7 @@ class Subscriber:
                 self._chain = Chain(here.prev)
                 self._chain.known = False
                 self._chain.advance(here)
-        page = await self._tail.reader.page(self.sid, after)
+        page = await self._page(after)
         if self._incarnation != self._tail.incarnation:
             self._chain = Chain(-1)
             return []  # nobody knows of which of the two logs the page is
@@ -369,6 +379,10 @@ class Subscriber:
             self.seq = frame.seq
         if batch:
             self._dry = 0
+            reader = self._tail.reader
+            if len(page.frames) == reader.page_size and not self._tail.ring(self.sid).holds(self.seq):
+                # NATS reads the next one while this one is written.
+                self._ahead = _Ahead(self._incarnation, self.seq, reader.begin(self.sid, self.seq))
             return batch
         if not page.broken:
             ring = await self._tail.locate(self.sid)
@@ -385,6 +399,18 @@ class Subscriber:
             return []
         self._lost_at = place
         return [await self._start_over("expired_or_foreign")]
+
+    async def _page(self, after: int) -> Page:
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None and (ahead.incarnation, ahead.after) == (self._incarnation, after):
+            try:
+                page = await asyncio.shield(ahead.page)
+            except BusError:
+                pass  # asked again below
+            else:
+                if page.frames:
+                    return page  # that there are none is believed only when it is asked now
+        return await self._tail.reader.page(self.sid, after)
 
     def _farewell(self) -> list[Event]:
         assert self._last_words is not None

@@ -45,6 +45,10 @@ class MessageModel(NamedTuple):
     data: bytes
     headers: dict[str, str] | None
 
+    def field(self, name: bytes) -> bytes:
+        """As `Heard` has it."""
+        return (self.headers or {}).get(name.decode(), "").encode()
+
 
 class ClientModel:
     """What `Bus` asks of nats-py's client; one connection."""

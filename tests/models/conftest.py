@@ -1,4 +1,5 @@
-"""What makes thousands of interleavings cheap: nobody reads what is logged, and idle seconds hold few events."""
+"""What makes thousands of interleavings cheap, and short logs like long ones: nobody reads what is logged, idle seconds
+hold few events, and a page holds few frames."""
 
 import logging
 from collections.abc import Iterator
@@ -8,12 +9,14 @@ import structlog
 
 from broker.bus import pull
 from broker.node import tail
+from broker.node.log_reader import LogReader
 
 
 @pytest.fixture(autouse=True)
 def quiet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What fails is logged by the code that survives it; a tail's heartbeats are as rare as others'."""
     monkeypatch.setattr(tail, "HEARTBEAT", pull.HEARTBEAT)
+    monkeypatch.setattr(LogReader, "page_size", 4)
     before = structlog.get_config()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     yield

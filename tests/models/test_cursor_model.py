@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from typing import Any
 
 import pytest
@@ -144,10 +145,11 @@ def a_purged_ring_goes_on_with_what_was_written_after_the_purge(patch: pytest.Mo
     def lenient(ring: Ring, frame: Frame) -> Added:
         if ring.floor is not None and frame.seq > ring.last and frame.prev < ring.last:
             ring.chain.last, ring.chain.known = frame.prev, False
-            frames, ring._frames = ring._frames, []
+            frames, ring._seqs = ring._seqs, array("Q")
             floor, ring.floor = ring.floor, frame.prev
+            ring.last = frame.prev
             added = add(ring, frame)
-            ring._frames = frames + ring._frames
+            ring._seqs = frames + ring._seqs
             ring.floor = floor
             return added
         return add(ring, frame)

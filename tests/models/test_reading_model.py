@@ -50,7 +50,7 @@ def a_frame_is_shown_although_the_one_before_it_is_missing(patch: pytest.MonkeyP
     def careless(ring: Ring, frame: Frame) -> Added:
         if ring.floor is not None and frame.prev > ring.last:
             ring.chain.known = False
-            ring.chain.last = ring._frames[-1] if ring._frames else ring.floor
+            ring.chain.last = ring.last
             frame = msgspec.structs.replace(frame, prev=ring.chain.last)
         return add(ring, frame)
 

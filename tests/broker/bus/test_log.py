@@ -63,8 +63,17 @@ async def test_any_bytes_and_headers_come_back(bus: Bus) -> None:
     assert last is not None
     for found in (paged, last):
         assert (found.seq, found.subject, found.data) == (seq, f"{stream}.a", data)
-        assert found.headers is not None
-        assert (found.headers["X-Note"], found.headers["Nats-Msg-Id"]) == ("a: b", "m1")
+    assert paged.headers is None
+    assert last.headers is not None
+    assert (last.headers["X-Note"], last.headers["Nats-Msg-Id"]) == ("a: b", "m1")
+
+
+async def test_the_sequence_of_a_paged_message_is_the_servers_word(bus: Bus) -> None:
+    """Not a header of that name that it was stored with."""
+    stream = await make_stream(bus)
+    await write(bus, stream, 3, others=0)
+    seq = await log.store(bus, f"{stream}.b", b"x", headers={"Nats-Sequence": "1", "X": "Nats-Sequence: 2"})
+    assert [found.seq for found in await log.page(bus, stream, f"{stream}.b", 0)] == [seq]
 
 
 async def test_an_empty_message_is_not_the_end_of_a_page(bus: Bus) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from broker.bus.errors import BusUnavailable
 from broker.bus.log import is_end_of_batch
-from broker.bus.nats import Bus, Heard, Msg, Subscription
+from broker.bus.nats import Bus, Heard, Subscription
 
 
 class Lagging(Bus):
@@ -17,8 +17,8 @@ class Lagging(Bus):
     believed_empty = 0
 
     async def collect(
-        self, subject: str, payload: bytes, is_last: Callable[[Msg], bool], *, timeout: float = 2.0
-    ) -> list[Msg]:
+        self, subject: str, payload: bytes, is_last: Callable[[Heard], bool], *, timeout: float = 2.0
+    ) -> list[Heard]:
         messages = await super().collect(subject, payload, is_last, timeout=timeout)
         if self.knows is None or not subject.startswith("$JS.API.DIRECT.GET.TOK_"):
             return messages
@@ -35,8 +35,8 @@ class Gapped(Bus):
     left = 0  # batches still to come like this
 
     async def collect(
-        self, subject: str, payload: bytes, is_last: Callable[[Msg], bool], *, timeout: float = 2.0
-    ) -> list[Msg]:
+        self, subject: str, payload: bytes, is_last: Callable[[Heard], bool], *, timeout: float = 2.0
+    ) -> list[Heard]:
         messages = await super().collect(subject, payload, is_last, timeout=timeout)
         if self.left <= 0 or len(messages) < 3 or not subject.startswith("$JS.API.DIRECT.GET.TOK_"):
             return messages

@@ -19,7 +19,7 @@ from broker.bus.records import Generation
 from broker.bus.subjects import log_subject
 from broker.node.events import Event
 from broker.node.history import History
-from broker.node.log_reader import PAGE, End, LogReader, Page, linked
+from broker.node.log_reader import End, LogReader, Page, linked
 from broker.node.pacer import Pacer
 from broker.node.settings import NodeSettings
 from broker.node.subscriber import Start, Subscriber
@@ -88,7 +88,9 @@ class MemoryLog:
 
 
 class MemoryReader(LogReader):
-    """Pages of the log; sharing and budget are the real one's."""
+    """Pages of the log; sharing and budget are the real one's. They are short, so that a history has several."""
+
+    page_size = 5
 
     def __init__(self, log: MemoryLog) -> None:
         super().__init__(cast(Bus, None), "TOK_00", 4)
@@ -111,7 +113,7 @@ class MemoryReader(LogReader):
     async def _read(self, sid: str, after: int) -> Page:
         async with self._budget:
             await self.log.asked()
-            found = [message for message in self.log.stored if message.seq > after][:PAGE]
+            found = [message for message in self.log.stored if message.seq > after][: self.page_size]
             page = linked(found, after) if found else Page([], broken=self.log.last != after)
             await self.log.asked()  # the answer is on its way: anything may happen meanwhile
             return page

@@ -15,7 +15,7 @@ from broker.bus.log import Stored, store
 from broker.bus.nats import Bus
 from broker.bus.subjects import log_subject
 from broker.node import log_reader
-from broker.node.log_reader import LEADER_PAGE, PAGE, REPLICA_TRIES, LogReader, Page
+from broker.node.log_reader import LEADER_PAGE, REPLICA_TRIES, LogReader, Page
 from tests.fixtures.nats_server import NatsServer
 from tests.fixtures.node import Author, provisioned
 
@@ -70,9 +70,9 @@ async def everything(reader: LogReader, author: Author) -> list[int]:
 
 async def test_pages_follow_one_another_to_the_end(reader: LogReader, author: Author) -> None:
     await author.start()
-    await author.tokens(2 * PAGE)
+    await author.tokens(2 * LogReader.page_size)
     first = await reader.page(author.sid, 0)
-    assert len(first.frames) == PAGE
+    assert len(first.frames) == LogReader.page_size
     assert await everything(reader, author) == author.seqs
     assert await reader.page(author.sid, author.seqs[-1]) == Page([], broken=False)
 
