@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 
-from bench import capacity, fluidity_page, plan_page, plot, record, relay
+from bench import capacity, first, fluidity_page, plan_page, plot, record, relay
 from bench import page as pages
 from bench import resume as resuming
 from bench.contender import Contender
@@ -22,7 +22,7 @@ from bench.record import Shape
 from bench.summary import PATH, per_stream, rows
 from bench.trace import jittered, recorded, steady
 
-__all__ = ["PeerFailed", "WrongUse", "fluidity", "measure", "plan", "resume", "write"]
+__all__ = ["PeerFailed", "WrongUse", "firsts", "fluidity", "measure", "plan", "resume", "write"]
 
 SHAPES = ("300x20", "1000x20", "300x100")
 RECORDS = "runs.jsonl"
@@ -75,6 +75,15 @@ def measure(shapes: Sequence[str], only: Sequence[str], rounds: int, seconds: fl
         raise WrongUse(f"--report {report}: holds the records of another run already")
 
     asyncio.run(relay.measure(contenders, wanted, rounds, relay.Timing(window=seconds), file, _said))
+    return file
+
+
+def firsts(only: Sequence[str], asks: int, rounds: int, report: Path) -> Path:
+    """Measure it; where the records are, behind what is there already. Raises WrongUse, NotStarted, TimeoutError."""
+    contenders = chosen(only)
+    report.mkdir(parents=True, exist_ok=True)
+    file = report / RECORDS
+    asyncio.run(first.measure(contenders, asks, rounds, file, _said))
     return file
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 
 from bench.markdown import table
-from bench.record import Failed, Line, Missing, Resumed, Run, Shape, runs
+from bench.record import Failed, First, Line, Missing, Resumed, Run, Shape, runs
 from bench.summary import PATH, Row, per_stream, rows
 
 OURS = "okome"
@@ -32,6 +32,8 @@ def page(lines: Sequence[Line], command: str) -> str:
         parts += [f"### {shape.name}", _table(found), *_verdicts(found), *_fewer(found, _rounds(measured))]
         parts += [f"{one.contender} did not carry this load: {one.why.splitlines()[-1]}" for one in failed]
         parts.append(f"![latency](performance/{picture(shape)})")
+    if first := [one for one in lines if isinstance(one, First)]:
+        parts += ["### First tokens where nothing else runs", _FIRST, _firsts(first)]
     if resumed := [one for one in lines if isinstance(one, Resumed)]:
         by_shape = {one.shape: [other for other in resumed if other.shape == one.shape] for one in resumed}
         parts += ["### Coming back", *map(_resumes, by_shape.values())]
@@ -39,6 +41,20 @@ def page(lines: Sequence[Line], command: str) -> str:
         ours = [row for found in summed.values() for row in found if row.contender == OURS]
         parts += ["### Memory of a stream", _MEMORY, _memory(memory), *_fewer(ours, _rounds(measured))[:1]]
     return "\n\n".join(parts) + "\n"
+
+
+def _firsts(found: Sequence[First]) -> str:
+    """Medians of the rounds, the quickest first: the engine alone, where it was measured."""
+    names = dict.fromkeys(one.contender for one in found)
+    times = {name: [one.times for one in found if one.contender == name] for name in names}
+    medians = {name: (median(one.p50 for one in its), median(one.p99 for one in its)) for name, its in times.items()}
+    ordered = sorted(medians.items(), key=lambda item: item[1])
+    low, high = ordered[0][1]
+    lines = [["", "rounds × answers", "p50 / p99", "more than the first line"]]
+    for name, (p50, p99) in ordered:
+        counted = f"{len(times[name])} × {times[name][0].count}"
+        lines.append([name, counted, f"{p50:.2f} / {p99:.2f} ms", f"{p50 - low:.2f} / {p99 - high:.2f} ms"])
+    return table(lines)
 
 
 def _resumes(found: Sequence[Resumed]) -> str:
@@ -91,6 +107,12 @@ latencies are those of a queue.
 
 The routers and proxies keep nothing. What okome's lines pay for is that an answer is in a file on disk before anybody
 sees it, and that any process may die."""
+
+
+_FIRST = """\
+From the request for an answer to its first token, one answer after another (`okome bench first`). With okome a viewer
+is there already, and the request is for an answer in its session: accepted, queued, taken and written down before the
+token is."""
 
 
 _MEMORY = """\

@@ -108,7 +108,18 @@ class Resumed(msgspec.Struct, frozen=True, tag="resumed", tag_field="kind"):
     attach: dict[str, float] = {}
 
 
-Line = Run | Missing | Failed | Resumed
+class First(msgspec.Struct, frozen=True, tag="first", tag_field="kind"):
+    """One contender on a machine that does nothing else: from the request for an answer to its first token."""
+
+    contender: str
+    version: str
+    round: int
+    began: str
+    machine: str
+    times: Times
+
+
+Line = Run | Missing | Failed | Resumed | First
 
 _decoder = msgspec.json.Decoder(Line)
 

@@ -6,13 +6,13 @@ What a command does is imported when it is called, so that help and usage errors
 from __future__ import annotations
 
 import asyncio
-import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from compose.cli.bench import bench
 from compose.cli.outcome import CANNOT_START, FAILED, OK, USAGE, CommandFailed, outcome
 
 app = typer.Typer(
@@ -25,7 +25,6 @@ app = typer.Typer(
 )
 keys = typer.Typer(help="API keys of programs.", no_args_is_help=True)
 drain = typer.Typer(help="Let a node or worker finish and end; `okome up` then starts it anew.", no_args_is_help=True)
-bench = typer.Typer(help="Measure it beside its peers, in the same run.", no_args_is_help=True)
 chaos = typer.Typer(help="Break it on purpose, and prove that nobody lost a token.", invoke_without_command=True)
 app.add_typer(keys, name="keys")
 app.add_typer(bench, name="bench")
@@ -371,111 +370,6 @@ def chaos_soak(
         from compose.cli import chaos as run
 
         asyncio.run(run.soak(minutes, seed, sessions, write))
-
-
-@bench.command("relay")
-def bench_relay(
-    report: Annotated[Path, typer.Option(help="Where the records go.")],
-    shape: Annotated[
-        list[str] | None, typer.Option(help="Streams x tokens a second, such as 1000x20; repeatable.")
-    ] = None,
-    only: Annotated[list[str] | None, typer.Option(help="Only this contender; repeatable.")] = None,
-    rounds: Annotated[int, typer.Option(min=1, max=100, help="Each contender so often, in turned order.")] = 3,
-    seconds: Annotated[float, typer.Option(min=1, max=600, help="Measured in each run.")] = 15.0,
-) -> None:
-    """What a token costs on its way through this system, and through what people would pick instead."""
-    with outcome():
-        from bench import cli as run
-
-        try:
-            print(run.measure(shape or [], only or [], rounds, seconds, report))
-        except run.WrongUse as error:
-            raise CommandFailed(str(error), USAGE) from error
-
-
-@bench.command("resume")
-def bench_resume(
-    report: Annotated[Path, typer.Option(help="Where the records go; those of `relay` may be there already.")],
-    shape: Annotated[str, typer.Option(help="Who watches meanwhile: streams x tokens a second.")] = "5000x2",
-    resumes: Annotated[float, typer.Option(min=1, max=1000, help="Viewers a second who come back.")] = 50.0,
-    history: Annotated[int, typer.Option(min=1000, max=1_000_000, help="Tokens of the long session.")] = 100_000,
-    rounds: Annotated[int, typer.Option(min=1, max=100, help="So often.")] = 3,
-    seconds: Annotated[float, typer.Option(min=1, max=600, help="Of each of a round's three windows.")] = 15.0,
-) -> None:
-    """What coming back costs whoever does, and everybody else."""
-    with outcome():
-        from bench import cli as run
-        from bench.contender import NotStarted
-
-        try:
-            print(run.resume(shape, resumes, history, rounds, seconds, report))
-        except run.WrongUse as error:
-            raise CommandFailed(str(error), USAGE) from error
-        except (NotStarted, TimeoutError) as error:
-            raise CommandFailed(str(error) or "it took too long") from error
-
-
-@bench.command("page")
-def bench_page(
-    records: Annotated[Path, typer.Argument(help="runs.jsonl of a measurement.")],
-    write: Annotated[Path, typer.Option(help="The page that is written, such as docs/performance.md.")],
-) -> None:
-    """Write the page, with its plots beside it, from records."""
-    with outcome():
-        from bench import cli as run
-
-        try:
-            run.write(records, write, f"okome bench page {records} --write {write}")
-        except (OSError, ValueError) as error:
-            raise CommandFailed(str(error)) from error
-
-
-@bench.command("fluidity")
-def bench_fluidity(
-    write: Annotated[Path | None, typer.Option(help="The page that is written, such as docs/fluidity.md.")] = None,
-) -> None:
-    """How recorded answers read without a pacer, with ours and with smoothStream; it takes a second."""
-    with outcome():
-        from bench import cli as run
-
-        try:
-            page = run.fluidity("okome bench fluidity --write docs/fluidity.md")
-            if write is None:
-                print(page, end="")
-            else:
-                write.write_text(page)
-        except (OSError, ValueError, run.PeerFailed) as error:
-            raise CommandFailed(str(error)) from error
-
-
-@bench.command("plan")
-def bench_plan(
-    sessions: Annotated[int, typer.Option(min=1, max=10**9, help="Open streams.")] = 10_000_000,
-    rate: Annotated[float, typer.Option(min=0.1, max=1000, help="Tokens a second of an answer.")] = 20.0,
-    active: Annotated[float, typer.Option(min=0.001, max=1, help="Share of the streams with an answer.")] = 0.1,
-    cores: Annotated[int, typer.Option(min=1, max=256, help="Of each machine.")] = 16,
-    replicas: Annotated[int, typer.Option(min=1, max=5, help="NATS servers that store a frame.")] = 3,
-    streams: Annotated[int, typer.Option(min=1, help="That one process may hold.")] = 5000,
-    storm: Annotated[float, typer.Option(min=0, max=1, help="Share of the viewers that come back at once …")] = 0.1,
-    within: Annotated[float, typer.Option(min=0.1, max=600, help="… within so many seconds.")] = 1.0,
-    records: Annotated[Path, typer.Option(help="What was measured.")] = Path("docs/performance/runs.jsonl"),
-    contender: Annotated[str, typer.Option(help="Whose figures of them.")] = "okome, synced every 1s",
-    write: Annotated[Path | None, typer.Option(help="The page that is written, such as docs/capacity.md.")] = None,
-) -> None:
-    """How many machines a load needs, by what was measured, and what happens there when one of them dies."""
-    with outcome():
-        from bench import cli as run
-        from bench.capacity import Demand
-
-        demand = Demand(sessions, rate, active, cores, replicas, streams)
-        try:
-            page = run.plan(records, demand, contender, storm, within, " ".join(["okome", *sys.argv[1:]]))
-            if write is None:
-                print(page, end="")
-            else:
-                write.write_text(page)
-        except (OSError, ValueError) as error:
-            raise CommandFailed(str(error)) from error
 
 
 def _announce(name: str, what: str) -> None:

@@ -5,11 +5,11 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench import record, relay, resume
+from bench import first, record, relay, resume
 from bench.contender import Contender, Running, mock_engine
 from bench.ours import Okome
 from bench.peers import Direct
-from bench.record import Failed, Missing, Resumed, Run, Shape
+from bench.record import Failed, First, Missing, Resumed, Run, Shape
 
 DEADLINE = 60.0
 TIMING = relay.Timing(ramp=0.2, warm=0.2, window=1.0)
@@ -86,3 +86,14 @@ async def test_whoever_comes_back_is_timed_and_the_others_are_watched(tmp_path: 
     assert found.seconds
     assert 100 < found.events <= 4000
     assert all(one.count > 100 for one in (found.quiet, found.resuming, found.replaying))
+
+
+async def test_first_tokens_are_timed_one_after_another(tmp_path: Path) -> None:
+    file = tmp_path / "runs.jsonl"
+    async with asyncio.timeout(DEADLINE):
+        await first.measure([Direct(), Okome()], 3, 1, file, lambda line: None)
+    found = [one for one in record.read(file) if isinstance(one, First)]
+    assert [one.contender for one in found] == ["engine alone", "okome"]
+    direct, ours = (one.times for one in found)
+    assert direct.count == ours.count == 3
+    assert direct.p50 < ours.p50, "what is kept on disk before it is shown is later"

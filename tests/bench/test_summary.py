@@ -6,7 +6,7 @@ import pytest
 
 from bench import cli, page, record
 from bench.histogram import Histogram
-from bench.record import Held, Line, Loaded, Missing, Run, Shape
+from bench.record import First, Held, Line, Loaded, Missing, Run, Shape
 from bench.summary import per_stream, rows
 
 SHAPE = Shape(500, 20.0)
@@ -105,3 +105,17 @@ def test_nothing_can_be_asked_of_peers_when_nothing_is_asked(tmp_path: Path) -> 
     with pytest.raises(cli.WrongUse, match="nobody can come back"):
         cli.resume("1000x0", 1.0, 1000, 1, 1.0, tmp_path / "report")
     assert not (tmp_path / "report").exists()
+
+
+def test_first_tokens_are_held_against_the_quickest() -> None:
+    """Medians of the rounds."""
+
+    def one(contender: str, number: int, milliseconds: int) -> First:
+        times = Histogram()
+        times.add(milliseconds * 1000 - 20)
+        return First(contender, "1", number, "2026", "a machine", times.told())
+
+    found = [one("okome", number, time) for number, time in enumerate((9, 50, 8))] + [one("engine alone", 0, 1)]
+    text = page.page([*found, run("okome", {"node-1": 1.0})], "a command")
+    assert "| engine alone | 1 × 1 | 1.00 / 1.00 ms | 0.00 / 0.00 ms |" in text
+    assert "| okome | 3 × 1 | 9.00 / 9.00 ms | 8.00 / 8.00 ms |" in text
