@@ -149,11 +149,19 @@ async def last(bus: Bus, stream: str, subject: str) -> Stored | None:
 
 
 async def page(
-    bus: Bus, stream: str, subject: str, after: int, *, batch: int = PAGE, leader: bool = False, timeout: float = 2.0
+    bus: Bus,
+    stream: str,
+    subject: str,
+    after: int,
+    *,
+    batch: int = PAGE,
+    leader: bool = False,
+    bare: bool = False,
+    timeout: float = 2.0,
 ) -> list[Stored]:
-    """The next messages of `subject` with sequence > `after`, in order, at most `batch`; [] where there are none. They
-    come without headers and times: a long history is read so.
+    """The next messages of `subject` with sequence > `after`, in order, at most `batch`; [] where there are none.
 
+    bare: of one subject, without headers and times: a long history is read so.
     A replica may answer and lag: whoever needs certainty checks the chain, and asks again with `leader=True` (one
     request per message, so a small batch is wise).
     """
@@ -166,7 +174,9 @@ async def page(
     status = (messages[-1].headers or {}).get("Status")
     if status not in ("204", "404"):
         raise StoreRejected(int(status or 0), (messages[-1].headers or {}).get("Description", ""))
-    return [Stored(int(msg.field(b"Nats-Sequence")), subject, msg.data) for msg in messages[:-1]]
+    if bare:
+        return [Stored(int(msg.field(b"Nats-Sequence")), subject, msg.data) for msg in messages[:-1]]
+    return [direct_message(msg) for msg in messages[:-1]]
 
 
 async def _page_at_leader(bus: Bus, stream: str, subject: str, after: int, batch: int, timeout: float) -> list[Stored]:
@@ -190,7 +200,7 @@ async def read_all(bus: Bus, stream: str, subject: str, after: int = 0, *, limit
     lagging = 0
     while end is not None and after < end.seq and len(found) < limit:
         wanted = min(PAGE, limit - len(found))
-        batch = await page(bus, stream, subject, after, batch=wanted, leader=lagging >= 3)
+        batch = await page(bus, stream, subject, after, batch=wanted, leader=lagging >= 3, bare=True)
         if not batch:
             lagging += 1
             if lagging > 4:

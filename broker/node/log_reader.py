@@ -125,6 +125,7 @@ class LogReader:
                     after,
                     batch=LEADER_PAGE if leader else self.page_size,
                     leader=leader,
+                    bare=True,
                 )
                 page = linked(stored, after)
                 if leader:

@@ -58,14 +58,14 @@ async def test_any_bytes_and_headers_come_back(bus: Bus) -> None:
     stream = await make_stream(bus)
     data = bytes(range(256)) + "früh\r\n\r\n".encode()
     seq = await log.store(bus, f"{stream}.a", data, headers={"X-Note": "a: b"}, msg_id="m1")
-    (paged,) = await log.page(bus, stream, f"{stream}.a", 0)
+    (paged,) = await log.page(bus, stream, f"{stream}.*", 0)
     last = await log.last(bus, stream, f"{stream}.a")
     assert last is not None
     for found in (paged, last):
         assert (found.seq, found.subject, found.data) == (seq, f"{stream}.a", data)
-    assert paged.headers is None
-    assert last.headers is not None
-    assert (last.headers["X-Note"], last.headers["Nats-Msg-Id"]) == ("a: b", "m1")
+        assert found.headers is not None
+        assert (found.headers["X-Note"], found.headers["Nats-Msg-Id"]) == ("a: b", "m1")
+    assert await log.page(bus, stream, f"{stream}.a", 0, bare=True) == [log.Stored(seq, f"{stream}.a", data)]
 
 
 async def test_the_sequence_of_a_paged_message_is_the_servers_word(bus: Bus) -> None:
@@ -73,7 +73,8 @@ async def test_the_sequence_of_a_paged_message_is_the_servers_word(bus: Bus) -> 
     stream = await make_stream(bus)
     await write(bus, stream, 3, others=0)
     seq = await log.store(bus, f"{stream}.b", b"x", headers={"Nats-Sequence": "1", "X": "Nats-Sequence: 2"})
-    assert [found.seq for found in await log.page(bus, stream, f"{stream}.b", 0)] == [seq]
+    for bare in (True, False):
+        assert [found.seq for found in await log.page(bus, stream, f"{stream}.b", 0, bare=bare)] == [seq]
 
 
 async def test_an_empty_message_is_not_the_end_of_a_page(bus: Bus) -> None:
