@@ -50,6 +50,7 @@ class Follow:
         last_per_subject: bool = False,
         credit: int = 512,
         heartbeat: float = pull.HEARTBEAT,
+        headers: bool = True,
         on_replaced: Callable[[], None] = lambda: None,
     ) -> None:
         self.stream = stream
@@ -64,7 +65,9 @@ class Follow:
         self._from_now = after is None and not last_per_subject
         self._last_per_subject = last_per_subject
         self._credit = credit
+        self._headers = headers
         self._consumer = ""
+        self._ours = "?"  # how acknowledgement subjects of this consumer begin
         self._consumer_seq = 0
         self._outstanding = 0
         self._behind = 0  # messages that were there when the consumer was made and have not been delivered
@@ -124,6 +127,7 @@ class Follow:
             timeout=timeout,
         )
         self._consumer = consumer
+        self._ours = pull.reply_prefix(self.stream, consumer)
         self._consumer_seq = 0
         self._outstanding = 0
         self._broken.clear()
@@ -161,7 +165,7 @@ class Follow:
 
     async def _discard(self) -> None:
         subscription, self._subscription = self._subscription, None
-        consumer, self._consumer = self._consumer, ""
+        consumer, self._consumer, self._ours = self._consumer, "", "?"
         try:
             if subscription is not None:
                 await self._bus.unsubscribe(subscription)
@@ -227,25 +231,33 @@ class Follow:
 
     def _receive(self, msg: Heard) -> None:
         self._silence.hear(self._loop.time())
-        delivered = pull.parse_reply(msg.reply)
-        if delivered is None:
-            self._receive_status(msg.headers or {})
+        reply, ours = msg.reply, self._ours
+        words = reply[len(ours) :].split(".") if reply.startswith(ours) else ()
+        if len(words) == 5:
+            seq, count, pending = int(words[1]), int(words[2]), int(words[4])
+        else:  # not in the first version
+            delivered = pull.parse_reply(reply)
+            if delivered is None:
+                self._receive_status(msg.headers or {})
+                return
+            if delivered.consumer != self._consumer:
+                return  # of one given up; the new one delivers it again
+            _, _, seq, count, pending = delivered
+        if self._broken.is_set():
             return
-        if delivered.consumer != self._consumer or self._broken.is_set():
-            return  # of a consumer given up; the new one delivers it again
-        if delivered.consumer_seq != self._consumer_seq + 1:
+        if count != self._consumer_seq + 1:
             self._broken.set()  # one was lost on the way
             return
-        self._consumer_seq += 1
+        self._consumer_seq = count
         self._outstanding -= 1
-        if delivered.seq > self.seq:
-            self.seq = delivered.seq
+        if seq > self.seq:
+            self.seq = seq
             try:
-                self._on_message(delivered.seq, msg.subject, msg.data, msg.headers)
+                self._on_message(seq, msg.subject, msg.data, msg.headers if self._headers else None)
             except Exception as error:  # the safety net of the follow: one bad message must not stop those behind it
-                log.error("bus.message_failed", stream=self.stream, seq=delivered.seq, exc_info=error)
+                log.error("bus.message_failed", stream=self.stream, seq=seq, exc_info=error)
         self._behind -= 1
-        if (self._behind <= 0 or delivered.pending == 0) and not self.caught_up.is_set():
+        if (self._behind <= 0 or pending == 0) and not self.caught_up.is_set():
             self.caught_up.set()  # a busy stream may never be at its end, but what was there at the start has come
         if self._outstanding <= self._credit // 2:
             self._top_up()

@@ -55,9 +55,14 @@ def parse_reply(reply: str) -> Delivered | None:
     )
 
 
+def reply_prefix(stream: str, consumer: str) -> str:
+    """How acknowledgement subjects (version 1) of a consumer begin: what a message is told by that often comes."""
+    return f"$JS.ACK.{stream}.{consumer}."
+
+
 def ack_subject(stream: str, consumer: str, seq: int, consumer_seq: int) -> str:
     """An acknowledgement subject (version 1) made up for a message that somebody else was given."""
-    return f"$JS.ACK.{stream}.{consumer}.1.{seq}.{consumer_seq}.0.0"
+    return f"{reply_prefix(stream, consumer)}1.{seq}.{consumer_seq}.0.0"
 
 
 def read_status(headers: dict[str, str]) -> End:

@@ -29,10 +29,11 @@ class Event(msgspec.Struct, gc=False):
 
     @property
     def sse(self) -> bytes:
-        if self._sse is None:
+        made = self._sse
+        if made is None:
             head = f"id: {self.cursor}\nevent: {self.name}\ndata: " if self.cursor else f"event: {self.name}\ndata: "
-            self._sse = head.encode() + self.data + b"\n\n"
-        return self._sse
+            made = self._sse = b"%b%b\n\n" % (head.encode(), self.data)
+        return made
 
     @property
     def ws(self) -> str:

@@ -128,8 +128,11 @@ class Ring:
             return False
         if after == self.floor or after == self.last:
             return True
-        index = bisect_right(self._seqs, after)
-        return index > 0 and self._seqs[index - 1] == after
+        seqs = self._seqs
+        if len(seqs) > 1 and seqs[-2] == after:
+            return True  # the usual reader is one frame behind
+        index = bisect_right(seqs, after)
+        return index > 0 and seqs[index - 1] == after
 
     def backlog(self, after: int) -> int | None:
         """How many frames a reader that has everything up to `after` has not read; None where they are not all here.

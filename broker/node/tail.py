@@ -158,6 +158,7 @@ class Tail:
             after=after,
             credit=self._settings.tail_credit,
             heartbeat=HEARTBEAT,
+            headers=False,  # every frame has the fence it was stored under
         )
         await self._follow.start()
         async with asyncio.timeout(self._settings.attach_timeout):

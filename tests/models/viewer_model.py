@@ -75,11 +75,11 @@ class Told:
     def _frame(self, cursor: Cursor, event: Event) -> None:
         frame = self.session.frames.get((cursor.incarnation, cursor.sequence))
         if cursor.incarnation != self.session.incarnation and not self._follows(frame, event):
-            # Its node has not noticed yet that the log is another one. What it shows has the old log's name, so a
-            # `reset` takes it back; and it is no invention.
-            frame = self.session.frames.get((self.session.incarnation, cursor.sequence))
-            assert frame is not None, f"{cursor} is not in the log"
-            assert (event.name, event.data) == (frame.type, frame.data)
+            # Its node has not noticed yet that the log is another one, perhaps not the first since. What it shows has
+            # the old log's name, so a `reset` takes it back; and it is no invention.
+            since = self._stored_since(cursor)
+            assert since, f"{cursor} is not in the log"
+            assert (event.name, event.data) in [(frame.type, frame.data) for frame in since]
         else:
             assert frame is not None, f"{cursor} is not in the log"
             assert (event.name, event.data) == (frame.type, frame.data), "byte for byte"
@@ -87,6 +87,13 @@ class Told:
             assert frame.prev == self.place.sequence, f"{cursor} follows {frame.prev}, and {self.place} was shown last"
         self.place = cursor
         self.shown += 1
+
+    def _stored_since(self, cursor: Cursor) -> list[Frame]:
+        """What stood at this sequence in this log, or in one that came after it."""
+        logs = list(dict.fromkeys(incarnation for incarnation, _ in self.session.frames))
+        later = logs[logs.index(cursor.incarnation) :] if cursor.incarnation in logs else logs
+        stored = [self.session.frames.get((incarnation, cursor.sequence)) for incarnation in later]
+        return [frame for frame in stored if frame is not None]
 
     def _follows(self, frame: Frame | None, event: Event) -> bool:
         return frame is not None and frame.data == event.data and frame.prev == self.place.sequence
