@@ -7,6 +7,7 @@ written anew. Lines end in LF, as every stream node writes them.
 
 from __future__ import annotations
 
+import re
 from enum import Enum, auto
 from typing import NamedTuple
 
@@ -90,7 +91,13 @@ class Splitter:
         return events
 
 
+_PLAIN = re.compile(rb"id: ([^\n]+)\nevent: token\ndata: [^\n]*\n\n")
+"""Nearly every event, exactly so, told at a third of the cost."""
+
+
 def _read(raw: bytes) -> Event:
+    if plain := _PLAIN.fullmatch(raw):
+        return Event(raw, b"token", plain[1])
     name = data = b""
     id_: bytes | None = None
     cursor: bytes | None = None
