@@ -95,6 +95,11 @@ class MemoryReader(LogReader):
     def __init__(self, log: MemoryLog) -> None:
         super().__init__(cast(Bus, None), "TOK_00", 4)
         self.log = log
+        self.asked: list[int] = []  # behind which places
+
+    def begin(self, sid: str, after: int) -> asyncio.Task[Page]:
+        self.asked.append(after)
+        return super().begin(sid, after)
 
     async def end(self, sid: str) -> End:
         await self.log.asked()
@@ -190,6 +195,11 @@ class MemoryTail(Tail):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.reader.close()
+
+    @property
+    def asked(self) -> list[int]:
+        """Behind which places pages were asked for."""
+        return cast(MemoryReader, self.reader).asked
 
     @property
     def held_bytes(self) -> int:

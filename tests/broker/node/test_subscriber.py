@@ -8,14 +8,12 @@ from collections.abc import Awaitable, Callable
 from itertools import chain, repeat
 from typing import Any
 
-import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from broker.bus.frames import TERMINAL
 from broker.bus.subjects import Cursor
 from broker.node.events import closed, make
-from broker.node.log_reader import Page
 from broker.node.subscriber import Start
 from tests.broker.node.memory_log import SID, MemoryHistory, MemoryLog, MemoryTail, Viewer, end, settle
 
@@ -212,29 +210,21 @@ def test_what_is_said_while_a_page_is_read_is_heard() -> None:
     in_memory(body)
 
 
-def test_the_next_page_is_asked_for_while_one_is_given_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_next_page_is_asked_for_while_one_is_given_out() -> None:
     """And every page once: so a long history is read by NATS and written by the node at the same time."""
 
     async def body(log: MemoryLog, tail: MemoryTail, history: MemoryHistory) -> None:
         written(log, tail, 40)
         tail.evict()
-        asked: list[int] = []
-        begin = tail.reader.begin
-
-        def beginning(sid: str, after: int) -> asyncio.Task[Page]:
-            asked.append(after)
-            return begin(sid, after)
-
-        monkeypatch.setattr(tail.reader, "begin", beginning)
         viewer = Viewer(tail, history, Start("first"))
         viewer.allow()  # the hello is taken, and the first page waits to be
         await settle()
         assert len(viewer.frames) == tail.reader.page_size
-        assert asked == [0, viewer.subscriber.seq]
+        assert tail.asked == [0, viewer.subscriber.seq]
         viewer.free()
         await settle()
         assert [event.data for event in viewer.frames] == [frame.data for frame in log.frames]
-        assert len(asked) == len(set(asked))
+        assert len(tail.asked) == len(set(tail.asked))
         await end(tail, [viewer])
 
     in_memory(body)
