@@ -15,8 +15,8 @@ from bench.contender import Contender, NotStarted, mock_engine
 from bench.first_load import RATE, FirstOrder
 from bench.histogram import Times
 from bench.load import Order
-from bench.record import First, Missing, Shape, write
-from bench.relay import RUN_TIMEOUT, last_line
+from bench.record import First, Shape, write
+from bench.relay import RUN_TIMEOUT, last_line, present, turned
 from compose.chaos.run import machine
 
 
@@ -24,14 +24,9 @@ async def measure(
     contenders: Sequence[Contender], asks: int, rounds: int, file: Path, said: Callable[[str], None]
 ) -> None:
     """In each round every contender once, in turned order; records go to `file`. Raises NotStarted, TimeoutError."""
-    here = [one for one in contenders if not one.missing]
-    for one in contenders:
-        if one.missing:
-            write(file, Missing(one.name, one.missing))
-            said(f"{one.name} is not here: {one.missing}")
+    here = present(contenders, file, said)
     for number in range(rounds):
-        turn = number % max(1, len(here))
-        for one in here[turn:] + here[:turn]:
+        for one in turned(here, number):
             found = await once(one, asks, number)
             write(file, found)
             said(f"{one.name:<28} first token p50 {found.times.p50:.2f} p99 {found.times.p99:.2f} ms")

@@ -42,19 +42,13 @@ async def measure(
 
     Who does not carry a load is recorded with the reason, and not asked for that load again.
     """
-    here = []
-    for one in contenders:
-        if one.missing:
-            write(file, Missing(one.name, one.missing))
-            said(f"{one.name} is not here: {one.missing}")
-        else:
-            here.append(one)
+    here = present(contenders, file, said)
     for shape in shapes:
         able = list(here)
         for number in range(rounds):
             if not able:
                 break
-            for one in able[number % len(able) :] + able[: number % len(able)]:
+            for one in turned(able, number):
                 try:
                     run = await once(one, shape, number, timing)
                 except (NotStarted, TimeoutError) as error:
@@ -65,6 +59,24 @@ async def measure(
                 else:
                     write(file, run)
                     said(line(run))
+
+
+def present(contenders: Sequence[Contender], file: Path, said: Callable[[str], None]) -> list[Contender]:
+    """Those that can be measured here; the others are recorded, and the command that brings them."""
+    here = []
+    for one in contenders:
+        if one.missing:
+            write(file, Missing(one.name, one.missing))
+            said(f"{one.name} is not here: {one.missing}")
+        else:
+            here.append(one)
+    return here
+
+
+def turned(contenders: list[Contender], number: int) -> list[Contender]:
+    """The order of a round: in each another one is the first."""
+    turn = number % max(1, len(contenders))
+    return contenders[turn:] + contenders[:turn]
 
 
 async def once(contender: Contender, shape: Shape, number: int, timing: Timing) -> Run:

@@ -34,8 +34,9 @@ class Follow:
     """Follow `filters` of `stream` and give every message to `on_message(sequence, subject, payload, headers)`.
 
     `after`: start behind this sequence; None starts at what comes next. `last_per_subject`: start with the newest
-    message of every subject (KV). At most `credit` messages are on their way at once. `on_message` must not wait; what
-    it raises ends the process's trust in this follow: it is logged and the message counts as delivered.
+    message of every subject (KV). `headers` False: nobody reads them, and None comes in their place. At most `credit`
+    messages are on their way at once. `on_message` must not wait; what it raises ends the process's trust in this
+    follow: it is logged and the message counts as delivered.
     """
 
     def __init__(
