@@ -145,14 +145,14 @@ class Answer:
             # race, and who loses decodes nothing.
             takes_over = chain.open
             publisher.say(self._opening(chain, publisher.outbox.epoch))
-            if takes_over and not await publisher.write():
-                return self._stopped(publisher)
+            if takes_over and (over := await self._settled(publisher)) is not None:
+                return over
             try:
                 return await self._to_the_end(publisher, asked)
             except EngineFailed as error:
                 self._log.warning("worker.engine_failed", code=error.code, error=error.message)
-                if not await publisher.write():  # all that was decoded is in the log
-                    return self._stopped(publisher)
+                if (over := await self._settled(publisher)) is not None:  # all that was decoded is in the log
+                    return over
                 chain = publisher.outbox.chain
                 barren = 0 if chain.next_offset > before else barren + 1
                 if not error.retryable or barren >= MAX_BARREN_EPOCHS:
@@ -188,8 +188,8 @@ class Answer:
             except EngineFailed as error:
                 if error.code != "overloaded" or self._loop.time() > deadline:
                     raise
-                if not await publisher.write():
-                    return self._stopped(publisher)
+                if (over := await self._settled(publisher)) is not None:
+                    return over
                 await self._interruption.unless(_pause())
         if finish is not None:
             usage = {"prompt_tokens": finish.prompt_tokens, "completion_tokens": finish.completion_tokens}
@@ -306,6 +306,13 @@ class Answer:
             return publisher.outbox.frame_type
         return self._stopped(publisher)
 
+    async def _settled(self, publisher: Publisher) -> Outcome | None:
+        """Once all that was said is in the log: why nothing can follow, or None where the answer goes on. A log that is
+        full has ended it meanwhile, whatever the engine did."""
+        if not await publisher.write():
+            return self._stopped(publisher)
+        return publisher.outbox.frame_type if publisher.outbox.state is State.ENDED else None
+
     def _stopped(self, publisher: Publisher) -> Outcome:
         """Why nothing more is written."""
         why = publisher.outbox.stopped
@@ -333,8 +340,8 @@ class Answer:
         return publisher
 
     def _publisher_over(self) -> None:
-        """End the decoding whose tokens nobody stores."""
-        if self._publisher is not None and self._publisher.outbox.stopped is not None:
+        """End the decoding whose tokens nobody stores, if there still is one."""
+        if self._publisher is not None:
             self._interruption.set(Interrupt.STOPPED)
 
     async def _drop_publisher(self) -> None:

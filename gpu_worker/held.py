@@ -41,6 +41,9 @@ ACK_TRIES = 5
 PURGED_DELAY = 0.25  # seconds until a job is offered again whose log was taken away
 BROKEN_DELAY = 5.0  # seconds until a job is offered again that could not be carried out here ...
 BROKEN_DELAY_HIGH = 60.0  # ... and twice as many each time that it is delivered, up to this
+DOUBT = (
+    5.0  # seconds after which a job is taken over although its holder might be alive and not heard: the fence judges
+)
 UNREADABLE_TIMEOUT = 10.0  # seconds that a log which is no chain is read again: a replica may be behind
 
 log = structlog.get_logger("worker")
@@ -229,16 +232,18 @@ class Held:
 
     async def _decide(self) -> Decision | None:
         """What the log, KV and the beats ask for; None when the worker is leaving."""
-        sure = False
+        doubted_since: float | None = None
         while True:
             decision = await self._persist(self._decide_once)
-            pulse = self._place.pulse
-            if not isinstance(decision, TakeOver) or (sure and pulse.heard_enough):
+            if not isinstance(decision, TakeOver | GiveUp):
                 return decision
             # Its holder may be alive and not heard yet: by a worker that has just begun to listen, or because it took
             # the job a moment ago, and this is a copy of it, or another delivery.
-            sure = True
-            await self._interruption.unless_leaving(pulse.hear_enough())
+            now = self._loop.time()
+            doubted_since = now if doubted_since is None else doubted_since
+            known = await self._interruption.unless_leaving(self._place.pulse.hear_of(decision.opening))
+            if known or now - doubted_since >= DOUBT:
+                return decision
 
     async def _decide_once(self) -> Decision:
         job, bus = self.job, self._place.bus

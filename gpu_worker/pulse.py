@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 
 import msgspec
 import structlog
@@ -22,11 +23,11 @@ from broker.bus.queue import nak
 from broker.bus.records import Beat, encode
 from broker.bus.subjects import beat_subject
 from gpu_worker.metrics import NAKS
+from gpu_worker.takeover import Opening, untold
 
 INTERVAL = 0.25
 SOON = 0.02  # seconds
 MANY = 200  # held jobs from which on a beat that comes soon tells only what is new
-TOLD = 0.05  # seconds: after SOON and the way, everybody has heard who took a job just now
 INTERRUPTED = 0.9  # seconds between two beats of ours after which others may have counted us dead
 
 log = structlog.get_logger("worker")
@@ -51,6 +52,7 @@ class Pulse:
         self._subscription: Subscription | None = None
         self._task: asyncio.Task[None] | None = None
         self._soon: asyncio.TimerHandle | None = None
+        self._heard = asyncio.Event()  # the next beat of another, then another event
         self._last: Beat | None = None
         self._new: dict[str, str] = {}  # held since then
 
@@ -86,14 +88,22 @@ class Pulse:
             self._hearing_since = now
         return self._hearing_since
 
-    @property
-    def heard_enough(self) -> bool:
-        """Whether a live worker's beat must have been heard by now."""
-        return self._loop.time() - self.hearing_since() >= SILENCE
+    async def hear_of(self, opening: Opening | None) -> bool:
+        """Whether it is known that who wrote `opening` is gone, or no longer holds what it began.
 
-    async def hear_enough(self) -> None:
-        """Wait until then, if nothing interrupts the hearing meanwhile; and in any case for TOLD."""
-        await asyncio.sleep(max(TOLD, self.hearing_since() + SILENCE - self._loop.time()))
+        False: it was not, but somebody who lives had a second to be heard in: look again.
+        """
+        heard_since = max(self.hearing_since(), self._observer.hearing_since)
+        if untold(opening, self.others()):
+            with suppress(TimeoutError):
+                async with asyncio.timeout(SILENCE):
+                    while untold(opening, self.others()):
+                        await self._heard.wait()
+            return False
+        if (left := heard_since + SILENCE - self._loop.time()) > 0:
+            await asyncio.sleep(left)
+            return False
+        return True
 
     def beat(self) -> None:
         """One beat now: the world has changed here."""
@@ -156,6 +166,8 @@ class Pulse:
             return
         if self._observer.on_beat(beat, self._loop.time()):
             self._news.set()
+        heard, self._heard = self._heard, asyncio.Event()
+        heard.set()
 
     async def _prove(self) -> None:
         self.beat()

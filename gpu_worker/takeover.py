@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from broker.bus.attempts import MAX_BARREN_EPOCHS, barren_epochs
 from broker.bus.chain import Chain
 from broker.bus.errors import ChainBroken, FrameMalformed
-from broker.bus.frames import TERMINAL, TOKEN, Frame
+from broker.bus.frames import ATTEMPT, START, TERMINAL, TOKEN, Frame
 from broker.bus.records import Beat, Generation, Job
 
 HELD_ELSEWHERE_DELAY = 1.0  # seconds until the queue offers a job again that somebody alive holds
@@ -47,6 +47,14 @@ class Begin:
 
 
 @dataclass(frozen=True, slots=True)
+class Opening:
+    """The newest `start` or `attempt` of a generation: `worker` wrote it at `t`, milliseconds of its own clock."""
+
+    worker: str
+    t: int
+
+
+@dataclass(frozen=True, slots=True)
 class TakeOver:
     """Somebody began and is gone: write `attempt` at `epoch` behind `chain`, go on behind `said`."""
 
@@ -55,6 +63,7 @@ class TakeOver:
     said: tuple[str, ...]  # the answer so far, frame by frame
     barren: int  # epochs in a row without a new token, so far
     cancelled: bool
+    opening: Opening | None  # None where the log no longer says it
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +72,7 @@ class GiveUp:
 
     chain: Chain
     epoch: int
+    opening: Opening | None
 
 
 Decision = Ack | Adopt | NakLater | Begin | TakeOver | GiveUp
@@ -101,9 +111,23 @@ def decide(
         return Begin(chain, record.cancel)
     barren = barren_epochs(mine)
     if barren >= MAX_BARREN_EPOCHS and not record.cancel:
-        return GiveUp(chain, chain.epoch + 1)
+        return GiveUp(chain, chain.epoch + 1, _opening(mine))
     said = tuple(_text(frame) for frame in mine if frame.type == TOKEN)
-    return TakeOver(chain, chain.epoch + 1, said, barren, record.cancel)
+    return TakeOver(chain, chain.epoch + 1, said, barren, record.cancel, _opening(mine))
+
+
+def untold(opening: Opening | None, others: Mapping[str, Beat]) -> bool:
+    """Whether its writer lives and has not said since then what it holds: the first beat that tells of a job may be on
+    its way, or lost with a connection. Both times are the writer's own."""
+    beat = others.get(opening.worker) if opening is not None else None
+    return opening is not None and beat is not None and beat.t <= opening.t
+
+
+def _opening(mine: Iterable[Frame]) -> Opening | None:
+    frame = [frame for frame in mine if frame.type in (START, ATTEMPT)][-1:]
+    fields = frame[0].fields() if frame else {}
+    worker, t = fields.get("worker"), fields.get("t")
+    return Opening(worker, t) if isinstance(worker, str) and isinstance(t, int) else None
 
 
 def _read(job: Job, frames: Iterable[Frame], last: int) -> tuple[list[Frame], Chain]:

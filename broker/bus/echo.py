@@ -1,8 +1,9 @@
 """The echo: a beat of our own that comes back proves that we hear, when somebody's silence is about to be believed.
 
 A round trip that worked a second ago proves nothing of the second since: a server frozen for that long made observers
-nak the jobs of live workers. What NATS got before our beat is heard before its echo. It is not a question to JetStream,
-which an election would leave unanswered.
+nak the jobs of live workers. It is not a question to JetStream, which an election would leave unanswered. An echo that
+was long on its way proves nothing either (`Observer.on_echo`): a server that stood still may read our socket before
+those of the others.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ class Echo:
         self._back = asyncio.Event()
 
     def came(self) -> None:
+        self._observer.on_echo(asyncio.get_running_loop().time())
         self._back.set()
 
     async def hears(self, beat: Callable[[], Awaitable[None]]) -> bool:

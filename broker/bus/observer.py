@@ -6,7 +6,8 @@ observer's own monotonic clock; nobody's wall clock is compared.
 
 The rules (architecture.md, Jobs), each in its own function below:
 
-- silent for 1 s, and the observer could hear: its NATS round trip works, and it was not stopped itself
+- silent for 1 s, and the observer could hear all the while: its NATS round trip works, its own beats came back in time,
+  and it was not stopped itself
 - not when several workers, half of them or more, fell silent together: then it is the network or the machine
 - only the first-ranked live observer naks, and only the newest delivery that anybody was heard to hold
 - the same worker id beating as another instance: the first instance is dead, whatever the time
@@ -23,6 +24,7 @@ from broker.bus.records import Beat
 SILENCE = 1.0  # without a beat: suspected
 OVERDUE = 0.5  # two beats missed: counts as falling silent together with one that is suspected
 STOPPED = 0.5  # asked this much later than before: the observer itself stood still, beats wait in its socket
+STALLED = 0.5  # so long no beat of its own came back: NATS stood still, and reads others' sockets when it likes
 STALE = 5.0  # silent for longer: whoever was to nak has done it; a nak now would be a stale one
 FORGOTTEN = 60.0  # beyond any ack_wait: JetStream has delivered again by itself
 
@@ -56,6 +58,7 @@ class Observer:
         self._dead: list[tuple[Beat, float]] = []  # last beats of replaced instances, until `suspects` names their jobs
         self._hearing_since = float("-inf")  # beats before this may have been missed
         self._asked_at: float | None = None
+        self._echoed_at: float | None = None
         self._deaf = False
         self._parts = Parts()
 
@@ -79,6 +82,18 @@ class Observer:
             self._dead.append((heard.beat, now))
             return True
         return False
+
+    def on_echo(self, now: float) -> None:
+        """A beat of its own came back. One that took long was sent to a server that stood still, and what others sent
+        meanwhile may come behind it."""
+        if self._echoed_at is not None and now - self._echoed_at > STALLED:
+            self._hearing_since = now
+        self._echoed_at = now
+
+    @property
+    def hearing_since(self) -> float:
+        """Since when beats have reached it without interruption, as far as it knows."""
+        return self._hearing_since
 
     def _add(self, beat: Beat, now: float) -> None:
         """Jobs taken since the last whole beat; without that one nobody knows of whom they are more."""

@@ -201,6 +201,15 @@ def _gid(data: bytes) -> str:
     return str(json.loads(data).get("generation_id", ""))
 
 
-def takeovers(frames: Sequence[Frame]) -> int:
-    """How often another worker took over in this log."""
-    return sum(frame.type == ATTEMPT for frame in frames)
+def takeovers(frames: Sequence[Frame]) -> list[str]:
+    """Every time that another attempt went on in this log: whose, behind whose, and where."""
+    told: list[str] = []
+    before = ""
+    for frame in frames:
+        if frame.type not in (START, ATTEMPT):
+            continue
+        worker = str(frame.fields().get("worker"))
+        if frame.type == ATTEMPT:
+            told.append(f"{frame.gid}: {worker} went on behind {before} at token {frame.offset}, epoch {frame.epoch}")
+        before = worker
+    return told

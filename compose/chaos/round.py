@@ -212,7 +212,11 @@ class Round:
             whole = one.sid not in self.purged
             generations += len(one.asked)
             tokens += sum(frame.n for frame in frames)
-            taken += takeovers(frames)
+            went_on = takeovers(frames)
+            taken += len(went_on)
+            if not self.scenario.takeovers:
+                for how in went_on:
+                    self.broken("takeover", one.sid, f"every worker lived, and {how}")
             self._broken += [(one.sid, broken) for broken in check_log(frames, one.asked, whole=whole)]
             for viewer in one.viewers:
                 if viewer in self.excused:
@@ -222,8 +226,6 @@ class Round:
                     viewer.events, frames, one.asked, incarnation, resets=self.scenario.resets, whole=whole
                 )
                 self._broken += [(one.sid, broken) for broken in found]
-        if taken and not self.scenario.takeovers:
-            self.broken("takeover", "", f"{taken} takeovers, and every worker lived")
         return tokens, generations, taken, resets
 
     def _verdict(self, began: float, over: float, tokens: int, generations: int, taken: int, resets: int) -> Verdict:

@@ -9,7 +9,7 @@ import pytest
 
 from broker.bus.frames import Frame
 from broker.bus.script import Script
-from compose.chaos.checker import Asked, check_log, check_transcript
+from compose.chaos.checker import Asked, check_log, check_transcript, takeovers
 from compose.chaos.viewer import Seen
 
 SCRIPT = Script(tokens=4, seed=3)
@@ -53,6 +53,10 @@ def _told(event: Seen, **fields: object) -> Seen:
 def test_a_right_transcript_breaks_nothing() -> None:
     assert check_log(_frames(), ASKED) == []
     assert _rules(_seen(_frames())) == set()
+
+
+def test_a_takeover_is_told_with_those_who_took_part() -> None:
+    assert takeovers(_frames()) == ["g1: v went on behind w at token 2, epoch 2"]
 
 
 @pytest.mark.parametrize(

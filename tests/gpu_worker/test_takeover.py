@@ -10,7 +10,7 @@ from broker.bus.attempts import barren_epochs
 from broker.bus.errors import ChainBroken
 from broker.bus.frames import ATTEMPT, DONE, START, TOKEN, Frame, decode_frame, encode_frame, encode_tokens
 from broker.bus.records import Beat, Generation, Job, Message, Request, Status
-from gpu_worker.takeover import Ack, Adopt, Begin, Decision, GiveUp, NakLater, TakeOver, decide
+from gpu_worker.takeover import Ack, Adopt, Begin, Decision, GiveUp, NakLater, Opening, TakeOver, decide, untold
 
 REQUEST = Request("scripted", [Message("user", "hello")])
 
@@ -36,12 +36,12 @@ class Told:
 
     def start(self, gid: str = "g1") -> Told:
         self.epoch, self.offset, self.attempt, self.gid = 1, 0, "a1", gid
-        return self._add(START, {})
+        return self._add(START, {"worker": "w2", "t": 100})
 
     def takeover(self) -> Told:
         self.epoch += 1
         self.attempt = f"a{self.epoch}"
-        return self._add(ATTEMPT, {})
+        return self._add(ATTEMPT, {"worker": f"w{self.epoch + 1}", "t": 100 * self.epoch})
 
     def end(self) -> Told:
         return self._add(DONE, {"finish_reason": "stop", "t": 0})
@@ -123,6 +123,21 @@ def test_a_dead_holder_is_taken_over_from_the_stored_prefix() -> None:
     assert isinstance(decision, TakeOver)
     assert (decision.epoch, decision.chain.next_offset, decision.chain.last) == (2, 3, 6)
     assert decision.said == ("a ", "b c "), "frame by frame: an engine reads tokens from it"
+
+
+def test_whoever_wrote_the_newest_opening_must_have_told_what_it_holds_since() -> None:
+    """Its first beat that names the job may be on its way, or lost with a connection."""
+    told = Told().start().tokens("a ", 1)
+    decision = decided(told)
+    assert isinstance(decision, TakeOver)
+    assert decision.opening == Opening("w2", 100)
+    for t, unsure in ((99, True), (100, True), (101, False)):
+        assert untold(decision.opening, {"w2": Beat("w2", "i", t)}) is unsure
+    assert not untold(decision.opening, {"w9": Beat("w9", "i", 0)}), "it is silent"
+    later = decided(told.takeover())
+    assert isinstance(later, TakeOver)
+    assert later.opening == Opening("w3", 200)
+    assert not untold(None, {"w2": Beat("w2", "i", 0)})
 
 
 def test_a_cancel_is_seen_at_the_start_and_at_a_takeover() -> None:

@@ -35,6 +35,7 @@ class NatsModel:
         self.latency: Callable[[], float] = lambda: 0.0
         self.on_verdict: Callable[[bytes, Message | None], None] = lambda verdict, job: None
         self.lag: Callable[[], int] = lambda: 0
+        self._read_at: dict[ClientModel, float] = {}  # what they send meanwhile is read then
         self.loop = clock.loop()
         self._due = float("inf")
         self._timer: asyncio.TimerHandle | None = None
@@ -70,7 +71,15 @@ class NatsModel:
         if self.holds(sent):
             self.held.append(sent)
         else:
-            sent.client.up(self.latency(), sent)
+            wait = self._read_at.get(sent.client, 0.0) - self.clock.now
+            sent.client.up(max(self.latency(), wait), sent)
+
+    def stand_still(self, seconds: float, last: ClientModel, by: float) -> None:
+        """The server does nothing for so long; then it reads what clients have sent, `last` by so much later."""
+        self._read_at = {last: self.clock.now + seconds + by}
+        self.loop.frozen = True
+        self.clock.advance(seconds)
+        self.loop.frozen = False
 
     def let_go(self, index: int, *, keep: bool = False, answered: bool = True) -> None:
         """A held message arrives; with `keep` a copy of it will arrive once more; its answer may get lost."""

@@ -18,6 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from broker.bus import log as jetstream
 from broker.bus.frames import Frame
 from broker.bus.nats import Bus
+from broker.bus.observer import SILENCE
 from gpu_worker import answer, takeover
 from gpu_worker.engines import Prefix
 from gpu_worker.held import Held
@@ -37,6 +38,7 @@ class Takeover(RuleBasedStateMachine):
         self.fleet = FleetModel()
         self.nats = self.fleet.nats
         self.calm = False  # nothing happens that may cost an epoch
+        self.broken_at: dict[str, float] = {}  # worker -> when its connection was last away for a while
 
     @initialize(slow=st.booleans(), calm=st.booleans())
     def begin(self, slow: bool, calm: bool) -> None:
@@ -96,11 +98,23 @@ class Takeover(RuleBasedStateMachine):
     def engine_fails(self, which: int, times: int) -> None:
         self.worker(which).engine.fails = times
 
-    @rule(which=st.integers(0, LIVES))
-    def connection_breaks(self, which: int) -> None:
-        client = self.worker(which).client
-        client.cut()
-        client.join()
+    @rule(which=st.integers(0, LIVES), seconds=st.sampled_from([0.0, 0.0, 0.02, 0.1, 0.3]))
+    def connection_breaks(self, which: int, seconds: float) -> None:
+        """Whoever is away again and again is silent for too long, and so dead."""
+        worker = self.worker(which)
+        now = self.fleet.clock.now
+        worker.client.cut()
+        if seconds and now - self.broken_at.get(worker.name, 0.0) > 2 * SILENCE:
+            self.broken_at[worker.name] = now
+            self.fleet.clock.advance(seconds)
+        worker.client.join()
+
+    @rule(
+        seconds=st.sampled_from([0.3, 0.9, 1.1, 1.3, 1.6]), last=st.integers(0, LIVES), by=st.sampled_from([0.01, 0.2])
+    )
+    def server_stands_still(self, seconds: float, last: int, by: float) -> None:
+        """And goes on as if nothing had happened; one connection it reads last."""
+        self.nats.stand_still(seconds, self.worker(last).client, by)
 
     # -- the way to the log --------------------------------------------------------------------------------------------
 
@@ -247,6 +261,67 @@ def test_a_job_that_comes_to_two_workers_is_written_by_one(after: float | None, 
     fleet.clock.advance(3.0)
     judge = fleet.judges[SIDS[0]]
     assert (judge.ended, judge.attempts) == ({"g1": "done"}, 0)
+    fleet.close()
+
+
+@pytest.mark.parametrize("away", [0.02, 0.1, 0.3])
+@pytest.mark.parametrize("broken_after", [0.012, 0.02, 0.025])
+def test_a_job_whose_first_beat_was_lost_with_a_connection_stays_with_its_holder(
+    away: float, broken_after: float
+) -> None:
+    """Its copy comes to another, who reads that somebody began, and has heard beats of him that do not name it."""
+    fleet = FleetModel()
+    fleet.nats.latency = lambda: 0.002
+    fleet.workers += [WorkerModel(fleet.nats, name) for name in ("w1", "w2", "w3")]
+    fleet.clock.advance(3.1)
+    fleet.ask(SIDS[0])
+    fleet.clock.advance(broken_after)
+    holder = next(worker for worker in fleet.workers if worker.worker and worker.worker.held)
+    holder.client.cut()
+    fleet.queue(SIDS[0], "@copy")
+    fleet.clock.advance(away)
+    holder.client.join()
+    fleet.clock.advance(4.0)
+    judge = fleet.judges[SIDS[0]]
+    assert (judge.ended, judge.attempts) == ({"g1": "done"}, 0)
+    fleet.close()
+
+
+@pytest.mark.parametrize("phase", [0.0, 0.1, 0.2])
+@pytest.mark.parametrize("stall", [1.0, 1.1, 1.2])
+def test_a_server_that_stood_still_makes_nobody_dead_whose_beats_it_reads_late(stall: float, phase: float) -> None:
+    fleet = FleetModel()
+    fleet.nats.latency = lambda: 0.002
+    for name in ("w1", "w2"):
+        fleet.workers.append(WorkerModel(fleet.nats, name))
+        fleet.clock.advance(0.07)
+    fleet.clock.advance(3.0)
+    fleet.ask(SIDS[0])
+    fleet.clock.advance(0.1 + phase)
+    holder = next(worker for worker in fleet.workers if worker.worker and worker.worker.held)
+    fleet.nats.stand_still(stall, holder.client, by=0.2)
+    fleet.clock.advance(6.0)
+    judge = fleet.judges[SIDS[0]]
+    assert (judge.ended, judge.attempts) == ({"g1": "done"}, 0)
+    fleet.close()
+
+
+@pytest.mark.parametrize("fails_after", [0.2, 0.4, 0.7])
+def test_an_engine_that_fails_while_the_log_is_full_begins_nothing_anew(fails_after: float) -> None:
+    """The terminal that says so is on its way, or there is no room even for that."""
+    fleet = FleetModel()
+    fleet.workers.append(WorkerModel(fleet.nats, "w1"))
+    fleet.clock.advance(0.3)
+    fleet.ask(SIDS[0])
+    fleet.clock.advance(0.06)
+    fleet.log.full = True
+    fleet.clock.advance(fails_after)
+    fleet.workers[0].engine.fails = 1
+    fleet.clock.advance(0.3)
+    fleet.log.full = False
+    fleet.clock.advance(5.0)
+    judge = fleet.judges[SIDS[0]]
+    assert (judge.ended, judge.attempts) == ({"g1": "failed"}, 0)
     fleet.close()
 
 
