@@ -22,6 +22,9 @@ from compose.chaos.system import System
 from compose.chaos.whole import Process
 
 RSS = "rss_bytes"
+LIVE = "live_bytes"
+"""Of a NATS server: what its last collection of garbage left, which is half of the heap at which the next one begins.
+Its `rss_bytes` goes up and down between the two."""
 FDS = "fds"
 TASKS = "okome_tasks"
 CONSUMERS = "consumers"
@@ -36,8 +39,8 @@ async def read(system: System | Running) -> Reading:
     """Every process, and `jetstream`; what does not answer now is left out.
 
     Of every process `rss_bytes` and `fds`, as the kernel counts them; of our roles `okome_tasks` and all other gauges
-    of theirs named `okome_*`; of a NATS server `connections` and `subscriptions`; of `jetstream` `streams`,
-    `consumers`, and `jobs`, which are waiting or held.
+    of theirs named `okome_*`; of a NATS server `live_bytes`, `connections` and `subscriptions`; of `jetstream`
+    `streams`, `consumers`, and `jobs`, which are waiting or held.
     """
     found: Reading = {process.id: _of_kernel(process.pid) for process in system.processes()}
 
@@ -63,7 +66,7 @@ def left(
         for id, gauges in after.items()
         for gauge, value in gauges.items()
         if id in before
-        and (gauge.partition("{")[0] in wanted if wanted else gauge != RSS)
+        and (gauge.partition("{")[0] in wanted if wanted else gauge not in (RSS, LIVE))
         and value > before[id].get(gauge, 0)
     ]
 
@@ -87,7 +90,9 @@ def _of_kernel(pid: int) -> dict[str, float]:
 async def _told(process: Process, api_key: str) -> dict[str, float]:
     if process.role == "nats":
         told = (await call(process.url, "GET", "/varz", api_key)).json()
-        return {name: float(told[name]) for name in ("connections", "subscriptions")}
+        memory = (await call(process.url, "GET", "/debug/vars", api_key)).json()["memstats"]
+        counted = {name: float(told[name]) for name in ("connections", "subscriptions")}
+        return {LIVE: memory["NextGC"] / 2, **counted}
     answer = await call(process.url, "GET", "/metrics", api_key)
     return {
         _name(sample.name, sample.labels): sample.value

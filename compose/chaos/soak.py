@@ -3,9 +3,9 @@
 Waves of churn with a rest behind each. At rest nobody is there but a few who always are, so what is counted then is
 what was left behind; a leak of one file in a thousand sessions is a staircase among numbers that stand still.
 
-The first third warms up and is left out. In the last third one process is killed or drained in every wave, always the
-second one of its role: the first ones live through all of it and are judged over both thirds, the second ones over the
-calm third alone. A process that was started anew begins a new series.
+The first third warms up and is left out. In its first half and in the last third one process is killed or drained in
+every wave, always the second one of its role: the first ones live through all of it and are judged over both thirds,
+the second ones over the calm third alone. A process that was started anew begins a new series.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ class Soaking:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self.churn.wave(seconds, self.plan.sessions))
                 tasks.create_task(self._stir(standing.watched, seconds))
-                if number >= self.plan.calm:
+                if self.plan.deadly(number):
                     tasks.create_task(self._kill(self.rng.uniform(0.1, 0.5) * seconds))
         except ExceptionGroup as group:
             raise group.exceptions[0] from group

@@ -20,6 +20,7 @@ BAR_RANGE = 7.0  # resolutions that a row of bars spans at least: what is noise 
 
 ROWS = {
     gauges.RSS: "memory, MiB",
+    gauges.LIVE: "alive in its heap, MiB",
     holdings.USED: "used, MiB",
     gauges.FDS: "files",
     gauges.TASKS: "tasks",
@@ -60,7 +61,7 @@ def page(soak: Soak) -> str:
         rate=f"{soak.did.get('sessions', 0) / soak.seconds:.1f}",
         standing=STANDING,
         result=_result(soak),
-        survivors="\n".join(_row(one) for one in sorted(rows, key=_place)),
+        survivors="\n".join(_row(one, one in soak.judged) for one in sorted(rows, key=_place)),
         others=len(others),
         exceptions=_exceptions(others),
         killed=", ".join(f"{what} {_times(often)}" for what, often in sorted(soak.killed.items())) or "nothing",
@@ -102,12 +103,13 @@ def _place(one: Series) -> tuple[int, str, int]:
     return (ORDER.index(role) if role in ORDER else len(ORDER), one.process, list(ROWS).index(one.gauge))
 
 
-def _row(one: Series) -> str:
+def _row(one: Series, judged: bool) -> str:
     trend, unit = one.trend, _unit(one.gauge)
     where = NAMES.get(one.process, one.process)
     return (
         f"| {ROWS[one.gauge]} | {where} | {_number(trend.start, unit)} | {_number(trend.end, unit)} "
-        f"| {_slope(trend, unit)} | {_sign(trend)} | `{bars(one)}` | {trend.verdict} |"
+        f"| {_slope(trend, unit)} | {_sign(trend) if judged else '–'} | `{bars(one)}` "
+        f"| {trend.verdict if judged else 'not judged: its heap is'} |"
     )
 
 
@@ -170,7 +172,7 @@ def bars(one: Series) -> str:
 
 
 def _unit(gauge: str) -> float:
-    return MIB if gauge in (gauges.RSS, holdings.USED) else 1.0
+    return MIB if gauge in (gauges.RSS, gauges.LIVE, holdings.USED) else 1.0
 
 
 def _number(value: float, unit: float) -> str:

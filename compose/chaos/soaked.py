@@ -18,7 +18,7 @@ STANDING = 6
 """Viewers who are there from the beginning to the end."""
 
 MIB = 1024.0 * 1024.0
-RESOLUTIONS = {gauges.RSS: MIB, holdings.USED: MIB}
+RESOLUTIONS = {gauges.RSS: MIB, gauges.LIVE: MIB, holdings.USED: MIB}
 """The smallest rises that are worth a word; of all that is counted it is 1."""
 BY_DESIGN = frozenset({holdings.POOLED, holdings.MESSAGES, holdings.KEYS})
 """What is kept for a while, or up to a size: told, and not judged."""
@@ -27,7 +27,8 @@ BY_DESIGN = frozenset({holdings.POOLED, holdings.MESSAGES, holdings.KEYS})
 class Plan(msgspec.Struct, frozen=True):
     """So many waves of so many seconds each, of which the last `rest` are quiet; `sessions` at a time.
 
-    `warm`: the first waves, which are left out; `calm`: the wave from which on something dies in each.
+    `warm`: the first waves, which are left out; `calm`: the wave from which on something dies in each. It does in the
+    first half of the warm-up, too: what its neighbours' deaths ask of a process was then asked before it is measured.
     """
 
     waves: int
@@ -36,6 +37,10 @@ class Plan(msgspec.Struct, frozen=True):
     warm: int
     calm: int
     rest: float = REST
+
+    def deadly(self, wave: int) -> bool:
+        """Whether something dies in it; waves count from 0, and in the first one everybody lives."""
+        return wave >= self.calm or 1 <= wave <= self.warm // 2
 
 
 def plan(minutes: float, sessions: int) -> Plan:
@@ -80,8 +85,15 @@ class Soak(msgspec.Struct, frozen=True):
 
     @property
     def judged(self) -> list[Series]:
-        """All that must not grow."""
-        return [one for one in (*self.series, *self.calm) if one.gauge.partition("{")[0] not in BY_DESIGN]
+        """All that must not grow. Where a process tells what is alive in its heap, that counts, and not what the kernel
+        has given it."""
+        collected = {one.process for one in self.series if one.gauge == gauges.LIVE}
+        return [
+            one
+            for one in (*self.series, *self.calm)
+            if one.gauge.partition("{")[0] not in BY_DESIGN
+            and not (one.gauge == gauges.RSS and one.process in collected)
+        ]
 
     @property
     def leaks(self) -> list[Series]:
