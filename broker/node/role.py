@@ -118,7 +118,7 @@ async def _watch(stack: AsyncExitStack, bus: Bus, node: str, access: Access, vie
 
     def revoke(key: str, value: bytes | None) -> None:
         access.revocations.take(key, value)
-        viewers.revoke()
+        viewers.revoke(key)
 
     takers = {"keys": access.take_key, "jwks": access.verifier.take, "revoked": revoke}
     # Revocations forget by themselves what is too old; and what a lost bucket had revoked stays revoked.

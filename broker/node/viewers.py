@@ -73,6 +73,7 @@ class Viewers:
         self.empty = asyncio.Event()
         self.empty.set()
         self._viewers: dict[Subscriber, Viewer] = {}
+        self._by_session: dict[str, list[Subscriber]] = {}  # what concerns one session must not cost a look at all
         self._demanded: dict[str, tuple[Demand, str, float]] = {}  # sid -> what was said last, to whom, and when
 
     def __len__(self) -> int:
@@ -112,6 +113,7 @@ class Viewers:
         )
         subscriber.sent_at = loop.time()
         self._viewers[subscriber] = Viewer(subscriber, who, transport, loop.time())
+        self._by_session.setdefault(sid, []).append(subscriber)
         self.empty.clear()
         metrics.subscribers.labels(transport).inc()
         metrics.attaches.labels(transport, start.word).inc()
@@ -122,6 +124,10 @@ class Viewers:
         viewer = self._viewers.pop(subscriber, None)
         if viewer is None:
             return
+        others = self._by_session[subscriber.sid]
+        others.remove(subscriber)
+        if not others:
+            del self._by_session[subscriber.sid]
         if not self._viewers:
             self.empty.set()
         self._turnover.ended(len(self._viewers))
@@ -162,9 +168,12 @@ class Viewers:
                 subscriber.end("token_expired", closed("token_expired", "the token has expired"))
         await self._demand()
 
-    def revoke(self) -> None:
-        """A revocation came in: end what it concerns."""
-        for subscriber, viewer in self._viewers.items():
+    def revoke(self, key: str) -> None:
+        """Entry `key` came into the bucket of revocations: end what it concerns. A session that was deleted concerns
+        those who watch it, of whom there are few; a token or an API key may be anybody's."""
+        kind, _, name = key.partition(".")
+        for subscriber in self._of(name) if kind == "sid" else list(self._viewers):
+            viewer = self._viewers[subscriber]
             if self._access.revocations.revoked(viewer.principal._replace(sid=subscriber.sid).claims()):
                 subscriber.end("token_revoked", closed("token_revoked", "this credential has been revoked"))
 
@@ -188,7 +197,7 @@ class Viewers:
             subscriber.leave(random.randrange(RECONNECT_SPREAD_MS))
 
     def _of(self, sid: str) -> list[Subscriber]:
-        return [subscriber for subscriber in self._viewers if subscriber.sid == sid]
+        return list(self._by_session.get(sid, ()))
 
     async def _demand(self) -> None:
         """Tell workers whether anybody keeps up. Who attaches just now is nobody who does or does not."""
