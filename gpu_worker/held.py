@@ -41,9 +41,7 @@ ACK_TRIES = 5
 PURGED_DELAY = 0.25  # seconds until a job is offered again whose log was taken away
 BROKEN_DELAY = 5.0  # seconds until a job is offered again that could not be carried out here ...
 BROKEN_DELAY_HIGH = 60.0  # ... and twice as many each time that it is delivered, up to this
-DOUBT = (
-    5.0  # seconds after which a job is taken over although its holder might be alive and not heard: the fence judges
-)
+DOUBT = 5.0  # seconds after which the fence judges, although a holder may live who was not heard
 UNREADABLE_TIMEOUT = 10.0  # seconds that a log which is no chain is read again: a replica may be behind
 
 log = structlog.get_logger("worker")

@@ -119,13 +119,15 @@ def decide(
 def untold(opening: Opening | None, others: Mapping[str, Beat]) -> bool:
     """Whether its writer lives and has not said since then what it holds: the first beat that tells of a job may be on
     its way, or lost with a connection. Both times are the writer's own."""
-    beat = others.get(opening.worker) if opening is not None else None
-    return opening is not None and beat is not None and beat.t <= opening.t
+    if opening is None:
+        return False
+    beat = others.get(opening.worker)
+    return beat is not None and beat.t <= opening.t
 
 
 def _opening(mine: Iterable[Frame]) -> Opening | None:
-    frame = [frame for frame in mine if frame.type in (START, ATTEMPT)][-1:]
-    fields = frame[0].fields() if frame else {}
+    newest = [frame for frame in mine if frame.type in (START, ATTEMPT)][-1:]
+    fields = newest[0].fields() if newest else {}
     worker, t = fields.get("worker"), fields.get("t")
     return Opening(worker, t) if isinstance(worker, str) and isinstance(t, int) else None
 
