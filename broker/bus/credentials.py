@@ -1,8 +1,8 @@
 """Credentials: what is signed, by whom, and whether it is to be believed.
 
-Answers for the tokens that clients hold (JWT, EdDSA), what ingress and node say to each other (HMAC), and revocation.
-It must not know HTTP or the bus: public keys and revocations are handed in as their buckets change (`Verifier.take`,
-`Revocations.take` fit `kv.Watch`'s on_change), private keys are OKOME's affair.
+Answers for the tokens that clients hold (JWT, EdDSA), and what ingress and node say to each other (HMAC); what was
+revoked is in `revocations.py`. It must not know HTTP or the bus: public keys are handed in as their bucket changes
+(`Verifier.take` fits `kv.Watch`'s on_change), private keys are OKOME's affair.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from jwt.algorithms import OKPAlgorithm
 
 from broker.bus import clock
 from broker.bus.errors import CredentialInvalid
-from broker.bus.records import Revocation
 from broker.bus.subjects import random_id
 
 ISSUER = "okome"
@@ -182,42 +181,6 @@ def _text(payload: dict[str, Any], name: str, default: str | None = None) -> str
     if not isinstance(value, str):
         raise TypeError(f"claim {name} is not text")
     return value
-
-
-# -- revocation ---------------------------------------------------------------------------------------------------
-
-
-class Revocations:
-    """The entries of bucket `revoked`, kept by whoever watches it. What has no entry is not revoked.
-
-    No times are compared: the names of sessions, tokens and API keys are never given again, so whatever bears a revoked
-    one is void, also what a clock that runs ahead says was issued later.
-    """
-
-    def __init__(self) -> None:
-        self._entries: dict[str, int] = {}  # -> ms: when it was revoked; only for forgetting it
-
-    def __len__(self) -> int:
-        return len(self._entries)
-
-    def take(self, key: str, value: bytes | None) -> None:
-        """Entry `key` changed or went away."""
-        self._entries.pop(key, None)
-        if value is None:
-            return
-        try:
-            self._entries[key] = msgspec.json.decode(value, type=Revocation).t
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            self._entries[key] = clock.now_ms()  # somebody meant to revoke: believe the key
-        oldest = clock.now_ms() - REVOKED_FOR * 1000
-        while self._entries and self._entries[first := next(iter(self._entries))] < oldest:
-            del self._entries[first]  # the bucket forgets without saying so
-
-    def revoked(self, claims: Claims) -> bool:
-        """Whether this token, its session or the API key behind it was revoked."""
-        names = (f"jti.{claims.jti}", f"sid.{claims.sid}", f"key.{claims.subject}")
-        oldest = clock.now_ms() - REVOKED_FOR * 1000
-        return any(self._entries.get(name, 0) > oldest for name in names)
 
 
 # -- what ingress and node say to each other ------------------------------------------------------------------------

@@ -19,7 +19,6 @@ from broker.bus.credentials import (
     RELAY_HEADER,
     SESSION_COOKIE,
     Claims,
-    Revocations,
     Verifier,
     digest,
     internal_key,
@@ -30,6 +29,7 @@ from broker.bus.errors import CredentialInvalid, Refusal
 from broker.bus.health import Scope
 from broker.bus.records import ApiKey
 from broker.bus.records import decode as decode_record
+from broker.bus.revocations import Revocations
 from broker.bus.subjects import is_session_id
 
 RELAY_MAX_AGE = 30.0

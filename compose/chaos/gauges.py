@@ -23,8 +23,8 @@ from compose.chaos.whole import Process
 
 RSS = "rss_bytes"
 LIVE = "live_bytes"
-"""Of a NATS server: what its last collection of garbage left, which is half of the heap at which the next one begins.
-Its `rss_bytes` goes up and down between the two."""
+"""Of a NATS server: what a collection of its garbage leaves, which is asked for. Its `rss_bytes` is what it has taken
+from the kernel, and goes up and down with what nobody has collected yet."""
 FDS = "fds"
 TASKS = "okome_tasks"
 CONSUMERS = "consumers"
@@ -47,6 +47,9 @@ async def read(system: System | Running) -> Reading:
     async def ask(process: Process) -> None:
         with contextlib.suppress(OSError, EOFError, ValueError):
             found[process.id].update(await _told(process, system.api_key))
+        if profile := system.profiles.get(process.id):
+            with contextlib.suppress(OSError, EOFError, ValueError):
+                found[process.id][LIVE] = await _live(profile)
 
     async with asyncio.TaskGroup() as tasks:
         for process in system.processes():
@@ -90,9 +93,7 @@ def _of_kernel(pid: int) -> dict[str, float]:
 async def _told(process: Process, api_key: str) -> dict[str, float]:
     if process.role == "nats":
         told = (await call(process.url, "GET", "/varz", api_key)).json()
-        memory = (await call(process.url, "GET", "/debug/vars", api_key)).json()["memstats"]
-        counted = {name: float(told[name]) for name in ("connections", "subscriptions")}
-        return {LIVE: memory["NextGC"] / 2, **counted}
+        return {name: float(told[name]) for name in ("connections", "subscriptions")}
     answer = await call(process.url, "GET", "/metrics", api_key)
     return {
         _name(sample.name, sample.labels): sample.value
@@ -100,6 +101,14 @@ async def _told(process: Process, api_key: str) -> dict[str, float]:
         if family.type == "gauge" and family.name.startswith("okome_") and not family.name.endswith("_created")
         for sample in family.samples
     }
+
+
+async def _live(profile: str) -> float:
+    """Collected twice: the first one may have begun before what is garbage now was."""
+    for _ in range(2):
+        answer = await call(profile, "GET", "/debug/pprof/heap?debug=1&gc=1", "")
+    _, _, rest = answer.body.decode().partition("# HeapAlloc = ")
+    return float(rest.split("\n", 1)[0])
 
 
 def _name(name: str, labels: Mapping[str, str]) -> str:

@@ -39,6 +39,7 @@ class Running:
         self.ready_file = ready_file
         self.links: dict[str, Link] = {}
         self.taps: dict[str, NatsTap] = {}
+        self.profiles: dict[str, str] = {}
         self._told: dict[str, Any] = {}
         self._bus: Bus | None = None
         self._decoy = Decoy()

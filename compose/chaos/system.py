@@ -49,6 +49,8 @@ class System:
         """`<part>.http` before a node, `<part>.nats` between a role and NATS, `<from>><to>` between NATS servers."""
         self.taps: dict[str, NatsTap] = {}
         """Of the links between a role and NATS, by the link's name."""
+        self.profiles: dict[str, str] = {}
+        """Where a NATS server tells what it holds in memory, by its id."""
         self.data: Path = directory
         self._directory = directory
         self._stack = AsyncExitStack()
@@ -155,7 +157,7 @@ class System:
         environment = {**os.environ, **self.world.environment}
         planned = plan.make(options, data, ports, self.api_key, environment)
         self.url, self.nats_url, self.redis_url = planned.url, planned.nats_url, planned.redis_url
-        stages = [[await self._linked(part) for part in stage] for stage in planned.stages]
+        stages = [[await self._linked(self._profiled(part, ports)) for part in stage] for stage in planned.stages]
         probe = Probe()
         self._stack.push_async_callback(probe.close)
         self._supervisor = Supervisor(
@@ -170,6 +172,14 @@ class System:
 
     def _changed(self, keeper: Keeper) -> None:
         self._moved.set()
+
+    def _profiled(self, part: Part, ports: Ports) -> Part:
+        """A NATS server that may be asked for its heap."""
+        if part.role != "nats":
+            return part
+        port = ports.free()
+        self.profiles[part.id] = f"http://{LOOPBACK}:{port}"
+        return dataclasses.replace(part, argv=(*part.argv, "--profile", str(port)))
 
     async def _linked(self, part: Part) -> Part:
         """The part with links where its world wants them."""

@@ -14,12 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jwt.algorithms import OKPAlgorithm
 
-from broker.bus import credentials
 from broker.bus.clock import now_ms
 from broker.bus.credentials import (
     LEEWAY,
     Claims,
-    Revocations,
     SigningKey,
     Verifier,
     digest,
@@ -30,7 +28,6 @@ from broker.bus.credentials import (
     unseal,
 )
 from broker.bus.errors import CredentialInvalid
-from broker.bus.records import Revocation, encode
 from tests.fixtures.clock import clock_off
 
 KEY = SigningKey.generate()
@@ -190,48 +187,6 @@ def test_the_published_key_holds_no_secret() -> None:
     check.take(KEY.kid, json.dumps(KEY.private).encode())  # published by mistake: better refused than relied on
     refused("unauthenticated", session_token(), check)
     assert isinstance(OKPAlgorithm.from_jwk(KEY.private), Ed25519PrivateKey)
-
-
-def claims(**changes: Any) -> Claims:
-    base = {"tenant": "acme", "subject": "k1", "sid": "s", "scope": "read", "policy": "finish", "jti": "j"}
-    return Claims(**{**base, "expires_at": int(time.time()) + 60, "issued_at": int(time.time()), **changes})
-
-
-@pytest.mark.parametrize("key", ["jti.j", "sid.s", "key.k1"])
-def test_a_revoked_token_session_or_key_voids_what_bears_its_name_whatever_any_clock_says(key: str) -> None:
-    """The replica that signed a token may be ahead of the one that revokes it: the token looks younger, and is void."""
-    revocations = Revocations()
-    with clock_off(-240):
-        revocations.take(key, encode(Revocation(now_ms(), "deleted")))
-    for issued in (-3600, 0, 300, 3600):
-        assert revocations.revoked(claims(issued_at=int(time.time()) + issued))
-    with clock_off(540):
-        assert revocations.revoked(claims())
-    assert not revocations.revoked(claims(jti="other", sid="other", subject="other"))
-    revocations.take(key, None)
-    assert not revocations.revoked(claims())
-
-
-def test_a_revocation_that_cannot_be_read_still_revokes() -> None:
-    revocations = Revocations()
-    revocations.take("sid.s", b"\xff")
-    assert revocations.revoked(claims())
-
-
-def test_revocations_older_than_any_token_are_forgotten() -> None:
-    revocations = Revocations()
-    for index in range(50):
-        revocations.take(f"sid.{index}", encode(Revocation(now_ms() - credentials.REVOKED_FOR * 1000 - 1, "old")))
-    revocations.take("sid.s", encode(Revocation(now_ms(), "new")))
-    assert len(revocations) == 1
-
-
-def test_a_name_that_the_bucket_has_forgotten_counts_again() -> None:
-    revocations = Revocations()
-    revocations.take("key.k1", encode(Revocation(now_ms(), "revoked")))
-    assert revocations.revoked(claims())
-    with clock_off(credentials.REVOKED_FOR + 60):
-        assert not revocations.revoked(claims())
 
 
 def test_what_was_sealed_is_unsealed_by_the_same_key_for_the_same_purpose_only() -> None:
