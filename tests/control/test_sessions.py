@@ -9,12 +9,13 @@ import msgspec
 import pytest
 
 from broker.bus import operations as ops
-from broker.bus.credentials import Revocations, Verifier
+from broker.bus.credentials import Verifier
 from broker.bus.errors import Refusal
 from broker.bus.kv import Bucket
 from broker.bus.log import last
 from broker.bus.nats import Bus, Msg
 from broker.bus.records import Session
+from broker.bus.revocations import Revocations
 from broker.bus.subjects import is_session_id, log_stream
 from control.app import Okome
 from tests.control.okome import (
