@@ -262,11 +262,10 @@ async def test_a_worker_that_cannot_hear_naks_nobody(bed: Bed) -> None:
     pulse = Pulse(bus, "w2", lambda: Beat("w2", "two", now_ms(), {"m": Load(1, 0, 0, 0)}, {}))
     await pulse.start()
     try:
-        await bed.bus.publish(
-            beat_subject("w1"), encode(Beat("w1", "one", now_ms(), {"m": Load(1, 1, 0, 0)}, {"g": "held.by.w1"}))
-        )
+        beat = Beat("w1", "one", now_ms(), {"m": Load(1, 1, 0, 0)}, {"g": "held.by.w1"})
         async with asyncio.timeout(DEADLINE):
-            while "w1" not in pulse.others():  # noqa: ASYNC110 - no event tells it
+            while "w1" not in pulse.others():  # the server may not have read yet that somebody listens
+                await bed.bus.publish(beat_subject("w1"), encode(beat))
                 await asyncio.sleep(0.01)
         silent_at = loop.time()
         beats = 0
