@@ -44,7 +44,6 @@ class StreamInfo(NamedTuple):
     created: str
     leader: str
     now: str = ""  # the time at the server that answered, as in `Stored.time`
-    cluster: str = ""  # its name; "" where the server is alone
 
 
 class _Error(msgspec.Struct):
@@ -217,7 +216,7 @@ async def read_all(bus: Bus, stream: str, subject: str, after: int = 0, *, limit
 async def stream_info(bus: Bus, stream: str, *, timeout: float = 2.0) -> StreamInfo:
     """Read at the leader; raises StoreRejected(10059) where there is no such stream."""
     answer = await bus.api(f"STREAM.INFO.{stream}", timeout=timeout)
-    config, state, cluster = answer["config"], answer["state"], answer.get("cluster") or {}
+    config, state = answer["config"], answer["state"]
     return StreamInfo(
         incarnation=(config.get("metadata") or {}).get("incarnation", ""),
         first_seq=state["first_seq"],
@@ -226,9 +225,8 @@ async def stream_info(bus: Bus, stream: str, *, timeout: float = 2.0) -> StreamI
         bytes=state["bytes"],
         max_bytes=config.get("max_bytes", -1),
         created=answer.get("created", ""),
-        leader=cluster.get("leader", ""),
+        leader=(answer.get("cluster") or {}).get("leader", ""),
         now=answer.get("ts", ""),
-        cluster=cluster.get("name", ""),
     )
 
 

@@ -27,7 +27,6 @@ from broker.node.settings import NodeSettings
 log = structlog.get_logger("node")
 
 HEARTBEAT = 0.05  # a viewer waits while a consumer's silence is not believed (docs/decisions/heartbeats.md)
-LONE_HEARTBEAT = 0.25  # a server without others takes the connection with it when it dies, and that is no silence
 CHECK_INTERVAL = 1.0
 LAG_TIMEOUT = 2.0  # the leader is ahead, or silent, for so long: another NATS server
 PROOF_RETRY = 0.05
@@ -158,7 +157,7 @@ class Tail:
             self._receive,
             after=after,
             credit=self._settings.tail_credit,
-            heartbeat=HEARTBEAT if info.cluster else LONE_HEARTBEAT,
+            heartbeat=HEARTBEAT,
             headers=False,  # every frame has the fence it was stored under
         )
         await self._follow.start()

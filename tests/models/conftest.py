@@ -17,7 +17,7 @@ from broker.node.log_reader import LogReader
 @pytest.fixture(autouse=True)
 def quiet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What fails is logged by the code that survives it; a tail's heartbeats are as rare as others'."""
-    monkeypatch.setattr(tail, "LONE_HEARTBEAT", pull.HEARTBEAT)
+    monkeypatch.setattr(tail, "HEARTBEAT", pull.HEARTBEAT)
     monkeypatch.setattr(LogReader, "page_size", 4)
     monkeypatch.setattr(clock, "time", SimpleNamespace(time_ns=_virtual_ns))
     before = structlog.get_config()

@@ -150,21 +150,6 @@ async def test_the_leaders_word_on_a_stream(bus: Bus) -> None:
     assert info.created == empty.created
 
 
-async def test_a_server_that_is_alone_is_known_from_one_of_several(
-    local_bus: Bus, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    stream = await make_stream(local_bus)
-    assert (await log.stream_info(local_bus, stream)).cluster == ""
-    told = await local_bus.api(f"STREAM.INFO.{stream}")
-
-    async def of_several(bus: Bus, verb: str, *rest: object, **more: object) -> dict[str, object]:
-        return {**told, "cluster": {"name": "okome", "raft_group": "S-R3F-x", "leader": "nats-2", "replicas": []}}
-
-    monkeypatch.setattr(Bus, "api", of_several)
-    info = await log.stream_info(local_bus, stream)
-    assert (info.cluster, info.leader) == ("okome", "nats-2")
-
-
 def answer(data: bytes = b"", status: str = "", **error: object) -> Heard:
     """An answer as the wire hands it over."""
     body = data or json.dumps({"error": error, "stream": "S", "seq": 0}).encode()
