@@ -239,11 +239,13 @@ async def test_three_deaths_without_a_token_end_in_attempts_exhausted(bed: Bed) 
         await bed.no_jobs_left()
 
 
-async def test_a_full_log_ends_the_generation_in_log_full(fresh_nats: NatsServer) -> None:
+@pytest.mark.parametrize("said", [{"tokens": 50_000, "rate": 0}, {"tokens": 1_000_000, "rate": 2000}])
+async def test_a_full_log_ends_the_generation_in_log_full(fresh_nats: NatsServer, said: dict[str, int]) -> None:
+    """And the decoding: nobody waits for the end of what would take minutes."""
     bed = Bed(fresh_nats.url, await Bus.connect(fresh_nats.url, "bed"))
     await bed.make(max_bytes=60_000)
     async with bed.worker("w1"):
-        await bed.ask("g1", {"tokens": 50_000, "rate": 0, "seed": 5})
+        await bed.ask("g1", {**said, "seed": 5})
         end = await bed.ended("g1")
         assert end.type == FAILED
         assert end.fields()["code"] == "log_full"

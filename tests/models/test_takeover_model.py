@@ -18,8 +18,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from broker.bus import log as jetstream
 from broker.bus.frames import Frame
 from broker.bus.nats import Bus
-from broker.bus.observer import SILENCE
-from gpu_worker import answer, takeover
+from broker.bus.observer import SILENCE, Observer
+from gpu_worker import answer, pulse, takeover
 from gpu_worker.engines import Prefix
 from gpu_worker.held import Held
 from gpu_worker.outbox import Outbox, State
@@ -242,6 +242,21 @@ def test_an_answer_is_told_once_and_ends_once_whoever_writes_it() -> None:
     plays(Takeover, examples=110)
 
 
+ONE_WRITER = ({"g1": "done"}, 0)
+
+
+def holder(fleet: FleetModel) -> WorkerModel:
+    return next(worker for worker in fleet.workers if worker.worker and worker.worker.held)
+
+
+def written(fleet: FleetModel, within: float) -> tuple[dict[str, str], int]:
+    """How the answers of the first session have ended after so many seconds, and how many attempts took over."""
+    fleet.clock.advance(within)
+    fleet.close()
+    judge = fleet.judges[SIDS[0]]
+    return judge.ended, judge.attempts
+
+
 @pytest.mark.parametrize("after", [None, 0.0, 0.001, 0.01, 0.05, 0.3])
 @pytest.mark.parametrize("latency", [0.0, 0.002])
 def test_a_job_that_comes_to_two_workers_is_written_by_one(after: float | None, latency: float) -> None:
@@ -258,38 +273,42 @@ def test_a_job_that_comes_to_two_workers_is_written_by_one(after: float | None, 
         for queue in fleet.queues:
             queue.redeliver_all(fleet.clock.now)
         fleet.nats.pump("JOBS")
-    fleet.clock.advance(3.0)
-    judge = fleet.judges[SIDS[0]]
-    assert (judge.ended, judge.attempts) == ({"g1": "done"}, 0)
-    fleet.close()
+    assert written(fleet, 3.0) == ONE_WRITER
 
 
-@pytest.mark.parametrize("away", [0.02, 0.1, 0.3])
-@pytest.mark.parametrize("broken_after", [0.012, 0.02, 0.025])
-def test_a_job_whose_first_beat_was_lost_with_a_connection_stays_with_its_holder(
-    away: float, broken_after: float
-) -> None:
-    """Its copy comes to another, who reads that somebody began, and has heard beats of him that do not name it."""
+def first_beat_lost(broken_after: float, away: float) -> FleetModel:
+    """With its connection; a copy of the job comes to another, who reads that somebody began, and has heard beats of
+    him that do not name it."""
     fleet = FleetModel()
     fleet.nats.latency = lambda: 0.002
     fleet.workers += [WorkerModel(fleet.nats, name) for name in ("w1", "w2", "w3")]
     fleet.clock.advance(3.1)
     fleet.ask(SIDS[0])
     fleet.clock.advance(broken_after)
-    holder = next(worker for worker in fleet.workers if worker.worker and worker.worker.held)
-    holder.client.cut()
+    client = holder(fleet).client
+    client.cut()
     fleet.queue(SIDS[0], "@copy")
     fleet.clock.advance(away)
-    holder.client.join()
-    fleet.clock.advance(4.0)
-    judge = fleet.judges[SIDS[0]]
-    assert (judge.ended, judge.attempts) == ({"g1": "done"}, 0)
-    fleet.close()
+    client.join()
+    return fleet
 
 
-@pytest.mark.parametrize("phase", [0.0, 0.1, 0.2])
-@pytest.mark.parametrize("stall", [1.0, 1.1, 1.2])
-def test_a_server_that_stood_still_makes_nobody_dead_whose_beats_it_reads_late(stall: float, phase: float) -> None:
+@pytest.mark.parametrize("away", [0.02, 0.1, 0.3])
+@pytest.mark.parametrize("broken_after", [0.012, 0.02, 0.025])
+def test_a_job_whose_first_beat_was_lost_with_a_connection_stays_with_its_holder(
+    broken_after: float, away: float
+) -> None:
+    assert written(first_beat_lost(broken_after, away), 4.0) == ONE_WRITER
+
+
+def test_a_writer_who_has_not_told_would_be_taken_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That case without the rule."""
+    monkeypatch.setattr(pulse, "untold", lambda opening, others: False)
+    assert written(first_beat_lost(0.02, 0.1), 4.0) != ONE_WRITER
+
+
+def stood_still(seconds: float, phase: float) -> FleetModel:
+    """The server, which then reads the holder's connection last."""
     fleet = FleetModel()
     fleet.nats.latency = lambda: 0.002
     for name in ("w1", "w2"):
@@ -298,12 +317,20 @@ def test_a_server_that_stood_still_makes_nobody_dead_whose_beats_it_reads_late(s
     fleet.clock.advance(3.0)
     fleet.ask(SIDS[0])
     fleet.clock.advance(0.1 + phase)
-    holder = next(worker for worker in fleet.workers if worker.worker and worker.worker.held)
-    fleet.nats.stand_still(stall, holder.client, by=0.2)
-    fleet.clock.advance(6.0)
-    judge = fleet.judges[SIDS[0]]
-    assert (judge.ended, judge.attempts) == ({"g1": "done"}, 0)
-    fleet.close()
+    fleet.nats.stand_still(seconds, holder(fleet).client, by=0.2)
+    return fleet
+
+
+@pytest.mark.parametrize("phase", [0.0, 0.1, 0.2])
+@pytest.mark.parametrize("seconds", [1.0, 1.1, 1.2])
+def test_a_server_that_stood_still_makes_nobody_dead_whose_beats_it_reads_late(seconds: float, phase: float) -> None:
+    assert written(stood_still(seconds, phase), 6.0) == ONE_WRITER
+
+
+def test_an_echo_that_took_long_would_make_the_living_dead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of those cases without the rule."""
+    monkeypatch.setattr(Observer, "on_echo", lambda observer, now: None)
+    assert written(stood_still(1.1, 0.1), 6.0) != ONE_WRITER
 
 
 @pytest.mark.parametrize("fails_after", [0.2, 0.4, 0.7])
@@ -319,10 +346,7 @@ def test_an_engine_that_fails_while_the_log_is_full_begins_nothing_anew(fails_af
     fleet.workers[0].engine.fails = 1
     fleet.clock.advance(0.3)
     fleet.log.full = False
-    fleet.clock.advance(5.0)
-    judge = fleet.judges[SIDS[0]]
-    assert (judge.ended, judge.attempts) == ({"g1": "failed"}, 0)
-    fleet.close()
+    assert written(fleet, 5.0) == ({"g1": "failed"}, 0)
 
 
 # -- the rules, taken out one by one -----------------------------------------------------------------------------------
