@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from ingress.headers import ADMISSION, value
 from ingress.membership import Member, Nodes
-from ingress.upstream import Head, NodeConnection, NodeLost
+from ingress.upstream import Connection, Head, NodeLost
 
 PAUSE = 0.05
 """Seconds before the same nodes are tried again, when all have failed."""
@@ -28,7 +28,7 @@ class Leg:
     """One response of one node, its head read, its body not yet taken."""
 
     member: Member
-    connection: NodeConnection
+    connection: Connection
     head: Head
 
     @property
@@ -49,12 +49,14 @@ async def reach(
     timeout: float,
     repeatable: bool,
     bodiless: bool = False,
+    shared: bool = False,
     excluding: set[str] | None = None,
 ) -> Leg:
     """The first leg that a node gives; raises NoNode at `deadline` (loop time), Undecided.
 
     `timeout` seconds are given to each node until its response begins. `excluding` are nodes not to be asked at first;
-    it is written to. `payload` makes the request anew for each node.
+    it is written to. `payload` makes the request anew for each node. `shared`: on the
+    connection that all streams to a node share; it must be a GET.
     """
     loop = asyncio.get_running_loop()
     tried = excluding if excluding is not None else set()
@@ -70,7 +72,7 @@ async def reach(
             continue
         reused = False
         try:
-            connection = await nodes.connect(member, fresh=fresh)
+            connection = await (nodes.stream if shared else nodes.connect)(member, fresh=fresh)
             reused = connection.used
             head = await connection.ask(payload(member), timeout, bodiless=bodiless)
             return Leg(member, connection, head)
@@ -88,7 +90,7 @@ async def reach(
                 raise NoNode("no stream node answers in time") from late
 
 
-async def read_problem(connection: NodeConnection, timeout: float) -> bytes:
+async def read_problem(connection: Connection, timeout: float) -> bytes:
     """The body of an error answer, at most MAX_PROBLEM bytes; b"" where it does not come."""
     whole: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     parts: list[bytes] = []

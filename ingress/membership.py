@@ -16,9 +16,10 @@ from broker.bus.subjects import partition_name, random_id
 from ingress.headers import CLOCK, Field, value
 from ingress.judgement import Health, Span, cut_off, judge
 from ingress.metrics import Metrics
+from ingress.mux import NodeMux, NoMux
 from ingress.placement import Placement
 from ingress.settings import IngressSettings
-from ingress.upstream import NodeConnection, NodeLost
+from ingress.upstream import Connection, NodeConnection, NodeLost
 
 log = structlog.get_logger("ingress.nodes")
 
@@ -27,6 +28,7 @@ LATE = 0.2  # a tick that comes later than this says that we were stopped oursel
 FORGET_AFTER = 12.0  # the bucket keeps a node for 10 s
 DOWN_CHECK_TIMEOUT = 5.0
 IDLE_CONNECTIONS = 64
+MUX_AGAIN = 5.0  # after a node said no to many streams on one connection: until then each has its own
 
 
 def clock_ahead(fields: list[Field], now: int) -> int:
@@ -58,7 +60,10 @@ class Member:
         self.refused = False
         self.well: Span | None = None  # its first "ready" in a row, and when it was asked for the last one
         self.deaf_since: float | None = None  # the first of its answers in a row that it does not hear NATS
-        self.open: set[NodeConnection] = set()
+        self.open: set[Connection] = set()
+        self.mux: NodeMux | None = None
+        self.joining: asyncio.Task[NodeMux | NodeLost | None] | None = None
+        self.mux_again = 0.0  # loop time before which it is not asked for one
         self.idle: list[NodeConnection] = []
         self.closers: set[Callable[[], None]] = set()  # of connections that are not NodeConnections (WebSocket)
         self.streams: set[Callable[[], None]] = set()  # moves one away that is served here
@@ -76,11 +81,18 @@ class Member:
 
 
 class Nodes:
-    """All members. `start` and `close` bracket its life; `update` is fed by the watch of KV `nodes`."""
+    """All members. `start` and `close` bracket its life; `update` is fed by the watch of KV `nodes`.
 
-    def __init__(self, settings: IngressSettings, metrics: Metrics) -> None:
+    `greeting` makes the fields by which a node knows this ingress, for a clock so many ms ahead; without any there is
+    no connection that streams share.
+    """
+
+    def __init__(
+        self, settings: IngressSettings, metrics: Metrics, greeting: Callable[[int], list[Field]] = lambda _: []
+    ) -> None:
         self._settings = settings
         self._metrics = metrics
+        self._greeting = greeting
         self._partitions = [partition_name(index) for index in range(settings.partitions)]
         self._members: dict[str, Member] = {}
         self._placement = Placement(self._partitions, (), ())
@@ -99,6 +111,7 @@ class Nodes:
         for member in self._members.values():
             for connection in list(member.open):
                 connection.abort()
+            self._part(member)
         self._members.clear()
 
     # -- what KV says ------------------------------------------------------------------------------------------------
@@ -129,6 +142,7 @@ class Nodes:
         if member.check is not None:
             member.check.cancel()
         self._drop(member)
+        self._part(member)
         log.info("node.forgotten", node=member.id)
 
     # -- choosing ----------------------------------------------------------------------------------------------------
@@ -162,6 +176,54 @@ class Nodes:
 
     # -- connections -------------------------------------------------------------------------------------------------
 
+    async def stream(self, member: Member, *, fresh: bool = False) -> Connection:
+        """For one stream: on the connection that all of them share, where the node has such, else one of its own.
+
+        Raises NodeLost.
+        """
+        mux = member.mux
+        if mux is None or mux.lost:
+            fields = self._greeting(member.clock_ahead)
+            if not fields or self._loop.time() < member.mux_again:
+                return await self.connect(member, fresh=fresh)
+            if member.joining is None or member.joining.done():
+                member.joining = asyncio.create_task(self._join(member, fields), name=f"mux-{member.id}")
+            found = await asyncio.shield(member.joining)  # who gives up waiting does so for himself
+            if found is None:
+                return await self.connect(member, fresh=fresh)
+            if isinstance(found, NodeLost):
+                raise found
+            mux = found
+        stream = mux.stream()
+        member.open.add(stream)
+        return stream
+
+    async def _join(self, member: Member, fields: list[Field]) -> NodeMux | NodeLost | None:
+        """A connection for many streams; None where the node has none for us."""
+        mux = NodeMux(member, self._settings.down_after, member.open.discard)
+        try:
+            await mux.connect(fields, self._settings.connect_timeout)
+        except NoMux as refused:
+            log.info("node.mux_refused", node=member.id, why=str(refused))
+            member.mux_again = self._loop.time() + MUX_AGAIN
+            return None
+        except NodeLost as lost:
+            return lost
+        except ConnectionRefusedError:
+            self._refused(member)
+            return NodeLost("refused", refused=True, unsent=True)
+        except (OSError, TimeoutError) as error:
+            return NodeLost(f"cannot connect: {error or type(error).__name__}", unsent=True)
+        member.mux = mux
+        return mux
+
+    def _part(self, member: Member) -> None:
+        """Without telling anybody."""
+        if member.joining is not None:
+            member.joining.cancel()
+        if member.mux is not None:
+            member.mux.close()
+
     async def connect(self, member: Member, *, fresh: bool = False) -> NodeConnection:
         """A connection to the node: one that is idle, unless `fresh`; raises NodeLost."""
         while member.idle and not fresh:
@@ -183,9 +245,14 @@ class Nodes:
             member.open.add(made)
         return made
 
-    def release(self, member: Member, connection: NodeConnection) -> None:
+    def release(self, member: Member, connection: Connection) -> None:
         """Give a connection back after a whole response; anything else is broken off."""
-        if connection.reusable and not connection.lost and len(member.idle) < IDLE_CONNECTIONS:
+        if (
+            isinstance(connection, NodeConnection)
+            and connection.reusable
+            and not connection.lost
+            and len(member.idle) < IDLE_CONNECTIONS
+        ):
             member.idle.append(connection)
         else:
             connection.abort()
@@ -249,7 +316,12 @@ class Nodes:
         while True:
             await asyncio.sleep(TICK)
             now = self._loop.time()
-            if now - before > TICK + LATE:
+            late = now - before > TICK + LATE
+            shared = [member.mux for member in self._members.values() if member.mux is not None]
+            for mux in shared:
+                mux.look(now, late=late)
+            self._metrics.shared.set(sum(not mux.lost for mux in shared))
+            if late:
                 for member in self._members.values():
                     member.heard_at = max(member.heard_at, now - self._settings.suspect_after / 2)
             self._metrics.loop_lag.observe(max(0.0, now - before - TICK))

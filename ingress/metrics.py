@@ -21,6 +21,11 @@ class Metrics:
             "okome_ingress_stream_ends_total", "Streams that ended", ["transport", "reason"], registry=registry
         )
         self.legs = Counter("okome_ingress_legs_total", "Legs opened to nodes", ["transport"], registry=registry)
+        self.shared = Gauge(
+            "okome_ingress_node_connections_shared",
+            "Connections to nodes that carry many streams each",
+            registry=registry,
+        )
         self.splices = Counter(
             "okome_ingress_splices_total",
             "Streams continued on another leg",

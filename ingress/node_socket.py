@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import Callable
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from websockets.client import ClientProtocol
 from websockets.frames import Frame, Opcode
@@ -16,9 +16,11 @@ from websockets.typing import Subprotocol
 from websockets.uri import parse_uri
 
 from ingress.headers import Field
-from ingress.membership import Member
 from ingress.sse_leg import MAX_EVENT
 from ingress.upstream import RECEIVE_BUFFER, Head, NodeLost
+
+if TYPE_CHECKING:
+    from ingress.membership import Member
 
 ABNORMAL = 1006
 

@@ -37,7 +37,7 @@ async def serve(settings: IngressSettings, stop: asyncio.Event) -> None:
     metrics = Metrics()
     health = Health("ingress", ingress)
     trust = Trust(ingress)
-    nodes = Nodes(settings, metrics)
+    nodes = Nodes(settings, metrics, trust.greeting if settings.multiplex else lambda _: [])
     bus = await Bus.connect(
         settings.nats_url, ingress, user=settings.nats_user, password=settings.nats_password.get_secret_value()
     )

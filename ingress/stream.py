@@ -176,6 +176,7 @@ class EventStream:
                     deadline=deadline,
                     timeout=max(0.05, deadline - self._loop.time()),
                     repeatable=request.repeatable,
+                    shared=request.method == "GET" and not request.body,
                     excluding=tried,
                 )
             except Undecided as error:

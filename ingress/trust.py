@@ -31,13 +31,14 @@ class Trust:
 
         `clock_ahead`: ms that the node's clock is ahead of ours. The word is dated by the clock that will judge it.
         """
+        return self._said({"proto": request.proto, "loopback": request.loopback, "ip": request.ip}, clock_ahead)
+
+    def greeting(self, clock_ahead: int) -> list[Field]:
+        """The same for a connection of the ingress's own, which is for nobody's request yet."""
+        return self._said({"proto": "http", "loopback": False, "ip": ""}, clock_ahead)
+
+    def _said(self, what: dict[str, Any], clock_ahead: int) -> list[Field]:
         if not self._key:
             return []
-        said: dict[str, Any] = {
-            "ingress": self._ingress,
-            "proto": request.proto,
-            "loopback": request.loopback,
-            "ip": request.ip,
-            "t": now_ms() + clock_ahead,
-        }
+        said = {"ingress": self._ingress, **what, "t": now_ms() + clock_ahead}
         return [(RELAY, credentials.seal(self._key, said, purpose=credentials.RELAY).encode())]

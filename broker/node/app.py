@@ -12,6 +12,7 @@ import structlog
 from fastapi import FastAPI, Response
 from starlette.requests import ClientDisconnect
 
+from broker.bus import mux
 from broker.bus.clock import now_ms
 from broker.bus.credentials import ADMISSION_HEADER, CLOCK_HEADER
 from broker.bus.errors import BusError, CredentialInvalid, Refusal
@@ -21,6 +22,7 @@ from broker.node.access import Access, Caller, Principal, check_opens, check_ses
 from broker.node.api import as_refusal, refuse, request_id, set_session_cookie
 from broker.node.cors import Cors
 from broker.node.events import closed
+from broker.node.mux import Mux, protocol_under
 from broker.node.operations import Operations
 from broker.node.page import Page
 from broker.node.pipe import Pipe, pipe_under
@@ -66,6 +68,9 @@ class App:
             # Keys and revocations are not known yet: any other answer could be a wrong "no" that a client believes.
             await self._put_off(scope, receive, send, caller, Refusal("unavailable", starting, retry_after=1))
             return
+        if scope["type"] == "websocket" and path == mux.PATH:
+            await self._streams(scope, caller, receive, send)
+            return
         if scope["type"] == "websocket":
             if stream is None or stream[2] != "ws":
                 await send({"type": "websocket.close", "code": 4404})  # before accept: the upgrade is answered with 403
@@ -87,6 +92,15 @@ class App:
             await self._events(stream[1], caller, scope, receive, send, pipe)
         else:
             await self._call_api(caller, scope, receive, send)
+
+    async def _streams(self, scope: Scope, caller: Caller, receive: Receive, send: Send) -> None:
+        """All streams of one ingress. It is refused to anybody else, who may ask for each as everybody does."""
+        await receive()
+        protocol = protocol_under(send)
+        if protocol is None or self._access.relay(caller) is None:
+            await send({"type": "websocket.close", "code": 4403})  # before accept: the upgrade is answered with 403
+            return
+        await Mux(self, scope, protocol).run(receive, send)
 
     async def _put_off(self, scope: Scope, receive: Receive, send: Send, caller: Caller, refusal: Refusal) -> None:
         if scope["type"] == "websocket":

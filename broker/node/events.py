@@ -57,3 +57,8 @@ def closed(code: str, message: str, retry_after: float | None = None) -> Event:
     if retry_after is not None:
         data["retry_after_ms"] = int(retry_after * 1000)
     return make("closed", data)
+
+
+def body_of(batch: list[Event]) -> bytes:
+    """A batch as server-sent events."""
+    return batch[0].sse if len(batch) == 1 else b"".join([event.sse for event in batch])

@@ -16,7 +16,9 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 
 from broker.bus.health import Send
 from broker.bus.tally import Count
-from broker.node.events import Event
+from broker.node.events import Event, body_of
+from broker.node.mux import MuxStream
+from broker.node.rfc6455 import TEXT, frame
 from broker.node.subscriber import Subscriber
 
 
@@ -58,16 +60,18 @@ class _Socket:
         return it.handshake_complete and it.writable.is_set() and not (it.close_sent or it.transport.is_closing())
 
     def write(self, batch: list[Event]) -> None:
-        self._protocol.transport.write(b"".join([text_frame(event.ws.encode()) for event in batch]))
+        self._protocol.transport.write(b"".join([frame(TEXT, event.ws.encode()) for event in batch]))
 
 
 def pipe_under(send: Send) -> Pipe | None:
-    """None where `send` is not uvicorn's own."""
+    """None where `send` is neither uvicorn's own nor that of one stream of many."""
     match getattr(send, "__self__", None):
         case RequestResponseCycle() as cycle:
             return _Http(cycle)
         case WebSocketsSansIOProtocol() as protocol:
             return _Socket(protocol)
+        case MuxStream() as stream:
+            return stream
         case _:
             return None
 
@@ -91,18 +95,3 @@ class LiveSink:
         self._pipe.write(batch)
         self._subscriber.sent_at = self._time()
         self._count.inc(len(batch))
-
-
-def body_of(batch: list[Event]) -> bytes:
-    """A batch as server-sent events."""
-    return batch[0].sse if len(batch) == 1 else b"".join([event.sse for event in batch])
-
-
-def text_frame(text: bytes) -> bytes:
-    """RFC 6455, section 5.2: one whole text message of a server, which masks nothing."""
-    size = len(text)
-    if size < 126:
-        return b"\x81%c%b" % (size, text)
-    if size < 1 << 16:
-        return b"\x81\x7e%b%b" % (size.to_bytes(2, "big"), text)
-    return b"\x81\x7f%b%b" % (size.to_bytes(8, "big"), text)

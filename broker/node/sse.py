@@ -15,8 +15,8 @@ from broker.bus.errors import BusError
 from broker.bus.frames import json_decode
 from broker.bus.health import Receive, Send
 from broker.node import metrics
-from broker.node.events import HEARTBEAT_SSE, Event
-from broker.node.pipe import LiveSink, Pipe, body_of
+from broker.node.events import HEARTBEAT_SSE, Event, body_of
+from broker.node.pipe import LiveSink, Pipe
 from broker.node.subscriber import Subscriber, log_unavailable
 
 log = structlog.get_logger("node")

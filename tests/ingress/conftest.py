@@ -39,8 +39,8 @@ class Ingress:
         self.registry = CollectorRegistry()
         self.metrics = Metrics(self.registry)
         self.settings = IngressSettings(**{"silence_timeout": 5.0, "leg_timeout": 2.0, **settings})
-        self.nodes = Nodes(self.settings, self.metrics)
         self.trust = Trust("ingress-1")
+        self.nodes = Nodes(self.settings, self.metrics, self.trust.greeting)
         self.key = new_internal_key()
         self.trust.learn("internal", json.dumps({"key": self.key}).encode())
         self.peers = 1
@@ -281,11 +281,17 @@ async def stack(close_clients: None) -> AsyncIterator[AsyncExitStack]:
 
 
 @pytest.fixture
-async def node(stack: AsyncExitStack, log: Log) -> Callable[..., Any]:
+def multiplex() -> bool:
+    """Whether fake nodes serve many streams on one connection."""
+    return False
+
+
+@pytest.fixture
+async def node(stack: AsyncExitStack, log: Log, multiplex: bool) -> Callable[..., Any]:
     """Starts fake nodes over the same log."""
 
     async def start(name: str, **options: Any) -> FakeNode:
-        made = await FakeNode(name, log, **options).start()
+        made = await FakeNode(name, log, **{"multiplex": multiplex, **options}).start()
         stack.push_async_callback(made.stop)
         return made
 

@@ -21,7 +21,9 @@ from websockets.protocol import OPEN
 from websockets.server import ServerProtocol
 from websockets.typing import Subprotocol
 
+from broker.bus import mux
 from broker.bus.records import Node, encode
+from tests.ingress.mux_door import MuxDoor
 
 INCARNATION = "inc0"
 SID = "00sessionsession"
@@ -72,6 +74,7 @@ class FakeNode:
     silent: bool = False  # takes requests and answers nothing, as a frozen process
     cut_after: int = -1
     half: bool = False
+    multiplex: bool = False  # serves many streams on one connection
     refuse_with: str = ""  # `closed` code instead of a stream
     admission: str = "sealed-by-the-node"
     answers: dict[str, Answer] = field(default_factory=dict)  # path -> answer; None: reset the connection
@@ -91,6 +94,7 @@ class FakeNode:
         self.thawed = asyncio.Event()
         self.upgrades = asyncio.Event()  # a request to upgrade is answered when this is set
         self.upgrades.set()
+        self.doors: list[MuxDoor] = []  # every connection for many streams that it was ever asked for
 
     async def start(self) -> FakeNode:
         self._server = await asyncio.start_server(self._accept, "127.0.0.1", self.port)
@@ -119,6 +123,8 @@ class FakeNode:
 
     def freeze(self) -> None:
         self.silent = True
+        for door in self.doors:
+            door.frozen.set()
 
     # -- HTTP ------------------------------------------------------------------------------------------------------
 
@@ -151,6 +157,13 @@ class FakeNode:
             said = b"nats: NATS does not answer\n" if self.deaf else b"ok\n"
             clock = b"" if self.clock is None else b"x-okome-clock: %d\r\n" % self.clock()
             writer.write(b"HTTP/1.1 " + status + b"\r\n" + clock + b"content-length: %d\r\n\r\n" % len(said) + said)
+            return True
+        if path == mux.PATH and self.multiplex:
+            self.doors.append(door := MuxDoor(self.port, reader, writer))
+            await door.serve(target, headers)
+            return False
+        if path == mux.PATH:
+            writer.write(b"HTTP/1.1 403 Forbidden\r\ncontent-length: 0\r\n\r\n")
             return True
         request = Seen(method, target, headers, body)
         self.seen.append(request)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
+
+import pytest
 
 from broker.bus.clock import SKEW, now_ms
 from broker.bus.records import Node
 from ingress.judgement import Health
 from ingress.membership import Member, clock_ahead
-from tests.ingress.conftest import Raw
-from tests.ingress.fake_node import SID
+from tests.ingress.conftest import EventClient, Raw, expected
+from tests.ingress.fake_node import SID, Log
 
 Make = Callable[..., Any]
 
@@ -133,3 +136,49 @@ async def test_a_request_that_waits_for_a_cut_off_node_is_answered_by_another(no
     first.deaf = True
     answer = await raw.answer()
     assert answer.json["node"] != first.id
+
+
+@pytest.mark.parametrize(("multiplex", "connections"), [(True, 1), (False, 0)])
+async def test_streams_share_one_connection_or_have_one_each_where_the_node_has_none_such(
+    node: Make, ingress: Make, log: Log, connections: int
+) -> None:
+    a = await node("node-a")
+    relay = await ingress(a)
+    clients = [await EventClient.open(relay.port) for _ in range(5)]
+    for client in clients:
+        await client.until("caught_up")
+    assert (len(a.doors), a.legs) == (connections, 5)
+    await relay.settled(lambda: relay.count("okome_ingress_node_connections_shared") == connections)
+
+
+async def test_a_shared_connection_that_answers_nothing_is_given_up_for_a_new_one(
+    node: Make, ingress: Make, log: Log
+) -> None:
+    """Something on the way has forgotten it: the node is well, TCP has not noticed, and no stream may wait for it."""
+    a = await node("node-a", multiplex=True)
+    relay = await ingress(a)
+    log.tokens(0, 3)
+    first = await EventClient.open(relay.port)
+    await first.until("caught_up")
+    a.doors[0].frozen.set()
+    second = await EventClient.open(relay.port)
+    await second.until("caught_up")
+    assert len(a.doors) == 2
+    log.tokens(3, 3)
+    for client in (first, second):  # the one that was on the old connection has moved, too
+        await client.tokens(6)
+        assert client.transcript == expected(6)
+
+
+async def test_an_ingress_that_stood_still_does_not_take_that_for_a_nodes_silence(node: Make, ingress: Make) -> None:
+    a = await node("node-a", multiplex=True)
+    relay = await ingress(a)
+    client = await EventClient.open(relay.port)
+    await client.until("caught_up")
+    mux = relay.nodes.members["node-a"].mux
+    a.doors[0].frozen.set()
+    mux.open(mux.stream(), b"")
+    mux.look(asyncio.get_running_loop().time() + 100, late=True)
+    assert not mux.lost
+    mux.look(asyncio.get_running_loop().time() + 200, late=False)
+    assert mux.lost

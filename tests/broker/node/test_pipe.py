@@ -8,16 +8,18 @@ import pytest
 from websockets.frames import Frame, Opcode
 
 from broker.node import pipe
-from broker.node.events import Event
-from broker.node.pipe import body_of, pipe_under, text_frame
+from broker.node.events import Event, body_of
+from broker.node.pipe import pipe_under
+from broker.node.rfc6455 import BINARY, TEXT, frame
 from tests.broker.node.test_ws import Socket, at
 from tests.fixtures.node import RunningNode
 
 
 @pytest.mark.parametrize("size", [0, 1, 125, 126, 127, 65535, 65536, 70000])
-def test_a_text_frame_is_the_one_that_websockets_makes(size: int) -> None:
-    text = b"x" * size
-    assert text_frame(text) == Frame(Opcode.TEXT, text).serialize(mask=False)
+@pytest.mark.parametrize("opcode", [TEXT, BINARY])
+def test_a_frame_is_the_one_that_websockets_makes(opcode: int, size: int) -> None:
+    data = b"x" * size
+    assert frame(opcode, data) == Frame(Opcode(opcode), data).serialize(mask=False)
 
 
 def test_several_events_are_one_body() -> None:

@@ -1,0 +1,103 @@
+"""Many streams on one connection between an ingress and a node: what is said on it. Pure.
+
+A viewer's stream over a connection of its own costs a system call at the node and one at the ingress for every token.
+Here all of them share one WebSocket, `PATH`, and what one turn of the node's loop has for all viewers is one write.
+
+A message is any number of records, each `kind, stream, length` and so many bytes. The ingress numbers its streams from
+1 on, never the same number twice. `OPEN` is the head of a GET as HTTP/1.1 has it; the node says `SEEN` at once, then
+`HEAD` (status line and fields), `DATA`, and `END` where the answer is whole or `BROKEN` where it is not. `CLOSE` is the
+ingress's: nobody wants more of it. Flow control is HTTP/2's: the node may send `WINDOW` bytes of a stream, and as many
+more as `CREDIT` gives, so that who does not read holds up nobody but himself.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from enum import IntEnum
+
+PATH = "/internal/streams"
+WINDOW = 128 * 1024
+"""Bytes of one stream that may be on their way."""
+MAX_STREAM = (1 << 32) - 1
+
+_HEADER = struct.Struct("!BII")
+_CREDIT = struct.Struct("!I")
+
+
+class Kind(IntEnum):
+    OPEN = 1
+    CLOSE = 2
+    CREDIT = 3
+    SEEN = 4
+    HEAD = 5
+    DATA = 6
+    END = 7
+    BROKEN = 8
+
+
+class Malformed(Exception):
+    """What came is no message of records."""
+
+
+def header(kind: int, stream: int, size: int) -> bytes:
+    """What stands before a record's bytes."""
+    return _HEADER.pack(kind, stream, size)
+
+
+def record(kind: Kind, stream: int, data: bytes = b"") -> bytes:
+    return _HEADER.pack(kind, stream, len(data)) + data
+
+
+def credit(stream: int, more: int) -> bytes:
+    """The record that allows `more` bytes."""
+    return record(Kind.CREDIT, stream, _CREDIT.pack(more))
+
+
+def credit_of(data: bytes) -> int:
+    """Raises Malformed."""
+    try:
+        return int(_CREDIT.unpack(data)[0])
+    except struct.error as error:
+        raise Malformed("a credit is four bytes") from error
+
+
+def records(message: bytes) -> Iterator[tuple[int, int, bytes]]:
+    """Kind, stream and bytes of each. Raises Malformed at the first that is none."""
+    place, size = 0, len(message)
+    unpack = _HEADER.unpack_from
+    while place < size:
+        begin = place + 9
+        if begin > size:
+            raise Malformed("a record's header is cut off")
+        kind, stream, length = unpack(message, place)
+        place = begin + length
+        if place > size:
+            raise Malformed("a record is cut off")
+        yield kind, stream, message[begin:place]
+
+
+def head(status: int, fields: list[tuple[bytes, bytes]]) -> bytes:
+    """The bytes of a HEAD."""
+    return b"".join([b"%d\r\n" % status, *[b"%b: %b\r\n" % field for field in fields]])
+
+
+def read_head(data: bytes) -> tuple[int, list[tuple[bytes, bytes]]]:
+    """Status and fields, names in lower case. Raises Malformed."""
+    first, _, rest = data.partition(b"\r\n")
+    if not first.isdigit() or len(first) != 3:
+        raise Malformed("a head begins with its status")
+    return int(first), read_fields(rest)
+
+
+def read_fields(lines: bytes) -> list[tuple[bytes, bytes]]:
+    """Header fields, one a line, names in lower case. Raises Malformed."""
+    fields = []
+    for line in lines.split(b"\r\n"):
+        if not line:
+            continue
+        name, colon, text = line.partition(b":")
+        if not colon or not name:
+            raise Malformed("a header field has a name")
+        fields.append((name.lower(), text.strip()))
+    return fields

@@ -1,0 +1,270 @@
+"""All streams of this ingress at one node, on one connection (`broker/bus/mux.py`).
+
+One read has what the node had for many viewers, where a connection each costs a read each. A stream here is used as a
+connection of its own is (`Connection` in `ingress/upstream.py`): it is asked, its body is taken, it is paused by giving
+it no more credit, and it is lost when the connection is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from broker.bus import mux
+from broker.bus.mux import MAX_STREAM, WINDOW, Kind, Malformed
+from ingress.headers import Field
+from ingress.node_socket import ABNORMAL, NodeSocket
+from ingress.upstream import Head, NodeLost
+
+if TYPE_CHECKING:
+    from ingress.membership import Member
+
+MORE = WINDOW // 2
+"""Bytes taken after which as many more are allowed."""
+PROTOCOL_ERROR = 1002
+
+
+class NoMux(Exception):
+    """The node does not serve many streams on one connection, or not to this ingress, or not now."""
+
+
+class NodeMux:
+    """One such connection. `silence`: seconds after which one that does not answer is given up."""
+
+    def __init__(self, member: Member, silence: float, on_lost: Callable[[MuxedStream], None]) -> None:
+        self.lost = False
+        self._member = member
+        self._silence = silence
+        self._on_lost = on_lost
+        self._loop = asyncio.get_running_loop()
+        self._socket: NodeSocket | None = None
+        self._streams: dict[int, MuxedStream] = {}
+        self._last = 0
+        self._unseen_since: float | None = None
+        """When the oldest stream was opened that the node has not said to have seen."""
+        self._out: list[bytes] = []
+
+    async def connect(self, fields: list[Field], timeout: float) -> None:
+        """Raises NodeLost, NoMux, TimeoutError, OSError."""
+        member = self._member
+        async with asyncio.timeout(timeout):
+            _, self._socket = await self._loop.create_connection(
+                lambda: NodeSocket(member, mux.PATH, []), member.host, member.port
+            )
+        head = await self._socket.greet(fields, timeout)
+        if head.status != 101:
+            self._socket.abort()
+            raise NoMux(f"status {head.status}")
+        self._socket.take(self._on_message, self._on_close)
+
+    def stream(self) -> MuxedStream:
+        """One more. Raises NodeLost."""
+        if self.lost or self._last >= MAX_STREAM:
+            raise NodeLost("connection lost", unsent=True)
+        self._last += 1
+        stream = self._streams[self._last] = MuxedStream(self, self._last, used=self._last > 1)
+        return stream
+
+    def fail(self, why: str) -> None:
+        """Give the connection up: every stream on it is lost."""
+        if self._socket is not None:
+            self._socket.abort()
+        self._on_close(ABNORMAL, why)
+
+    def close(self) -> None:
+        """Nobody is told any more."""
+        self.lost = True
+        self._streams.clear()
+        if self._socket is not None:
+            self._socket.abort()
+
+    # -- for its streams ---------------------------------------------------------------------------------------------
+
+    def put(self, record: bytes) -> None:
+        """To be written at the end of this turn."""
+        self._out.append(record)
+        if len(self._out) == 1:
+            self._loop.call_soon(self._flush)
+
+    def forget(self, stream: MuxedStream) -> None:
+        if self._streams.pop(stream.id, None) is not None:
+            self._on_lost(stream)
+
+    def open(self, stream: MuxedStream, request: bytes) -> None:
+        self._unseen_since = self._unseen_since or self._loop.time()
+        self.put(mux.record(Kind.OPEN, stream.id, request))
+
+    def seen(self, stream: MuxedStream) -> None:
+        self._unseen_since = None if stream.id == self._last else self._loop.time()
+
+    def look(self, now: float, *, late: bool) -> None:
+        """Several times a second: a node that says nothing to a stream that is opened has no connection any more,
+        whatever TCP believes. `late`: it is we who stood still, which proves nothing."""
+        if self._unseen_since is None:
+            return
+        if late:
+            self._unseen_since = now
+        elif now - self._unseen_since > self._silence:
+            self.fail("the node does not answer on this connection")
+
+    # -- inside ------------------------------------------------------------------------------------------------------
+
+    def _flush(self) -> None:
+        out, self._out = self._out, []
+        if self._socket is not None and not self.lost:
+            self._socket.send(b"".join(out), text=False)
+
+    def _on_message(self, data: bytes, text: bool) -> None:
+        """The hot path: once for what a node had for many viewers."""
+        streams = self._streams
+        try:
+            for kind, id, rest in mux.records(data):
+                stream = streams.get(id)
+                if stream is not None:  # else it was given up meanwhile
+                    if kind == Kind.DATA:
+                        stream.data(rest)
+                    else:
+                        stream.told(kind, rest)
+        except Malformed as error:
+            self.fail(f"not the records of streams: {error}")
+
+    def _on_close(self, code: int, reason: str) -> None:
+        if self.lost:
+            return
+        self.lost = True
+        streams, self._streams = self._streams, {}
+        for stream in streams.values():
+            self._on_lost(stream)
+            stream.lose(NodeLost(reason or f"closed by the node ({code})"))
+
+
+class MuxedStream:
+    """One stream; see `Connection`."""
+
+    __slots__ = (
+        "_ended",
+        "_head",
+        "_held",
+        "_mux",
+        "_on_body",
+        "_on_end",
+        "_paused",
+        "_taken",
+        "id",
+        "lost",
+        "used",
+    )
+
+    def __init__(self, mux: NodeMux, id: int, *, used: bool) -> None:
+        self.id = id
+        self.lost = False
+        self.used = used
+        self._mux = mux
+        self._head: asyncio.Future[Head] | None = None
+        self._held: list[bytes] = []
+        self._on_body: Callable[[bytes], None] | None = None
+        self._on_end: Callable[[NodeLost | None], None] | None = None
+        self._ended = False
+        self._paused = False
+        self._taken = 0  # bytes since credit was last given
+
+    @property
+    def waiting(self) -> bool:
+        return self._head is not None
+
+    async def ask(self, payload: bytes, timeout: float, *, bodiless: bool = False) -> Head:
+        if self.lost or self._mux.lost:
+            raise NodeLost("connection lost", unsent=True)
+        self._head = asyncio.get_running_loop().create_future()
+        self._mux.open(self, payload)
+        try:
+            async with asyncio.timeout(timeout):
+                return await self._head
+        except BaseException:
+            self.abort()
+            raise
+        finally:
+            self._head = None
+
+    def take(self, on_body: Callable[[bytes], None], on_end: Callable[[NodeLost | None], None]) -> None:
+        self._on_body, self._on_end = on_body, on_end
+        held, self._held = self._held, []
+        for data in held:
+            on_body(data)
+        if self._on_end is not on_end:
+            return  # given up by what it was given
+        if self._ended:
+            on_end(None)
+        elif self.lost:
+            on_end(NodeLost("connection lost"))
+        else:
+            self._allow()
+
+    def pause(self) -> None:
+        self._paused = True
+
+    def resume(self) -> None:
+        self._paused = False
+        self._allow()
+
+    def abort(self) -> None:
+        self._on_body = self._on_end = None
+        self._held = []
+        if not (self._ended or self.lost):
+            self.lost = True
+            self._mux.put(mux.record(Kind.CLOSE, self.id))
+            self._mux.forget(self)
+
+    def fail(self) -> None:
+        on_end = self._on_end
+        self.abort()
+        self._on_end = on_end
+        self.lose(NodeLost("node is down"))
+
+    # -- for the connection ------------------------------------------------------------------------------------------
+
+    def data(self, data: bytes) -> None:
+        self._taken += len(data)
+        if self._on_body is not None:
+            self._on_body(data)
+            if self._taken >= MORE:
+                self._allow()
+        else:
+            self._held.append(data)
+
+    def told(self, kind: int, data: bytes) -> None:
+        """Anything but data. Raises Malformed."""
+        match kind:
+            case Kind.SEEN:
+                self._mux.seen(self)
+            case Kind.HEAD:
+                if self._head is None or self._head.done():
+                    raise Malformed("a response that nobody asked for")
+                self._head.set_result(Head(*mux.read_head(data)))
+            case Kind.END:
+                if self._head is not None and not self._head.done():
+                    raise Malformed("an end without a beginning")
+                self._ended = True
+                self._mux.forget(self)
+                if self._on_end is not None:
+                    on_end, self._on_end, self._on_body = self._on_end, None, None
+                    on_end(None)
+            case Kind.BROKEN:
+                self._mux.forget(self)
+                self.lose(NodeLost("the node broke off"))
+            case _:
+                raise Malformed(f"a record of kind {kind} is not for an ingress")
+
+    def lose(self, error: NodeLost) -> None:
+        self.lost = True
+        if self._head is not None and not self._head.done():
+            self._head.set_exception(error)
+        if self._on_end is not None and not self._ended:
+            on_end, self._on_end, self._on_body = self._on_end, None, None
+            on_end(error)
+
+    def _allow(self) -> None:
+        if self._taken >= MORE and not (self._paused or self._ended or self.lost):
+            self._mux.put(mux.credit(self.id, self._taken))
+            self._taken = 0

@@ -1,0 +1,273 @@
+"""Many streams on one connection: each is what it would be on its own, and none holds up another."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from broker.bus import mux
+from broker.bus.mux import WINDOW, Kind
+from broker.bus.records import Node
+from broker.node import metrics
+from broker.node.app import App
+from ingress.headers import Field
+from ingress.membership import Member
+from ingress.mux import MuxedStream, NodeMux, NoMux
+from ingress.node_socket import NodeSocket
+from ingress.trust import Trust
+from ingress.upstream import NodeLost
+from tests.control.okome import until
+from tests.fixtures.node import RunningNode
+
+DEADLINE = 10.0
+
+
+def greeting(node: RunningNode) -> list[Field]:
+    trust = Trust("ingress-t")
+    trust._key = node.internal
+    return trust.greeting(0)
+
+
+def member(node: RunningNode) -> Member:
+    return Member(Node(node.id, node.url, "ready", 0, 0), asyncio.get_running_loop().time())
+
+
+@pytest.fixture
+async def shared(node: RunningNode) -> AsyncIterator[NodeMux]:
+    """One connection to the node, as an ingress has it."""
+    connection = NodeMux(member(node), 0.8, lambda stream: None)
+    await connection.connect(greeting(node), DEADLINE)
+    yield connection
+    connection.close()
+
+
+class Viewer:
+    """Whoever takes one stream's bytes."""
+
+    def __init__(self, stream: MuxedStream) -> None:
+        self.stream = stream
+        self.status = 0
+        self.headers: dict[bytes, bytes] = {}
+        self.body = b""
+        self.ended: list[NodeLost | None] = []
+        self._grown = asyncio.Event()
+
+    @classmethod
+    async def at(
+        cls, node: RunningNode, shared: NodeMux, sid: str, query: str = "after=0", *, auth: str = ""
+    ) -> Viewer:
+        viewer = cls(shared.stream())
+        bearer = auth or node.bearer(sid)["authorization"]
+        request = f"GET /v1/sessions/{sid}/events?{query} HTTP/1.1\r\nhost: x\r\nauthorization: {bearer}\r\n\r\n"
+        head = await viewer.stream.ask(request.encode(), DEADLINE)
+        viewer.status, viewer.headers = head.status, dict(head.fields)
+        return viewer
+
+    def take(self) -> Viewer:
+        self.stream.take(self._take, self._end)
+        return self
+
+    def _take(self, data: bytes) -> None:
+        self.body += data
+        self._grown.set()
+
+    def _end(self, error: NodeLost | None) -> None:
+        self.ended.append(error)
+        self._grown.set()
+
+    async def until(self, text: str, count: int = 1) -> None:
+        async with asyncio.timeout(DEADLINE):
+            while self.body.count(text.encode()) < count and not self.ended:
+                self._grown.clear()
+                await self._grown.wait()
+
+    async def over(self) -> NodeLost | None:
+        async with asyncio.timeout(DEADLINE):
+            while not self.ended:
+                self._grown.clear()
+                await self._grown.wait()
+        return self.ended[0]
+
+    @property
+    def data(self) -> list[str]:
+        """Of the events that are stored."""
+        blocks = [block for block in self.body.decode().split("\n\n") if block.startswith("id: ")]
+        return [block.split("data: ", 1)[1] for block in blocks if "event: hello" not in block]
+
+
+def viewers(node: RunningNode) -> int:
+    return int(metrics.subscribers.labels("sse")._value.get())
+
+
+async def test_each_of_many_streams_is_what_it_would_be_alone(node: RunningNode, shared: NodeMux) -> None:
+    """Histories, live events and ends, of ten sessions at the same time, byte for byte."""
+    authors = [await node.session(partition) for partition in ("00", "01") * 5]
+    for author in authors[:5]:
+        await author.answer(70)
+    watching = [(await Viewer.at(node, shared, author.sid)).take() for author in authors]
+    async with asyncio.TaskGroup() as tasks:
+        for author in authors:
+            tasks.create_task(author.answer(70))
+    for author, viewer in zip(authors, watching, strict=True):
+        await viewer.until("event: done", 2 if author in authors[:5] else 1)
+        assert viewer.status == 200
+        assert viewer.headers[b"content-type"].startswith(b"text/event-stream")
+        assert viewer.data == author.data
+        assert not viewer.ended
+
+
+async def test_an_answer_that_is_no_stream_comes_whole(node: RunningNode, shared: NodeMux) -> None:
+    author = await node.session()
+    viewer = (await Viewer.at(node, shared, author.sid, auth="Bearer nobody")).take()
+    assert await viewer.over() is None
+    assert viewer.status == 401
+    assert json.loads(viewer.body)["error"]["code"] == "unauthenticated"
+    assert int(viewer.headers[b"content-length"]) == len(viewer.body)
+    nothing = (await Viewer.at(node, shared, author.sid, "after=now&until=done")).take()
+    assert await nothing.over() is None
+
+
+async def test_who_does_not_read_holds_up_nobody_and_misses_nothing(node: RunningNode, shared: NodeMux) -> None:
+    """A stream gets its window and no more until it is read on; the others on the same connection go on."""
+    slow, quick = await node.session(), await node.session()
+    stuck = (await Viewer.at(node, shared, slow.sid)).take()
+    await stuck.until("caught_up")
+    stuck.stream.pause()
+    going = (await Viewer.at(node, shared, quick.sid)).take()
+    await slow.start()
+    for _ in range(40):
+        await slow.tokens(1, "x" * 20_000)
+    await slow.done()
+    await quick.answer(100)
+    await going.until("event: done")
+    assert going.data == quick.data
+    assert WINDOW / 2 < len(stuck.body) <= WINDOW + 20_000 * 2
+    assert "event: done" not in stuck.body.decode()
+    stuck.stream.resume()
+    await stuck.until("event: done")
+    assert stuck.data == slow.data
+
+
+async def test_an_event_that_is_larger_than_the_window_comes_whole(node: RunningNode, shared: NodeMux) -> None:
+    author = await node.session()
+    await author.start("y" * (3 * WINDOW))
+    await author.done()
+    viewer = (await Viewer.at(node, shared, author.sid)).take()
+    await viewer.until("event: done")
+    assert viewer.data == author.data
+
+
+async def test_who_leaves_is_gone_at_the_node_and_nobody_else_is(node: RunningNode, shared: NodeMux) -> None:
+    author = await node.session()
+    before = viewers(node)
+    one, other = [(await Viewer.at(node, shared, author.sid)).take() for _ in range(2)]
+    assert viewers(node) == before + 2
+    one.stream.abort()
+    await until(lambda: viewers(node) == before + 1, "one of two has gone")
+    await author.answer(20)
+    await other.until("event: done")
+    assert other.data == author.data
+    assert not one.ended, "who gives up is not told"
+
+
+async def test_a_connection_that_breaks_is_the_end_of_all_its_streams(node: RunningNode, shared: NodeMux) -> None:
+    author = await node.session()
+    before = viewers(node)
+    watching = [(await Viewer.at(node, shared, author.sid)).take() for _ in range(3)]
+    asking = shared.stream()
+    shared.fail("for a test")
+    assert [str(await viewer.over()) for viewer in watching] == ["for a test"] * 3
+    with pytest.raises(NodeLost):
+        await asking.ask(b"", DEADLINE)
+    with pytest.raises(NodeLost):
+        shared.stream()
+    await until(lambda: viewers(node) == before, "all have gone")
+
+
+async def test_a_node_that_leaves_says_so_to_every_stream(node: RunningNode, shared: NodeMux) -> None:
+    authors = [await node.session() for _ in range(5)]
+    watching = [(await Viewer.at(node, shared, author.sid)).take() for author in authors]
+    node.stop.set()
+    for viewer in watching:
+        assert await viewer.over() is None
+        assert b"event: reconnect" in viewer.body
+
+
+async def test_only_an_ingress_gets_such_a_connection(node: RunningNode) -> None:
+    for fields in ([], [(b"x-okome-relay", b"forged")]):
+        with pytest.raises(NoMux):
+            await NodeMux(member(node), 0.8, lambda stream: None).connect(fields, DEADLINE)
+
+
+class Rude:
+    """An ingress that says what it likes."""
+
+    def __init__(self) -> None:
+        self.records: list[tuple[int, int, bytes]] = []
+        self.closed = 0
+        self.socket: NodeSocket
+
+    @classmethod
+    async def at(cls, node: RunningNode) -> Rude:
+        rude = cls()
+        its = member(node)
+        _, rude.socket = await asyncio.get_running_loop().create_connection(
+            lambda: NodeSocket(its, mux.PATH, []), its.host, its.port
+        )
+        await rude.socket.greet(greeting(node), DEADLINE)
+        rude.socket.take(lambda data, text: rude.records.extend(mux.records(data)), rude._close)
+        return rude
+
+    def _close(self, code: int, reason: str) -> None:
+        self.closed = code
+
+
+async def test_a_request_that_is_none_is_refused_and_the_others_live(node: RunningNode) -> None:
+    rude = await Rude.at(node)
+    for id, request in enumerate([b"", b"POST / HTTP/1.1\r\n\r\n", b"GET / HTTP/1.1\r\nno colon\r\n\r\n"], 1):
+        rude.socket.send(mux.record(Kind.OPEN, id, request), text=False)
+    rude.socket.send(mux.record(Kind.OPEN, 9, b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n"), text=False)
+    await until(lambda: (Kind.END, 9, b"") in rude.records, "the good one is answered")
+    heads = {id: data[:3] for kind, id, data in rude.records if kind == Kind.HEAD}
+    assert heads == {1: b"400", 2: b"400", 3: b"400", 9: b"200"}
+    assert (Kind.DATA, 9, b"ok\n") in rude.records
+    rude.socket.abort()
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"\1",
+        mux.record(Kind.DATA, 1, b"x"),
+        mux.record(Kind.OPEN, 1, b"GET /v1/sessions/00aaaaaaaa/ HTTP/1.1\r\n\r\n") * 2,
+        mux.record(Kind.OPEN, 1, b"GET /v1/models HTTP/1.1\r\n\r\n") + mux.record(Kind.CREDIT, 1, b"x"),
+        mux.record(Kind.OPEN, 1, b"GET /v1/models HTTP/1.1\r\n\r\n") + mux.credit(1, 1),
+    ],
+    ids=["no-record", "not-for-a-node", "twice", "no-credit", "more-than-the-window"],
+)
+async def test_an_ingress_that_breaks_the_rules_is_sent_away(node: RunningNode, said: bytes) -> None:
+    rude = await Rude.at(node)
+    rude.socket.send(said, text=False)
+    await until(lambda: rude.closed, "it is sent away")
+    assert rude.closed == 1002
+
+
+async def test_what_fails_in_one_stream_breaks_that_one(
+    node: RunningNode, shared: NodeMux, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    author = await node.session()
+    other = (await Viewer.at(node, shared, author.sid)).take()
+
+    async def failing(*args: Any) -> None:
+        raise RuntimeError("a mistake of ours")
+
+    monkeypatch.setattr(App, "_events", failing)
+    with pytest.raises(NodeLost):
+        await Viewer.at(node, shared, author.sid)
+    await author.answer(5)
+    await other.until("event: done")
+    assert other.data == author.data
