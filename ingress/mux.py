@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 MORE = WINDOW // 2
 """Bytes taken after which as many more are allowed."""
-PROTOCOL_ERROR = 1002
+_DATA, _TOKENS = int(Kind.DATA), int(Kind.TOKENS)
 
 
 class NoMux(Exception):
@@ -122,7 +122,9 @@ class NodeMux:
             for kind, id, rest in mux.records(data):
                 stream = streams.get(id)
                 if stream is not None:  # else it was given up meanwhile
-                    if kind == Kind.DATA:
+                    if kind == _TOKENS:
+                        stream.tokens(rest)
+                    elif kind == _DATA:
                         stream.data(rest)
                     else:
                         stream.told(kind, rest)
@@ -149,6 +151,7 @@ class MuxedStream:
         "_mux",
         "_on_body",
         "_on_end",
+        "_on_tokens",
         "_paused",
         "_taken",
         "id",
@@ -165,6 +168,7 @@ class MuxedStream:
         self._held: list[bytes] = []
         self._on_body: Callable[[bytes], None] | None = None
         self._on_end: Callable[[NodeLost | None], None] | None = None
+        self._on_tokens: Callable[[bytes, bytes], None] | None = None
         self._ended = False
         self._paused = False
         self._taken = 0  # bytes since credit was last given
@@ -187,8 +191,13 @@ class MuxedStream:
         finally:
             self._head = None
 
-    def take(self, on_body: Callable[[bytes], None], on_end: Callable[[NodeLost | None], None]) -> None:
-        self._on_body, self._on_end = on_body, on_end
+    def take(
+        self,
+        on_body: Callable[[bytes], None],
+        on_end: Callable[[NodeLost | None], None],
+        on_tokens: Callable[[bytes, bytes], None] | None = None,
+    ) -> None:
+        self._on_body, self._on_end, self._on_tokens = on_body, on_end, on_tokens
         held, self._held = self._held, []
         for data in held:
             on_body(data)
@@ -209,7 +218,7 @@ class MuxedStream:
         self._allow()
 
     def abort(self) -> None:
-        self._on_body = self._on_end = None
+        self._on_body = self._on_end = self._on_tokens = None
         self._held = []
         if not (self._ended or self.lost):
             self.lost = True
@@ -233,6 +242,17 @@ class MuxedStream:
         else:
             self._held.append(data)
 
+    def tokens(self, data: bytes) -> None:
+        """Raises Malformed."""
+        cursor, events = mux.read_tokens(data)
+        if self._on_tokens is None:
+            self.data(events)
+            return
+        self._taken += len(events)
+        self._on_tokens(events, cursor)
+        if self._taken >= MORE:
+            self._allow()
+
     def told(self, kind: int, data: bytes) -> None:
         """Anything but data. Raises Malformed."""
         match kind:
@@ -248,7 +268,8 @@ class MuxedStream:
                 self._ended = True
                 self._mux.forget(self)
                 if self._on_end is not None:
-                    on_end, self._on_end, self._on_body = self._on_end, None, None
+                    on_end = self._on_end
+                    self._on_body = self._on_end = self._on_tokens = None
                     on_end(None)
             case Kind.BROKEN:
                 self._mux.forget(self)
@@ -261,7 +282,8 @@ class MuxedStream:
         if self._head is not None and not self._head.done():
             self._head.set_exception(error)
         if self._on_end is not None and not self._ended:
-            on_end, self._on_end, self._on_body = self._on_end, None, None
+            on_end = self._on_end
+            self._on_body = self._on_end = self._on_tokens = None
             on_end(error)
 
     def _allow(self) -> None:

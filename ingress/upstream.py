@@ -46,7 +46,12 @@ class Connection(Protocol):
     @property
     def waiting(self) -> bool: ...
     async def ask(self, payload: bytes, timeout: float, *, bodiless: bool = False) -> Head: ...
-    def take(self, on_body: Callable[[bytes], None], on_end: Callable[[NodeLost | None], None]) -> None: ...
+    def take(
+        self,
+        on_body: Callable[[bytes], None],
+        on_end: Callable[[NodeLost | None], None],
+        on_tokens: Callable[[bytes, bytes], None] | None = None,
+    ) -> None: ...
     def pause(self) -> None: ...
     def resume(self) -> None: ...
     def abort(self) -> None: ...
@@ -111,8 +116,16 @@ class NodeConnection(asyncio.Protocol):
         finally:
             self._head = None
 
-    def take(self, on_body: Callable[[bytes], None], on_end: Callable[[NodeLost | None], None]) -> None:
-        """From now on the body goes to `on_body`; what has come already, at once."""
+    def take(
+        self,
+        on_body: Callable[[bytes], None],
+        on_end: Callable[[NodeLost | None], None],
+        on_tokens: Callable[[bytes, bytes], None] | None = None,
+    ) -> None:
+        """From now on the body goes to `on_body`; what has come already, at once.
+
+        `on_tokens` gets what is known to be whole token events, with the last one's cursor: here nothing is.
+        """
         self._on_body, self._on_end = on_body, on_end
         held, self._held = self._held, []
         for data in held:

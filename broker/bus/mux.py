@@ -5,9 +5,10 @@ Here all of them share one WebSocket, `PATH`, and what one turn of the node's lo
 
 A message is any number of records, each `kind, stream, length` and so many bytes. The ingress numbers its streams from
 1 on, never the same number twice. `OPEN` is the head of a GET as HTTP/1.1 has it; the node says `SEEN` at once, then
-`HEAD` (status line and fields), `DATA`, and `END` where the answer is whole or `BROKEN` where it is not. `CLOSE` is the
-ingress's: nobody wants more of it. Flow control is HTTP/2's: the node may send `WINDOW` bytes of a stream, and as many
-more as `CREDIT` gives, so that who does not read holds up nobody but himself.
+`HEAD` (status line and fields), `DATA`, and `END` where the answer is whole or `BROKEN` where it is not. `TOKENS` are
+data, too: nothing but whole `token` events, with the last one's cursor before them, so that nobody need look for it.
+`CLOSE` is the ingress's: nobody wants more of it. Flow control is HTTP/2's: the node may send `WINDOW` bytes of a
+stream, and as many more as `CREDIT` gives, so that who does not read holds up nobody but himself.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ class Kind(IntEnum):
     DATA = 6
     END = 7
     BROKEN = 8
+    TOKENS = 9
 
 
 class Malformed(Exception):
@@ -75,6 +77,19 @@ def records(message: bytes) -> Iterator[tuple[int, int, bytes]]:
         if place > size:
             raise Malformed("a record is cut off")
         yield kind, stream, message[begin:place]
+
+
+def tokens(cursor: bytes, events: bytes) -> bytes:
+    """The bytes of a TOKENS."""
+    return b"%c%b%b" % (len(cursor), cursor, events)
+
+
+def read_tokens(data: bytes) -> tuple[bytes, bytes]:
+    """Cursor and events. Raises Malformed."""
+    if not data or len(data) <= data[0]:
+        raise Malformed("tokens begin with a cursor")
+    begin = 1 + data[0]
+    return data[1:begin], data[begin:]
 
 
 def head(status: int, fields: list[tuple[bytes, bytes]]) -> bytes:

@@ -260,4 +260,8 @@ class MuxStream:
     def write(self, batch: list[Event]) -> None:
         body = body_of(batch)
         self._credit -= len(body)
-        self._mux.put(Kind.DATA, self.id, body)
+        for event in batch:
+            if event.name != "token":
+                self._mux.put(Kind.DATA, self.id, body)
+                return
+        self._mux.put(Kind.TOKENS, self.id, mux.tokens(batch[-1].cursor.encode(), body))

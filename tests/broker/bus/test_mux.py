@@ -41,6 +41,14 @@ def test_a_head_is_read_as_it_was_written(status: int, fields: list[tuple[bytes,
     assert mux.read_head(mux.head(status, fields)) == (status, fields)
 
 
+@given(st.binary(min_size=1, max_size=255), st.binary(min_size=1))
+def test_tokens_are_read_with_the_cursor_they_were_written_with(cursor: bytes, events: bytes) -> None:
+    data = mux.tokens(cursor, events)
+    assert mux.read_tokens(data) == (cursor, events)
+    with pytest.raises(Malformed):
+        mux.read_tokens(data[: len(cursor)])
+
+
 @pytest.mark.parametrize("head", [b"", b"20\r\n", b"abc\r\n", b"200\r\nno colon\r\n", b"200\r\n: no name\r\n"])
 def test_what_is_no_head_is_an_error(head: bytes) -> None:
     with pytest.raises(Malformed):
