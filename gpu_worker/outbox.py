@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections import deque
 from enum import Enum, auto
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 
@@ -46,11 +46,19 @@ class Stop(Enum):
     LEFT = "left"  # this worker is going away
 
 
-class Publish(NamedTuple):
+class Publish(msgspec.Struct, frozen=True, gc=False):
     """Publish `payload` under the fence `expect_last`."""
 
     payload: bytes
     expect_last: int
+
+
+class _Sent(msgspec.Struct, frozen=True, gc=False):
+    """What the newest publish was made of; all else of its frame is the outbox's own."""
+
+    kind: str
+    offset: int
+    n: int
 
 
 class _Entry(msgspec.Struct, frozen=True):
@@ -78,7 +86,7 @@ class Outbox:
         self.wrote = False  # something of this attempt is known to be in the log
         self._entries: deque[_Entry] = deque()
         self._next = chain.next_offset if chain.open else 0  # offset of the next piece
-        self._sent = Frame(0, "", gid, epoch, attempt, 0, 0, 0, b"")  # the newest publish under this fence
+        self._sent = _Sent("", 0, 0)  # under this fence
         self._closed = False  # the terminal has been said
 
     # -- what the generation says ------------------------------------------------------------------------------------
@@ -115,17 +123,15 @@ class Outbox:
         if self.state not in (State.IDLE, State.UNDECIDED) or not self._entries:
             return None
         self.state = State.IN_FLIGHT
-        head = self._entries[0]
+        head, fence = self._entries[0], self.chain.last
         if head.data is not None:
-            self._sent = Frame(0, head.kind, self.gid, self.epoch, self.attempt, self.chain.last, head.offset, 0, b"")
-            payload = encode_frame(
-                head.kind, self.gid, self.epoch, self.attempt, self.chain.last, head.offset, 0, head.data
-            )
-            return Publish(payload, self.chain.last)
+            self._sent = _Sent(head.kind, head.offset, 0)
+            payload = encode_frame(head.kind, self.gid, self.epoch, self.attempt, fence, head.offset, 0, head.data)
+            return Publish(payload, fence)
         text, n = self._coalesced(head)
-        self._sent = Frame(0, head.kind, self.gid, self.epoch, self.attempt, self.chain.last, head.offset, n, b"")
-        payload = encode_tokens(head.kind, self.gid, self.epoch, self.attempt, self.chain.last, head.offset, n, text)
-        return Publish(payload, self.chain.last)
+        self._sent = _Sent(head.kind, head.offset, n)
+        payload = encode_tokens(head.kind, self.gid, self.epoch, self.attempt, fence, head.offset, n, text)
+        return Publish(payload, fence)
 
     def _coalesced(self, head: _Entry) -> tuple[str, int]:
         if len(self._entries) == 1:
@@ -145,8 +151,8 @@ class Outbox:
     def stored(self, seq: int) -> None:
         """The publish was acknowledged: it is message `seq`. Raises ChainBroken where that cannot follow."""
         assert self.state is State.IN_FLIGHT, self.state
-        sent = self._sent
-        self._advance(Frame(seq, sent.type, sent.gid, sent.epoch, sent.attempt, sent.prev, sent.offset, sent.n, b""))
+        sent, fence = self._sent, self.chain.last
+        self._advance(Frame(seq, sent.kind, self.gid, self.epoch, self.attempt, fence, sent.offset, sent.n, b""))
 
     def undecided(self) -> None:
         """No answer, nobody to answer, or a fence that is being proposed: it may have been stored."""
@@ -208,15 +214,20 @@ class Outbox:
     @property
     def frame_type(self) -> str:
         """Type of the newest publish."""
-        return self._sent.type
+        return self._sent.kind
 
     @property
     def sends_tokens(self) -> bool:
-        return self._sent.type in (TOKEN, REASONING)
+        return self._sent.kind in (TOKEN, REASONING)
 
     @property
     def terminal_sent(self) -> bool:
-        return self._sent.terminal
+        return self._sent.kind in TERMINAL
+
+    @property
+    def has_more(self) -> bool:
+        """There is something to publish, in flight or not."""
+        return bool(self._entries)
 
     @property
     def quiet(self) -> bool:

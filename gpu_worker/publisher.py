@@ -162,7 +162,8 @@ class Publisher:
         state = self.outbox.state
         if state is State.IDLE:
             self._undecided_since = None
-            self._send()
+            if self.outbox.has_more:
+                self._send()
         elif state is State.UNDECIDED:
             if self._still_hoping():
                 self._again(random.uniform(PAUSE_LOW, PAUSE_HIGH))

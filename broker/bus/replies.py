@@ -64,11 +64,12 @@ class Replies(Generic[Answer]):
         take = self._waiting.get(token)
         if take is None:
             return
-        if token.startswith(MANY):
+        kind = token[0]
+        if kind == MANY:
             take(answer)
             return
         del self._waiting[token]
-        if token.startswith(PUBLISH):
+        if kind == PUBLISH:
             sent_at = self._timed.pop(token, None)
             now = self._loop.time()
             if nobody:

@@ -91,12 +91,11 @@ def publish_command(subject: str, reply: str, headers: Mapping[str, str] | None,
         return b"%b%b\r\n" % (f"PUB {subject} {reply} {len(payload)}\r\n".encode(), payload)
     head = "NATS/1.0\r\n"
     for name, value in headers.items():
-        if not (name.isprintable() and value.isprintable()):
+        if not (name + value).isprintable():
             raise ValueError(f"not a header: {name!r}: {value!r}")
         head += f"{name}: {value}\r\n"
     size = len(head if head.isascii() else head.encode()) + 2
-    line = f"HPUB {subject} {reply} {size} {size + len(payload)}\r\n{head}\r\n"
-    return b"%b%b\r\n" % (line.encode(), payload)
+    return f"HPUB {subject} {reply} {size} {size + len(payload)}\r\n{head}\r\n".encode() + payload + b"\r\n"
 
 
 class Inlet(Parser):
