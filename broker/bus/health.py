@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import socket
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from typing import Any
 
@@ -24,6 +25,7 @@ SEND_BUFFER = 64 * 1024  # bytes, which the kernel doubles
 NATS = "nats"  # what a role is not ready because of that does not hear NATS
 
 _TASKS = Gauge("okome_tasks", "asyncio tasks that have not ended, that of the question included")
+_BLOCKS = Gauge("okome_python_blocks", "Blocks of memory that Python's objects hold, of up to 512 bytes each")
 
 
 class Health:
@@ -60,6 +62,7 @@ class Health:
                 return 503, "text/plain", "".join(f"{what}: {why}\n" for what, why in self.reasons.items()).encode()
             case "/metrics":
                 _TASKS.set(len(asyncio.all_tasks()))
+                _BLOCKS.set(sys.getallocatedblocks())
                 return 200, CONTENT_TYPE_LATEST, generate_latest()
             case "/version":
                 body = json.dumps({"role": self.role, "id": self.id, "version": VERSION, **self.extra()})

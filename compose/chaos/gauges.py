@@ -25,6 +25,9 @@ RSS = "rss_bytes"
 LIVE = "live_bytes"
 """Of a NATS server: what a collection of its garbage leaves, which is asked for. Its `rss_bytes` is what it has taken
 from the kernel, and goes up and down with what nobody has collected yet."""
+BLOCKS = "okome_python_blocks"
+"""Of our roles: how much their objects hold, however their memory is scattered. What is garbage counts until it is
+collected, so it is never the same twice."""
 FDS = "fds"
 TASKS = "okome_tasks"
 CONSUMERS = "consumers"
@@ -69,7 +72,7 @@ def left(
         for id, gauges in after.items()
         for gauge, value in gauges.items()
         if id in before
-        and (gauge.partition("{")[0] in wanted if wanted else gauge not in (RSS, LIVE))
+        and (gauge.partition("{")[0] in wanted if wanted else gauge not in (RSS, LIVE, BLOCKS))
         and value > before[id].get(gauge, 0)
     ]
 

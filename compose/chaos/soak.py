@@ -115,7 +115,7 @@ class Soaking:
         seconds = max(0.2, self.plan.wave - self.plan.rest - SAMPLES * SAMPLE_INTERVAL)
         try:
             async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self.churn.wave(seconds, self.plan.sessions))
+                tasks.create_task(self.churn.wave(seconds, self.plan.living(number)))
                 tasks.create_task(self._stir(standing.watched, seconds))
                 if self.plan.deadly(number):
                     tasks.create_task(self._kill(self.rng.uniform(0.1, 0.5) * seconds))

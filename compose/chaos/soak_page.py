@@ -10,7 +10,7 @@ from pathlib import Path
 from string import Template
 
 from compose.chaos import gauges, holdings
-from compose.chaos.soaked import MIB, REST, SAMPLE_INTERVAL, SAMPLES, STANDING, Series, Soak
+from compose.chaos.soaked import MIB, RESOLUTIONS, REST, SAMPLE_INTERVAL, SAMPLES, STANDING, Series, Soak
 from compose.chaos.trend import Trend, Verdict
 
 TEMPLATE = Path(__file__).with_name("soak.md")
@@ -21,6 +21,7 @@ BAR_RANGE = 7.0  # resolutions that a row of bars spans at least: what is noise 
 ROWS = {
     gauges.RSS: "memory, MiB",
     gauges.LIVE: "alive in its heap, MiB",
+    gauges.BLOCKS: "blocks of objects",
     holdings.USED: "used, MiB",
     gauges.FDS: "files",
     gauges.TASKS: "tasks",
@@ -166,7 +167,7 @@ def bars(one: Series) -> str:
     """One bar a reading, the warm-up in front of a stroke."""
     values = [value for _, value in one.points]
     low = min(values)
-    span = max(max(values) - low, BAR_RANGE * _unit(one.gauge))
+    span = max(max(values) - low, BAR_RANGE * RESOLUTIONS.get(one.gauge, 1.0))
     drawn = "".join(BARS[min(len(BARS) - 1, int((value - low) / span * len(BARS)))] for value in values)
     return f"{drawn[: one.measured]}┊{drawn[one.measured :]}" if one.measured else drawn
 

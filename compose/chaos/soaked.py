@@ -18,7 +18,7 @@ STANDING = 6
 """Viewers who are there from the beginning to the end."""
 
 MIB = 1024.0 * 1024.0
-RESOLUTIONS = {gauges.RSS: MIB, gauges.LIVE: MIB, holdings.USED: MIB}
+RESOLUTIONS = {gauges.RSS: MIB, gauges.LIVE: MIB, holdings.USED: MIB, gauges.BLOCKS: 2000.0}
 """The smallest rises that are worth a word; of all that is counted it is 1."""
 BY_DESIGN = frozenset({holdings.POOLED, holdings.MESSAGES, holdings.KEYS})
 """What is kept for a while, or up to a size: told, and not judged."""
@@ -28,7 +28,8 @@ class Plan(msgspec.Struct, frozen=True):
     """So many waves of so many seconds each, of which the last `rest` are quiet; `sessions` at a time.
 
     `warm`: the first waves, which are left out; `calm`: the wave from which on something dies in each. It does in the
-    first half of the warm-up, too: what its neighbours' deaths ask of a process was then asked before it is measured.
+    first half of the warm-up, too, and twice as many sessions live then: what its neighbours' deaths ask of a process
+    was asked before it is measured, and more of it. An allocator does not give back what one moment needed.
     """
 
     waves: int
@@ -37,6 +38,10 @@ class Plan(msgspec.Struct, frozen=True):
     warm: int
     calm: int
     rest: float = REST
+
+    def living(self, wave: int) -> int:
+        """So many sessions at a time."""
+        return 2 * self.sessions if wave <= self.warm // 2 else self.sessions
 
     def deadly(self, wave: int) -> bool:
         """Whether something dies in it; waves count from 0, and in the first one everybody lives."""
