@@ -14,9 +14,6 @@ from compose.up.ports import Ports
 
 LOOPBACK = "127.0.0.1"
 REDIS_MEMORY = "64mb"
-NATS_COLLECTS = "300"
-"""GOGC: by how many percent of what lives NATS's heap may grow before it is collected; Go's own word is 100. It is
-small, and collecting it less often saves a tenth of what NATS does (docs/decisions/hotpath.md)."""
 
 
 def valkey_program() -> Path:
@@ -57,7 +54,7 @@ def nats(count: int, data: DataDir, ports: Ports) -> tuple[list[Part], str]:
                 argv=tethered(program, line),
                 # Whether JetStream works and, in a cluster, follows a leader; not whether every stream has caught up.
                 probe=f"{monitor}/healthz?js-meta-only=true",
-                env={"GOGC": NATS_COLLECTS, **_plain_environment()},
+                env=_plain_environment(),
                 url=monitor,
                 gives_way=count > 1,
             )
