@@ -58,6 +58,7 @@ class Member:
         self.clock_ahead = 0  # ms that its clock is ahead of ours, as it said when it was last asked
         self.ready = False
         self.refused = False
+        self.answered_at = 0.0  # when it was asked, for its newest answer
         self.well: Span | None = None  # its first "ready" in a row, and when it was asked for the last one
         self.deaf_since: float | None = None  # the first of its answers in a row that it does not hear NATS
         self.open: set[Connection] = set()
@@ -74,6 +75,7 @@ class Member:
         return self.health is Health.UP and not self.draining
 
     def answered(self, asked_at: float, now: float, *, ready: bool, deaf: bool) -> None:
+        self.answered_at = asked_at
         self.refused = False
         self.ready = ready
         self.well = (self.well[0] if self.well else now, asked_at) if ready else None
@@ -188,7 +190,13 @@ class Nodes:
                 return await self.connect(member, fresh=fresh)
             if member.joining is None or member.joining.done():
                 member.joining = asyncio.create_task(self._join(member, fields), name=f"mux-{member.id}")
-            found = await asyncio.shield(member.joining)  # who gives up waiting does so for himself
+            joining = member.joining
+            try:
+                found = await asyncio.shield(joining)  # who gives up waiting does so for himself
+            except asyncio.CancelledError:
+                if not joining.cancelled():
+                    raise
+                raise NodeLost("the node was forgotten", unsent=True) from None
             if found is None:
                 return await self.connect(member, fresh=fresh)
             if isinstance(found, NodeLost):
@@ -316,12 +324,12 @@ class Nodes:
         while True:
             await asyncio.sleep(TICK)
             now = self._loop.time()
-            late = now - before > TICK + LATE
-            shared = [member.mux for member in self._members.values() if member.mux is not None]
-            for mux in shared:
-                mux.look(now, late=late)
-            self._metrics.shared.set(sum(not mux.lost for mux in shared))
-            if late:
+            for member in self._members.values():
+                if member.mux is not None:
+                    member.mux.look(now, member.answered_at)
+            muxes = [member.mux for member in self._members.values()]
+            self._metrics.shared.set(sum(mux is not None and not mux.lost for mux in muxes))
+            if now - before > TICK + LATE:
                 for member in self._members.values():
                     member.heard_at = max(member.heard_at, now - self._settings.suspect_after / 2)
             self._metrics.loop_lag.observe(max(0.0, now - before - TICK))

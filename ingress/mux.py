@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 MORE = WINDOW // 2
 """Bytes taken after which as many more are allowed."""
-_DATA, _TOKENS = int(Kind.DATA), int(Kind.TOKENS)
+_SEEN, _DATA, _TOKENS = int(Kind.SEEN), int(Kind.DATA), int(Kind.TOKENS)
 
 
 class NoMux(Exception):
@@ -41,6 +41,7 @@ class NodeMux:
         self._socket: NodeSocket | None = None
         self._streams: dict[int, MuxedStream] = {}
         self._last = 0
+        self._opened = 0  # the last of them that the node was told of
         self._unseen_since: float | None = None
         """When the oldest stream was opened that the node has not said to have seen."""
         self._out: list[bytes] = []
@@ -92,20 +93,18 @@ class NodeMux:
             self._on_lost(stream)
 
     def open(self, stream: MuxedStream, request: bytes) -> None:
+        self._opened = stream.id
         self._unseen_since = self._unseen_since or self._loop.time()
         self.put(mux.record(Kind.OPEN, stream.id, request))
 
-    def seen(self, stream: MuxedStream) -> None:
-        self._unseen_since = None if stream.id == self._last else self._loop.time()
+    def look(self, now: float, answered: float) -> None:
+        """Several times a second. `answered`: when the node was asked for its health, for its newest answer.
 
-    def look(self, now: float, *, late: bool) -> None:
-        """Several times a second: a node that says nothing to a stream that is opened has no connection any more,
-        whatever TCP believes. `late`: it is we who stood still, which proves nothing."""
-        if self._unseen_since is None:
-            return
-        if late:
-            self._unseen_since = now
-        elif now - self._unseen_since > self._silence:
+        A node that answers that, and says nothing to a stream that was opened before, has this connection no more,
+        whatever TCP believes. One that answers nothing is for others to judge.
+        """
+        since = self._unseen_since
+        if since is not None and now - since > self._silence and answered > since:
             self.fail("the node does not answer on this connection")
 
     # -- inside ------------------------------------------------------------------------------------------------------
@@ -113,7 +112,8 @@ class NodeMux:
     def _flush(self) -> None:
         out, self._out = self._out, []
         if self._socket is not None and not self.lost:
-            self._socket.send(b"".join(out), text=False)
+            for message in mux.messages(out):
+                self._socket.send(message, text=False)
 
     def _on_message(self, data: bytes, text: bool) -> None:
         """The hot path: once for what a node had for many viewers."""
@@ -121,13 +121,16 @@ class NodeMux:
         try:
             for kind, id, rest in mux.records(data):
                 stream = streams.get(id)
-                if stream is not None:  # else it was given up meanwhile
-                    if kind == _TOKENS:
-                        stream.tokens(rest)
-                    elif kind == _DATA:
-                        stream.data(rest)
-                    else:
-                        stream.told(kind, rest)
+                if kind == _SEEN:
+                    self._unseen_since = None if id == self._opened else self._loop.time()
+                elif stream is None:
+                    pass  # it was given up meanwhile
+                elif kind == _TOKENS:
+                    stream.tokens(rest)
+                elif kind == _DATA:
+                    stream.data(rest)
+                else:
+                    stream.told(kind, rest)
         except Malformed as error:
             self.fail(f"not the records of streams: {error}")
 
@@ -256,8 +259,6 @@ class MuxedStream:
     def told(self, kind: int, data: bytes) -> None:
         """Anything but data. Raises Malformed."""
         match kind:
-            case Kind.SEEN:
-                self._mux.seen(self)
             case Kind.HEAD:
                 if self._head is None or self._head.done():
                     raise Malformed("a response that nobody asked for")

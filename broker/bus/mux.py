@@ -20,6 +20,8 @@ from enum import IntEnum
 PATH = "/internal/streams"
 WINDOW = 128 * 1024
 """Bytes of one stream that may be on their way."""
+MESSAGE = 256 * 1024
+"""Bytes after which a message is ended: none is so long that the other side could refuse it."""
 MAX_STREAM = (1 << 32) - 1
 
 _HEADER = struct.Struct("!BII")
@@ -42,12 +44,7 @@ class Malformed(Exception):
     """What came is no message of records."""
 
 
-def header(kind: int, stream: int, size: int) -> bytes:
-    """What stands before a record's bytes."""
-    return _HEADER.pack(kind, stream, size)
-
-
-def record(kind: Kind, stream: int, data: bytes = b"") -> bytes:
+def record(kind: int, stream: int, data: bytes = b"") -> bytes:
     return _HEADER.pack(kind, stream, len(data)) + data
 
 
@@ -77,6 +74,18 @@ def records(message: bytes) -> Iterator[tuple[int, int, bytes]]:
         if place > size:
             raise Malformed("a record is cut off")
         yield kind, stream, message[begin:place]
+
+
+def messages(records: list[bytes]) -> Iterator[bytes]:
+    """Records in messages of about MESSAGE bytes, a longer record in one of its own."""
+    begin = size = 0
+    for place, each in enumerate(records):
+        if size and size + len(each) > MESSAGE:
+            yield b"".join(records[begin:place])
+            begin, size = place, 0
+        size += len(each)
+    if begin < len(records):
+        yield b"".join(records[begin:])
 
 
 def tokens(cursor: bytes, events: bytes) -> bytes:

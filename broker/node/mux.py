@@ -28,9 +28,6 @@ SEND_BUFFER = 1024 * 1024
 """The kernel's bytes for all of an ingress's streams together; each is held by its own credit, not by this."""
 UNSENT = 1024 * 1024
 """Bytes unsent on the connection above which no stream writes."""
-MESSAGE = 256 * 1024
-"""Bytes after which a message is ended: none is so long that the other side could refuse it."""
-
 PROTOCOL_ERROR = 1002
 
 Message = MutableMapping[str, Any]
@@ -86,13 +83,13 @@ class Mux:
                 case Kind.OPEN:
                     if stream is not None:
                         raise Malformed(f"stream {id} is open already")
-                    self.put(Kind.SEEN, id, b"")
+                    self.put(Kind.SEEN, id)
                     try:
                         scope = self._scope_of(rest)
                     except Malformed as error:  # of one client's making: the others have no part in it
                         log.warning("node.mux_request_malformed", error=str(error))
                         self.put(Kind.HEAD, id, mux.head(400, []))
-                        self.put(Kind.END, id, b"")
+                        self.put(Kind.END, id)
                         continue
                     stream = self._streams[id] = MuxStream(self, id)
                     tasks.create_task(self._serve(stream, scope), name="mux-stream")
@@ -136,7 +133,7 @@ class Mux:
         finally:
             del self._streams[stream.id]
             if not stream.gone:
-                self.put(Kind.END if stream.whole else Kind.BROKEN, stream.id, b"")
+                self.put(Kind.END if stream.whole else Kind.BROKEN, stream.id)
             stream.leave()
 
     # -- writing -----------------------------------------------------------------------------------------------------
@@ -149,9 +146,9 @@ class Mux:
         """Wait until the connection takes more, or is gone."""
         await self._protocol.writable.wait()
 
-    def put(self, kind: int, stream: int, data: bytes) -> None:
+    def put(self, kind: int, stream: int, data: bytes = b"") -> None:
         """To be written at the end of this turn."""
-        self._out += (mux.header(kind, stream, len(data)), data)
+        self._out.append(mux.record(kind, stream, data))
         if not self._flushing:
             self._flushing = True
             self._loop.call_soon(self._flush)
@@ -162,27 +159,7 @@ class Mux:
         protocol = self._protocol
         if self._over or protocol.close_sent or protocol.transport.is_closing():
             return
-        protocol.transport.write(_messages(out))
-
-
-def _messages(out: list[bytes]) -> bytes:
-    """Headers and bytes of records as whole binary messages; RFC 6455, section 5.2."""
-    data = b"".join(out)
-    if len(data) <= MESSAGE:
-        return frame(BINARY, data)
-    frames: list[bytes] = []
-    part: list[bytes] = []
-    size = 0
-    for header, rest in zip(out[::2], out[1::2], strict=True):
-        part += (header, rest)
-        size += len(header) + len(rest)
-        if size >= MESSAGE:
-            frames.append(frame(BINARY, b"".join(part)))
-            part.clear()
-            size = 0
-    if part:
-        frames.append(frame(BINARY, b"".join(part)))
-    return b"".join(frames)
+        protocol.transport.write(b"".join([frame(BINARY, message) for message in mux.messages(out)]))
 
 
 class MuxStream:
@@ -260,8 +237,8 @@ class MuxStream:
     def write(self, batch: list[Event]) -> None:
         body = body_of(batch)
         self._credit -= len(body)
-        for event in batch:
-            if event.name != "token":
-                self._mux.put(Kind.DATA, self.id, body)
-                return
-        self._mux.put(Kind.TOKENS, self.id, mux.tokens(batch[-1].cursor.encode(), body))
+        if len(body) > WINDOW or any(event.name != "token" for event in batch):
+            for begin in range(0, len(body), WINDOW):
+                self._mux.put(Kind.DATA, self.id, body[begin : begin + WINDOW])
+        else:
+            self._mux.put(Kind.TOKENS, self.id, mux.tokens(batch[-1].cursor.encode(), body))

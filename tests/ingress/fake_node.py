@@ -159,6 +159,7 @@ class FakeNode:
             writer.write(b"HTTP/1.1 " + status + b"\r\n" + clock + b"content-length: %d\r\n\r\n" % len(said) + said)
             return True
         if path == mux.PATH and self.multiplex:
+            await self.upgrades.wait()
             self.doors.append(door := MuxDoor(self.port, reader, writer))
             await door.serve(target, headers)
             return False

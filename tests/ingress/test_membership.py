@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 
 from broker.bus.clock import SKEW, now_ms
+from broker.bus.mux import MESSAGE, records
 from broker.bus.records import Node
 from ingress.judgement import Health
 from ingress.membership import Member, clock_ahead
+from ingress.upstream import NodeLost
 from tests.ingress.conftest import EventClient, Raw, expected
 from tests.ingress.fake_node import SID, Log
 
@@ -170,15 +172,60 @@ async def test_a_shared_connection_that_answers_nothing_is_given_up_for_a_new_on
         assert client.transcript == expected(6)
 
 
-async def test_an_ingress_that_stood_still_does_not_take_that_for_a_nodes_silence(node: Make, ingress: Make) -> None:
+async def test_a_node_that_answers_nothing_at_all_keeps_its_shared_connection(node: Make, ingress: Make) -> None:
+    """It may be overloaded, or we stood still: what its silence means is judged for all of its connections together."""
     a = await node("node-a", multiplex=True)
     relay = await ingress(a)
     client = await EventClient.open(relay.port)
     await client.until("caught_up")
     mux = relay.nodes.members["node-a"].mux
     a.doors[0].frozen.set()
+    opened_at = asyncio.get_running_loop().time()
     mux.open(mux.stream(), b"")
-    mux.look(asyncio.get_running_loop().time() + 100, late=True)
+    mux.look(opened_at + 100, opened_at - 0.1)
     assert not mux.lost
-    mux.look(asyncio.get_running_loop().time() + 200, late=False)
+    mux.look(opened_at + 100, opened_at + 0.1)
     assert mux.lost
+
+
+async def test_a_viewer_that_has_gone_before_its_node_knew_it_is_no_silence(node: Make, ingress: Make) -> None:
+    a = await node("node-a", multiplex=True)
+    relay = await ingress(a)
+    client = await EventClient.open(relay.port)
+    await client.until("caught_up")
+    mux = relay.nodes.members["node-a"].mux
+    gone = mux.stream()
+    mux.open(gone, b"GET / HTTP/1.1\r\n\r\n")
+    gone.abort()
+    mux.stream()  # whoever asked for it gave up before it was opened
+    await relay.settled(lambda: mux._unseen_since is None)
+
+
+async def test_whoever_waits_for_a_node_that_is_forgotten_meanwhile_asks_another(node: Make, ingress: Make) -> None:
+    a = await node("node-a", multiplex=True)
+    a.upgrades.clear()
+    relay = await ingress(a)
+    member = relay.nodes.members["node-a"]
+    asking = asyncio.create_task(relay.nodes.stream(member))
+    await relay.settled(lambda: member.joining is not None)
+    relay.nodes._forget(member)
+    with pytest.raises(NodeLost):
+        await asking
+
+
+async def test_a_storm_of_viewers_is_told_to_the_node_in_messages_that_it_takes(node: Make, ingress: Make) -> None:
+    a = await node("node-a", multiplex=True)
+    relay = await ingress(a)
+    client = await EventClient.open(relay.port)
+    await client.until("caught_up")
+    mux = relay.nodes.members["node-a"].mux
+    sent: list[bytes] = []
+    mux._socket.send = lambda data, text: sent.append(data)
+    request = b"GET / HTTP/1.1\r\nx: " + b"y" * 20_000 + b"\r\n\r\n"
+    streams = [mux.stream() for _ in range(500)]
+    for stream in streams:
+        mux.open(stream, request)
+    await relay.settled(lambda: sum(map(len, sent)) > 500 * 20_000)
+    assert max(map(len, sent)) <= MESSAGE
+    told = [(id, data) for message in sent for _, id, data in records(message)]
+    assert told == [(stream.id, request) for stream in streams]

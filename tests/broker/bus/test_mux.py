@@ -19,6 +19,15 @@ def test_records_are_read_as_they_were_written(written: list[tuple[Kind, int, by
     assert list(mux.records(b"".join(mux.record(*each) for each in written))) == written
 
 
+@given(st.lists(st.integers(0, mux.MESSAGE * 2), max_size=12))
+def test_records_become_messages_that_are_not_too_long(sizes: list[int]) -> None:
+    said = [mux.record(Kind.DATA, number, b"x" * size) for number, size in enumerate(sizes)]
+    messages = list(mux.messages(said))
+    assert b"".join(messages) == b"".join(said)
+    assert all(len(message) <= mux.MESSAGE or message in said for message in messages)
+    assert all(list(mux.records(message)) for message in messages)
+
+
 @given(RECORDS.filter(bool), st.data())
 def test_a_message_that_is_cut_anywhere_gives_whole_records_and_then_an_error(
     written: list[tuple[Kind, int, bytes]], data: st.DataObject
