@@ -55,8 +55,8 @@ async def reach(
     """The first leg that a node gives; raises NoNode at `deadline` (loop time), Undecided.
 
     `timeout` seconds are given to each node until its response begins. `excluding` are nodes not to be asked at first;
-    it is written to. `payload` makes the request anew for each node. `shared`: on the
-    connection that all streams to a node share; it must be a GET.
+    it is written to. `payload` makes the request anew for each node. `shared`: on the connection that all streams to a
+    node share; it must be a GET without a body.
     """
     loop = asyncio.get_running_loop()
     tried = excluding if excluding is not None else set()
@@ -73,7 +73,7 @@ async def reach(
         reused = False
         try:
             connection = await (nodes.stream if shared else nodes.connect)(member, fresh=fresh)
-            reused = connection.used
+            reused = connection.used and not fresh
             head = await connection.ask(payload(member), timeout, bodiless=bodiless)
             return Leg(member, connection, head)
         except NodeLost as lost:

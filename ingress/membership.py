@@ -194,7 +194,8 @@ class Nodes:
             try:
                 found = await asyncio.shield(joining)  # who gives up waiting does so for himself
             except asyncio.CancelledError:
-                if not joining.cancelled():
+                asker = asyncio.current_task()
+                if not joining.cancelled() or (asker is not None and asker.cancelling()):
                     raise
                 raise NodeLost("the node was forgotten", unsent=True) from None
             if found is None:
@@ -326,7 +327,7 @@ class Nodes:
             now = self._loop.time()
             for member in self._members.values():
                 if member.mux is not None:
-                    member.mux.look(now, member.answered_at)
+                    member.mux.look(member.answered_at)
             muxes = [member.mux for member in self._members.values()]
             self._metrics.shared.set(sum(mux is not None and not mux.lost for mux in muxes))
             if now - before > TICK + LATE:

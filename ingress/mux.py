@@ -11,6 +11,8 @@ import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+import structlog
+
 from broker.bus import mux
 from broker.bus.mux import MAX_STREAM, WINDOW, Kind, Malformed
 from ingress.headers import Field
@@ -19,6 +21,8 @@ from ingress.upstream import Head, NodeLost
 
 if TYPE_CHECKING:
     from ingress.membership import Member
+
+log = structlog.get_logger("ingress.mux")
 
 MORE = WINDOW // 2
 """Bytes taken after which as many more are allowed."""
@@ -41,9 +45,10 @@ class NodeMux:
         self._socket: NodeSocket | None = None
         self._streams: dict[int, MuxedStream] = {}
         self._last = 0
-        self._opened = 0  # the last of them that the node was told of
-        self._unseen_since: float | None = None
-        """When the oldest stream was opened that the node has not said to have seen."""
+        self._opened = self._seen = 0  # the last of them that the node was told of, and has said to have seen
+        self._told = 0  # as `_opened`, when something was written last
+        self._heard_at = 0.0
+        """When the node said something on this connection, or was told of a stream while it owed no word."""
         self._out: list[bytes] = []
 
     async def connect(self, fields: list[Field], timeout: float) -> None:
@@ -61,7 +66,9 @@ class NodeMux:
 
     def stream(self) -> MuxedStream:
         """One more. Raises NodeLost."""
-        if self.lost or self._last >= MAX_STREAM:
+        if self._last >= MAX_STREAM:
+            self.fail("its numbers are used up")
+        if self.lost:
             raise NodeLost("connection lost", unsent=True)
         self._last += 1
         stream = self._streams[self._last] = MuxedStream(self, self._last, used=self._last > 1)
@@ -94,45 +101,53 @@ class NodeMux:
 
     def open(self, stream: MuxedStream, request: bytes) -> None:
         self._opened = stream.id
-        self._unseen_since = self._unseen_since or self._loop.time()
         self.put(mux.record(Kind.OPEN, stream.id, request))
 
-    def look(self, now: float, answered: float) -> None:
-        """Several times a second. `answered`: when the node was asked for its health, for its newest answer.
+    def look(self, asked_at: float) -> None:
+        """Several times a second. `asked_at`: when the node was asked for its health, for its newest answer.
 
-        A node that answers that, and says nothing to a stream that was opened before, has this connection no more,
-        whatever TCP believes. One that answers nothing is for others to judge.
+        A node that answers what it is asked much later than a stream was opened, and says nothing here meanwhile, has
+        this connection no more, whatever TCP believes. One that answers nothing is for others to judge.
         """
-        since = self._unseen_since
-        if since is not None and now - since > self._silence and answered > since:
+        if self._seen < self._opened and asked_at - self._heard_at > self._silence:
             self.fail("the node does not answer on this connection")
 
     # -- inside ------------------------------------------------------------------------------------------------------
 
     def _flush(self) -> None:
         out, self._out = self._out, []
+        if self._seen >= self._told:
+            self._heard_at = self._loop.time()
+        self._told = self._opened
         if self._socket is not None and not self.lost:
             for message in mux.messages(out):
                 self._socket.send(message, text=False)
 
     def _on_message(self, data: bytes, text: bool) -> None:
         """The hot path: once for what a node had for many viewers."""
-        streams = self._streams
+        self._heard_at = self._loop.time()
         try:
             for kind, id, rest in mux.records(data):
-                stream = streams.get(id)
                 if kind == _SEEN:
-                    self._unseen_since = None if id == self._opened else self._loop.time()
-                elif stream is None:
-                    pass  # it was given up meanwhile
-                elif kind == _TOKENS:
-                    stream.tokens(rest)
-                elif kind == _DATA:
-                    stream.data(rest)
-                else:
-                    stream.told(kind, rest)
+                    self._seen = max(self._seen, id)
+                elif (stream := self._streams.get(id)) is not None:  # else it was given up meanwhile
+                    self._give(stream, kind, rest)
         except Malformed as error:
             self.fail(f"not the records of streams: {error}")
+
+    def _give(self, stream: MuxedStream, kind: int, data: bytes) -> None:
+        try:
+            if kind == _TOKENS:
+                stream.tokens(data)
+            elif kind == _DATA:
+                stream.data(data)
+            else:
+                stream.told(kind, data)
+        except Malformed:
+            raise
+        except Exception as error:  # a mistake of ours with one viewer is not the others' end
+            log.error("ingress.mux_stream_failed", exc_info=error)
+            stream.fail()
 
     def _on_close(self, code: int, reason: str) -> None:
         if self.lost:

@@ -336,7 +336,7 @@ class EventStream:
             self._client.write(self._frame(data))
 
     def _on_body(self, data: bytes) -> None:
-        """Once per read of the node's connection."""
+        """Once for each piece that comes of it."""
         if self._ended.done():
             return
         self._heard_at = self._loop.time()

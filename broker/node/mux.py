@@ -27,7 +27,8 @@ log = structlog.get_logger("node.mux")
 SEND_BUFFER = 1024 * 1024
 """The kernel's bytes for all of an ingress's streams together; each is held by its own credit, not by this."""
 UNSENT = 1024 * 1024
-"""Bytes unsent on the connection above which no stream writes."""
+"""Bytes unsent on the connection, or to be sent at the end of this turn, above which no stream begins to write: each
+has its own credit, and thousands of them may be ready in one turn."""
 PROTOCOL_ERROR = 1002
 
 Message = MutableMapping[str, Any]
@@ -49,6 +50,7 @@ class Mux:
         self._loop = asyncio.get_running_loop()
         self._streams: dict[int, MuxStream] = {}
         self._out: list[bytes] = []
+        self._waiting = 0  # bytes of it
         self._flushing = False
         self._over = False
 
@@ -65,7 +67,10 @@ class Mux:
         async with asyncio.TaskGroup() as tasks:
             try:
                 while (message := await receive())["type"] == "websocket.receive":
-                    self._take(message.get("bytes") or b"", tasks)
+                    data = message.get("bytes")
+                    if data is None:
+                        raise Malformed("a text, where records are bytes")
+                    self._take(data, tasks)
             except Malformed as error:
                 malformed = str(error)
             finally:
@@ -140,21 +145,24 @@ class Mux:
 
     @property
     def writable(self) -> bool:
-        return self._protocol.writable.is_set()
+        return self._waiting <= UNSENT and self._protocol.writable.is_set()
 
     async def drained(self) -> None:
         """Wait until the connection takes more, or is gone."""
+        await asyncio.sleep(0)  # what this turn has to write is on its way then
         await self._protocol.writable.wait()
 
     def put(self, kind: int, stream: int, data: bytes = b"") -> None:
         """To be written at the end of this turn."""
         self._out.append(mux.record(kind, stream, data))
+        self._waiting += len(data)
         if not self._flushing:
             self._flushing = True
             self._loop.call_soon(self._flush)
 
     def _flush(self) -> None:
         self._flushing = False
+        self._waiting = 0
         out, self._out = self._out, []
         protocol = self._protocol
         if self._over or protocol.close_sent or protocol.transport.is_closing():
@@ -165,7 +173,7 @@ class Mux:
 class MuxStream:
     """One request's `receive` and `send`, and the pipe under it (`broker/node/pipe.py`)."""
 
-    __slots__ = ("_asked", "_credit", "_mux", "_moved", "gone", "id", "whole")
+    __slots__ = ("_asked", "_begun", "_credit", "_mux", "_moved", "gone", "id", "whole")
 
     def __init__(self, mux: Mux, id: int) -> None:
         self.id = id
@@ -174,6 +182,7 @@ class MuxStream:
         self._mux = mux
         self._credit = WINDOW
         self._asked = False
+        self._begun = False
         self._moved: list[asyncio.Future[None]] = []  # of those who wait for credit, or for the end
 
     def allow(self, more: int) -> None:
@@ -210,8 +219,11 @@ class MuxStream:
         return {"type": "http.disconnect"}
 
     async def send(self, message: Message) -> None:
-        """As uvicorn's: waits for room, and does nothing once nobody wants it."""
-        if message["type"] == "http.response.start":
+        """As uvicorn's: waits for room, and does nothing once nobody wants it. Raises RuntimeError out of order."""
+        if (message["type"] == "http.response.start") == self._begun or self.whole:
+            raise RuntimeError(f"{message['type']} does not follow")
+        if not self._begun:
+            self._begun = True
             self._mux.put(Kind.HEAD, self.id, mux.head(message["status"], list(message.get("headers", ()))))
             return
         data: bytes = message.get("body", b"")

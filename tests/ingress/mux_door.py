@@ -16,9 +16,13 @@ from broker.bus.mux import WINDOW, Kind
 
 
 class MuxDoor:
-    """One connection of an ingress, from its upgrade on. `frozen()`: nothing is read, as by a stopped process."""
+    """One connection of an ingress, from its upgrade on. `frozen`: nothing is read, as by a stopped process."""
 
-    def __init__(self, port: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def __init__(
+        self, port: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, breaks: bool = False
+    ) -> None:
+        self.opened = 0  # streams
+        self._breaks = breaks  # each of them, at once
         self._port = port
         self._reader = reader
         self._writer = writer
@@ -53,7 +57,11 @@ class MuxDoor:
     def _take(self, kind: Kind, id: int, data: bytes, tasks: asyncio.TaskGroup) -> None:
         match kind:
             case Kind.OPEN:
+                self.opened += 1
                 self.say(Kind.SEEN, id)
+                if self._breaks:
+                    self.say(Kind.BROKEN, id)
+                    return
                 through = self._through[id] = _Through(self, id)
                 through.task = tasks.create_task(through.run(self._port, data))
             case Kind.CREDIT:

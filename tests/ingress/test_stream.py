@@ -282,7 +282,7 @@ async def test_without_a_node_a_stream_is_put_off_with_200(ingress: Make) -> Non
 
 async def test_when_the_last_node_dies_the_stream_is_put_off(node: Make, ingress: Make, log: Log) -> None:
     a = await node("node-a")
-    relay = await ingress(a, leg_timeout=0.3)
+    relay = await ingress(a, leg_timeout=1.0)
     client = await EventClient.open(relay.port)
     await client.until("caught_up")
     await a.stop()

@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, cast
 
 import pytest
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from broker.bus import mux
+from broker.bus.health import Send
 from broker.bus.mux import WINDOW, Kind
 from broker.bus.records import Node
 from broker.node import metrics
 from broker.node.app import App
+from broker.node.mux import UNSENT, Mux, MuxStream
 from ingress.headers import Field
 from ingress.membership import Member
 from ingress.mux import MuxedStream, NodeMux, NoMux
@@ -226,6 +229,49 @@ class Rude:
         self.closed = code
 
 
+async def test_text_is_no_record(node: RunningNode) -> None:
+    rude = await Rude.at(node)
+    rude.socket.send(b"{}", text=True)
+    await until(lambda: rude.closed, "it is sent away")
+    assert rude.closed == 1002
+
+
+class Wire:
+    """Of uvicorn's connection what streams write to, always ready for more."""
+
+    close_sent = False
+
+    def __init__(self) -> None:
+        self.writable = asyncio.Event()
+        self.writable.set()
+        self.written: list[bytes] = []
+        self.transport = self
+
+    def is_closing(self) -> bool:
+        return False
+
+    def write(self, data: bytes) -> None:
+        self.written.append(data)
+
+
+async def test_thousands_that_are_ready_at_once_are_not_one_write() -> None:
+    """Each has credit for all that it wants to send; together they take turns of about UNSENT bytes."""
+    wire = Wire()
+    mux = Mux(failing, {}, cast(WebSocketsSansIOProtocol, wire))
+    streams = [MuxStream(mux, id) for id in range(1, 1001)]
+
+    async def send(stream: MuxStream) -> None:
+        await stream.send({"type": "http.response.start", "status": 200})
+        await stream.send({"type": "http.response.body", "body": b"x" * (WINDOW - 1)})
+
+    async with asyncio.timeout(DEADLINE), asyncio.TaskGroup() as tasks:
+        for stream in streams:
+            tasks.create_task(send(stream))
+    await asyncio.sleep(0)
+    assert sum(map(len, wire.written)) > 1000 * (WINDOW - 1)
+    assert max(map(len, wire.written)) < UNSENT + 2 * WINDOW
+
+
 async def test_a_request_that_is_none_is_refused_and_the_others_live(node: RunningNode) -> None:
     rude = await Rude.at(node)
     for id, request in enumerate([b"", b"POST / HTTP/1.1\r\n\r\n", b"GET / HTTP/1.1\r\nno colon\r\n\r\n"], 1):
@@ -256,18 +302,37 @@ async def test_an_ingress_that_breaks_the_rules_is_sent_away(node: RunningNode, 
     assert rude.closed == 1002
 
 
+async def failing(*args: Any) -> None:
+    raise ValueError("a mistake of ours")
+
+
+async def answering_twice(self: Any, sid: str, caller: Any, scope: Any, receive: Any, send: Send, pipe: Any) -> None:
+    for _ in range(2):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+
+async def answering_without_a_head(
+    self: Any, sid: str, caller: Any, scope: Any, receive: Any, send: Send, _: Any
+) -> None:
+    await send({"type": "http.response.body", "body": b"x"})
+
+
+@pytest.mark.parametrize("mistake", [failing, answering_twice, answering_without_a_head])
 async def test_what_fails_in_one_stream_breaks_that_one(
-    node: RunningNode, shared: NodeMux, monkeypatch: pytest.MonkeyPatch
+    node: RunningNode, shared: NodeMux, monkeypatch: pytest.MonkeyPatch, mistake: Any
 ) -> None:
     author = await node.session()
     other = (await Viewer.at(node, shared, author.sid)).take()
-
-    async def failing(*args: Any) -> None:
-        raise RuntimeError("a mistake of ours")
-
-    monkeypatch.setattr(App, "_events", failing)
-    with pytest.raises(NodeLost):
-        await Viewer.at(node, shared, author.sid)
+    monkeypatch.setattr(App, "_events", mistake)
+    broken = Viewer(shared.stream())
+    asking = asyncio.create_task(
+        broken.stream.ask(b"GET /v1/sessions/%b/events HTTP/1.1\r\n\r\n" % author.sid.encode(), 5)
+    )
+    await asyncio.wait([asking])
+    if asking.exception() is None:  # its head had come
+        assert isinstance(await broken.take().over(), NodeLost)
+    else:
+        assert isinstance(asking.exception(), NodeLost)
     await author.answer(5)
     await other.until("event: done")
     assert other.data == author.data
