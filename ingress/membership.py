@@ -63,7 +63,7 @@ class Member:
         self.deaf_since: float | None = None  # the first of its answers in a row that it does not hear NATS
         self.open: set[Connection] = set()
         self.mux: NodeMux | None = None
-        self.joining: asyncio.Task[NodeMux | NodeLost | None] | None = None
+        self.joining: asyncio.Task[NodeLost | None] | None = None
         self.mux_again = 0.0  # loop time before which it is not asked for one
         self.idle: list[NodeConnection] = []
         self.closers: set[Callable[[], None]] = set()  # of connections that are not NodeConnections (WebSocket)
@@ -183,37 +183,41 @@ class Nodes:
 
         Raises NodeLost.
         """
-        mux = member.mux
-        if mux is None or mux.lost:
-            fields = self._greeting(member.clock_ahead)
-            if not fields or self._loop.time() < member.mux_again:
-                return await self.connect(member, fresh=fresh)
-            if member.joining is None or member.joining.done():
-                member.joining = asyncio.create_task(self._join(member, fields), name=f"mux-{member.id}")
-            joining = member.joining
+        if (joining := self._begin_to_join(member)) is not None:
             try:
-                found = await asyncio.shield(joining)  # who gives up waiting does so for himself
+                lost = await asyncio.shield(joining)  # who gives up waiting does so for himself
             except asyncio.CancelledError:
                 asker = asyncio.current_task()
                 if not joining.cancelled() or (asker is not None and asker.cancelling()):
                     raise
                 raise NodeLost("the node was forgotten", unsent=True) from None
-            if found is None:
-                return await self.connect(member, fresh=fresh)
-            if isinstance(found, NodeLost):
-                raise found
-            mux = found
-        stream = mux.stream()
+            if lost is not None:
+                raise lost
+        if member.mux is None or member.mux.lost:
+            return await self.connect(member, fresh=fresh)
+        stream = member.mux.stream()
         member.open.add(stream)
         return stream
 
-    async def _join(self, member: Member, fields: list[Field]) -> NodeMux | NodeLost | None:
-        """A connection for many streams; None where the node has none for us."""
+    def _begin_to_join(self, member: Member) -> asyncio.Task[NodeLost | None] | None:
+        """None where there is nothing to wait for: it is joined, or has no such connection for us."""
+        if member.mux is not None and not member.mux.lost:
+            return None
+        if member.joining is None or member.joining.done():
+            fields = self._greeting(member.clock_ahead)
+            if not fields or self._loop.time() < member.mux_again:
+                return None
+            member.joining = asyncio.create_task(self._join(member, fields), name=f"join-{member.id}")
+        return member.joining
+
+    async def _join(self, member: Member, fields: list[Field]) -> NodeLost | None:
+        """Get the connection that streams share, unless the node has none for us. Why there is no node, where not."""
         mux = NodeMux(member, self._settings.down_after, member.open.discard)
         try:
             await mux.connect(fields, self._settings.connect_timeout)
         except NoMux as refused:
-            log.info("node.mux_refused", node=member.id, why=str(refused))
+            if not member.mux_again:
+                log.info("node.mux_refused", node=member.id, why=str(refused))
             member.mux_again = self._loop.time() + MUX_AGAIN
             return None
         except NodeLost as lost:
@@ -224,7 +228,7 @@ class Nodes:
         except (OSError, TimeoutError) as error:
             return NodeLost(f"cannot connect: {error or type(error).__name__}", unsent=True)
         member.mux = mux
-        return mux
+        return None
 
     def _part(self, member: Member) -> None:
         """Without telling anybody."""
@@ -310,6 +314,8 @@ class Nodes:
                 ready = head.status == 200
                 deaf = not ready and NATS in reasons_in(b"".join(said))
                 member.answered(started, self._loop.time(), ready=ready, deaf=deaf)
+                if ready:
+                    self._begin_to_join(member)  # before anybody wants a stream
                 member.clock_ahead = clock_ahead(head.fields, now_ms())
             except (NodeLost, TimeoutError):
                 member.ready = member.ready and not member.refused

@@ -19,7 +19,7 @@ from compose.chaos.decoy import Decoy
 from compose.chaos.disk import SmallDisk
 from compose.chaos.link import Link
 from compose.chaos.nats_wire import NatsTap
-from compose.chaos.whole import NotBack, Process, answering, placed, until
+from compose.chaos.whole import NotBack, Process, answering, joined, placed, until
 from compose.chaos.world import World
 from compose.up import plan
 from compose.up.datadir import DataDir
@@ -125,7 +125,7 @@ class System:
         return self.process(before.id)
 
     async def whole(self, timeout: float = BACK_TIMEOUT) -> None:
-        """Wait until every part is ready and every ingress has all nodes up. Raises NotBack."""
+        """Wait until every part is ready, and every ingress has all nodes up and is joined to them. Raises NotBack."""
         try:
             async with asyncio.timeout(timeout):
                 while any(keeper.state is not State.READY for keeper in self._keepers.values()):
@@ -141,8 +141,8 @@ class System:
         await until(holds)
 
     async def _serving(self) -> bool:
-        parts = self.processes()
-        return await placed(parts, self.api_key) and await answering(parts, self.api_key)
+        parts, key = self.processes(), self.api_key
+        return await placed(parts, key) and await joined(parts, key) and await answering(parts, key)
 
     # -- starting ----------------------------------------------------------------------------------------------------
 

@@ -38,6 +38,16 @@ async def until(holds: Callable[[], object]) -> None:
 
 async def placed(processes: Sequence[Process], api_key: str) -> bool:
     """Every ingress places streams on every node."""
+    return await _all_tell(processes, api_key, 'okome_ingress_nodes{state="up"}')
+
+
+async def joined(processes: Sequence[Process], api_key: str) -> bool:
+    """Every ingress has the connection to every node that its streams share."""
+    return await _all_tell(processes, api_key, "okome_ingress_node_connections_shared")
+
+
+async def _all_tell(processes: Sequence[Process], api_key: str, gauge: str) -> bool:
+    """Whether this gauge of every ingress is the number of nodes."""
     nodes = sum(one.role == "node" for one in processes)
     for ingress in processes:
         if ingress.role != "ingress":
@@ -46,7 +56,7 @@ async def placed(processes: Sequence[Process], api_key: str) -> bool:
             answer = await call(ingress.url, "GET", "/metrics", api_key)
         except (OSError, EOFError):
             return False
-        if f'okome_ingress_nodes{{state="up"}} {float(nodes)}'.encode() not in answer.body:
+        if f"\n{gauge} {float(nodes)}\n".encode() not in answer.body:
             return False
     return True
 
