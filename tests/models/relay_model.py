@@ -7,6 +7,7 @@ the browser what it lets arrive. Only sockets and the choice of a node are playe
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable, MutableMapping
 from typing import Any, cast
 
@@ -35,6 +36,8 @@ from tests.models.viewer_model import Told
 SETTINGS = IngressSettings.model_construct(leg_timeout=5.0, silence_timeout=6.0, connect_timeout=1.0)
 METRICS = Metrics(CollectorRegistry())
 
+_TOKEN = re.compile(rb"(id: ([^\n]+)\nevent: token\ndata: [^\n]*\n\n)")
+
 
 class LegModel:
     """What one node writes, as a connection that the relay reads."""
@@ -49,6 +52,8 @@ class LegModel:
         self._given_up = asyncio.Event()
         self._on_body: Callable[[bytes], None] = lambda data: None
         self._on_end: Callable[[NodeLost | None], None] = lambda error: None
+        self._on_tokens: Callable[[bytes, bytes], None] = lambda data, cursor: None
+        self._partial = b""  # of an event, as it has reached the relay
         self.task = asyncio.create_task(self._serve(node, session, start, until_done))
 
     async def _serve(self, node: NodeModel, session: SessionModel, start: Start, until_done: bool) -> None:
@@ -67,8 +72,13 @@ class LegModel:
 
     # -- what the relay asks of a connection -------------------------------------------------------------------------
 
-    def take(self, on_body: Callable[[bytes], None], on_end: Callable[[NodeLost | None], None]) -> None:
-        self._on_body, self._on_end = on_body, on_end
+    def take(
+        self,
+        on_body: Callable[[bytes], None],
+        on_end: Callable[[NodeLost | None], None],
+        on_tokens: Callable[[bytes, bytes], None],
+    ) -> None:
+        self._on_body, self._on_end, self._on_tokens = on_body, on_end, on_tokens
 
     def pause(self) -> None: ...
 
@@ -80,10 +90,16 @@ class LegModel:
     # -- what happens to it ------------------------------------------------------------------------------------------
 
     def flow(self, count: int) -> None:
-        """So many bytes reach the relay; behind the last one the response's end does."""
+        """So many bytes reach the relay; behind the last one the response's end does. Where they are whole tokens, as
+        those that a node knows to be such."""
         data = bytes(self.written[:count])
         del self.written[:count]
-        if data:
+        begins = not self._partial
+        self._partial = (self._partial + data).rpartition(b"\n\n")[2]
+        tokens = _TOKEN.findall(data)
+        if begins and data and sum(len(raw) for raw, _ in tokens) == len(data):
+            self._on_tokens(data, tokens[-1][1])
+        elif data:
             self._on_body(data)
         if self._whole and not self.written:
             self._on_end(None)
