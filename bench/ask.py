@@ -17,16 +17,19 @@ TOKEN = re.compile(rb"(\d+):(\d{6,}) ")
 MODEL = "mock"
 MAX_RATE = 10_000
 MAX_TOKENS = 1_000_000
+MAX_ENGINES = 99
 
 
 class Ask(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The last user message, as JSON. rate: tokens per second, 0 = all at once. trace: one of `traces/`, whose
-    rhythm they have instead, over and over.
+    rhythm they have instead, over and over. engines: the streams of one rate are dealt to so many, which step one after
+    another.
     """
 
     tokens: Annotated[int, Meta(ge=1, le=MAX_TOKENS)] = 200
     rate: Annotated[float, Meta(ge=0, le=MAX_RATE)] = 20
     trace: str = ""
+    engines: Annotated[int, Meta(ge=1, le=MAX_ENGINES)] = 1
 
     @property
     def prompt(self) -> str:

@@ -66,7 +66,7 @@ def points(found: Mapping[Shape, Sequence[Row]], contender: str) -> list[Point]:
         Point(shape, row.rate, {role: row.costs.get(role, 0.0) * max(row.rate, 1e-9) / 1e6 for role in PATH})
         for shape, rows in found.items()
         for row in rows
-        if row.contender == contender and shape.viewers == 1 and shape.rate and not shape.trace
+        if row.contender == contender and shape.viewers == 1 and shape.rate and not shape.trace and shape.engines == 1
     ]
 
 

@@ -29,7 +29,7 @@ RECORDS = "runs.jsonl"
 RESUME_RAMP = 10.0  # seconds in which the answers begin that are watched meanwhile
 JITTER = 5.0
 QUICK = (300.0, 10.0)  # words a second, seconds
-_SHAPE = re.compile(r"(\d{1,5})x(?:(\d{1,4})(?:x(\d))?|([a-z]\w+))")
+_SHAPE = re.compile(r"(\d{1,5})x(?:(\d{1,4})(?:x(\d))?(?:of(\d{1,2}))?|([a-z]\w+))")
 
 
 class WrongUse(ValueError):
@@ -37,20 +37,20 @@ class WrongUse(ValueError):
 
 
 def shape(text: str) -> Shape:
-    """`1000x20`: a thousand streams of 20 tokens/s; `1000x20x3`: each watched by three; `100xvllm_8_streams`: in the
-    rhythm of a recorded trace. Raises WrongUse."""
+    """`1000x20`: a thousand streams of 20 tokens/s; `1000x20x3`: each watched by three; `1000x20of8`: of eight engines;
+    `100xvllm_8_streams`: in the rhythm of a recorded trace. Raises WrongUse."""
     found = _SHAPE.fullmatch(text)
-    if found is None or 0 in (int(found[1]), int(found[3] or 1)):
+    if found is None or 0 in (int(found[1]), int(found[3] or 1), int(found[4] or 1)):
         raise WrongUse(
-            f"--shape {text}: streams x tokens a second, such as 1000x20, 1000x20x3 for three viewers each, 1000x0 for "
-            "streams in which nothing is asked, or 100xvllm_8_streams for the rhythm of a trace"
+            f"--shape {text}: streams x tokens a second, such as 1000x20, 1000x20x3 for three viewers each, 1000x20of8 "
+            "for eight engines, 1000x0 for streams in which nothing is asked, 100xvllm_8_streams for a trace's rhythm"
         )
-    if name := found[4]:
+    if name := found[5]:
         traces = {trace.name: trace for trace in recorded()}
         if name not in traces:
             raise WrongUse(f"--shape {text}: the traces are {', '.join(traces)}")
         return Shape(int(found[1]), round(traces[name].rate, 3), trace=name)
-    return Shape(int(found[1]), float(found[2]), int(found[3] or 1))
+    return Shape(int(found[1]), float(found[2]), int(found[3] or 1), engines=int(found[4] or 1))
 
 
 def chosen(only: Sequence[str]) -> list[Contender]:

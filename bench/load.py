@@ -89,7 +89,9 @@ class Load:
         order = self.order
         seconds = order.ramp + order.warm + WINDOWS * order.window + READY_TIMEOUT + SPARE
         shape = order.shape
-        return Ask(tokens=min(MAX_TOKENS, int(seconds * shape.rate)), rate=shape.rate, trace=shape.trace)
+        return Ask(
+            tokens=min(MAX_TOKENS, int(seconds * shape.rate)), rate=shape.rate, trace=shape.trace, engines=shape.engines
+        )
 
     async def run(self) -> Loaded:
         """Everything, from the first connection to the last."""

@@ -1,7 +1,8 @@
 """A mock engine: an OpenAI-compatible server that says what `bench.ask` describes, in the rhythm of a real one.
 
 Real engines decode in steps: every running stream gets its token within the same two milliseconds, then nobody gets one
-until the next step (measured with vLLM and llama.cpp). So do the streams of one rate here. A process of
+until the next step (measured with vLLM and llama.cpp). So do the streams of one rate here, unless they are said to be
+those of several engines. A process of
 its own, with one protocol object a connection and one write a token, so that it costs little beside what is measured.
 
     python -m bench.mock_engine PORT
@@ -15,7 +16,7 @@ import signal
 import sys
 import time
 from collections import defaultdict
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import msgspec
 import uvloop
@@ -55,6 +56,22 @@ class _Request(msgspec.Struct):
     max_completion_tokens: int | None = None
 
 
+class Beat(NamedTuple):
+    """When streams step: `rate` times a second, those of engine `number` of so many, which step one after another."""
+
+    rate: float
+    engines: int
+    number: int
+
+    def first_after(self, now: float) -> float:
+        """The first step that is a whole one away. One engine begins when its first stream does."""
+        period = 1 / self.rate
+        if self.engines == 1:
+            return now + period
+        offset = self.number * period / self.engines
+        return (now - offset) // period * period + offset + 2 * period
+
+
 class Engine:
     """All running streams, and the clock that they step by."""
 
@@ -62,41 +79,41 @@ class Engine:
         self.running: set[Stream] = set()
         self.served = 0
         self.aborted = 0
-        self._steps: dict[float, set[Stream]] = defaultdict(set)
-        self._ticks: dict[float, asyncio.TimerHandle] = {}
+        self._steps: dict[Beat, set[Stream]] = defaultdict(set)
+        self._ticks: dict[Beat, asyncio.TimerHandle] = {}
         self._replays: dict[str, Replay] = {}
 
     def begin(self, stream: Stream) -> None:
         self.running.add(stream)
         self.served += 1
-        rate = stream.ask.rate
+        stream.beat = beat = Beat(stream.ask.rate, stream.ask.engines, self.served % stream.ask.engines)
         if name := stream.ask.trace:
             if name not in self._replays:
                 self._replays[name] = Replay(TRACES[name])
             self._replays[name].add(stream)
-        elif not rate:
+        elif not beat.rate:
             stream.step_all()
         else:
-            self._steps[rate].add(stream)
-            if rate not in self._ticks:
-                self._arm(rate, asyncio.get_running_loop().time())
+            self._steps[beat].add(stream)
+            if beat not in self._ticks:
+                self._arm(beat, beat.first_after(asyncio.get_running_loop().time()))
 
     def end(self, stream: Stream) -> None:
         self.running.discard(stream)
-        self._steps[stream.ask.rate].discard(stream)
+        self._steps[stream.beat].discard(stream)
         for replay in self._replays.values():
             replay.discard(stream)
 
-    def _arm(self, rate: float, now: float) -> None:
-        self._ticks[rate] = asyncio.get_running_loop().call_at(now + 1 / rate, self._tick, rate, now + 1 / rate)
+    def _arm(self, beat: Beat, due: float) -> None:
+        self._ticks[beat] = asyncio.get_running_loop().call_at(due, self._tick, beat, due)
 
-    def _tick(self, rate: float, due: float) -> None:
-        for stream in list(self._steps[rate]):
+    def _tick(self, beat: Beat, due: float) -> None:
+        for stream in list(self._steps[beat]):
             stream.step()
-        if self._steps[rate]:
-            self._arm(rate, due)
+        if self._steps[beat]:
+            self._arm(beat, due + 1 / beat.rate)
         else:
-            del self._ticks[rate]
+            del self._ticks[beat]
 
 
 class Replay:
@@ -140,6 +157,7 @@ class Stream:
         self, engine: Engine, transport: asyncio.WriteTransport, ask: Ask, first: int, bound: int | None
     ) -> None:
         self.ask = ask
+        self.beat = Beat(0, 1, 0)
         self._engine = engine
         self._transport = transport
         self._index = first

@@ -93,14 +93,16 @@ def _memory(found: Mapping[float, Mapping[str, float]]) -> str:
 
 def picture(shape: Shape) -> str:
     """The file name of a shape's plot."""
-    return f"latency-{shape.streams}x{shape.trace or f'{shape.rate:g}'}x{shape.viewers}.svg"
+    engines = f"of{shape.engines}" if shape.engines > 1 else ""
+    return f"latency-{shape.streams}x{shape.trace or f'{shape.rate:g}'}x{shape.viewers}{engines}.svg"
 
 
 _INTRODUCTION = """\
 Every contender relays the same answers of the same mock engine (`bench/mock_engine.py`: OpenAI-compatible, all streams
-step at once, as in real engines) to the same load client (`bench/load.py`), one after the other on one machine whose
-cores all of them share. The figures are medians of the rounds. CPU is what the operating system says of each process,
-per token that a viewer got. Latency is from the engine's write of a token to the client's read of it.
+step at once, as in real engines; *of 8 engines*: an eighth of them, then the next eighth) to the same load client
+(`bench/load.py`), one after the other on one machine whose cores all of them share. The figures are medians of the
+rounds. CPU is what the operating system says of each process, per token that a viewer got. Latency is from the engine's
+write of a token to the client's read of it.
 
 *Cores used* is what everything used together, engine and client among it: where that is all that the machine has,
 latencies are those of a queue.

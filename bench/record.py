@@ -12,12 +12,13 @@ from bench.histogram import Times
 
 class Shape(msgspec.Struct, frozen=True):
     """So many streams of so many tokens a second, each watched by so many viewers. trace: whose rhythm they have;
-    `rate` is then what its streams give on average."""
+    `rate` is then what its streams give on average. engines: so many decode them, and step one after another."""
 
     streams: int
     rate: float
     viewers: int = 1
     trace: str = ""
+    engines: int = 1
 
     @property
     def asked(self) -> float:
@@ -27,7 +28,8 @@ class Shape(msgspec.Struct, frozen=True):
     @property
     def name(self) -> str:
         viewers = f" × {self.viewers} viewers" if self.viewers > 1 else ""
-        return f"{self.streams} × {self.trace or f'{self.rate:g}/s'}{viewers}"
+        engines = f" of {self.engines} engines" if self.engines > 1 else ""
+        return f"{self.streams} × {self.trace or f'{self.rate:g}/s'}{viewers}{engines}"
 
 
 class Loaded(msgspec.Struct, frozen=True):

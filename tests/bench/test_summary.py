@@ -75,11 +75,12 @@ def test_the_page_compares_with_the_best_rust_router_and_names_who_is_not_here(t
     assert picture.read_text().count("<polyline") == 3
 
 
-@pytest.mark.parametrize("text", ["", "1000", "0x20", "10x10x0", "-1x5", "1e3x20"])
+@pytest.mark.parametrize("text", ["", "1000", "0x20", "10x10x0", "-1x5", "1e3x20", "10x20of0", "10of2"])
 def test_a_shape_that_is_none_is_refused(text: str) -> None:
     with pytest.raises(cli.WrongUse):
         cli.shape(text)
     assert cli.shape("300x20x3") == Shape(300, 20.0, 3)
+    assert cli.shape("500x20of8") == Shape(500, 20.0, engines=8)
 
 
 def test_the_memory_of_a_stream_is_a_difference() -> None:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from bench import cli, record, relay
+from bench.mock_engine import Beat
 from bench.peers import Direct
 from bench.record import Run, Shape
 from bench.trace import PAUSE, Token, Trace, recorded
@@ -34,6 +38,16 @@ def test_a_shape_may_name_a_trace() -> None:
     assert 5 < shape.rate < 30
     with pytest.raises(cli.WrongUse, match="the traces are"):
         cli.shape("8xnone_such")
+
+
+@given(st.floats(0, 1e6), st.integers(1, 100), st.integers(1, 99))
+def test_engines_step_one_after_another(now: float, rate: int, engines: int) -> None:
+    """Spread evenly over a step, whenever their first stream comes, and never before a whole step is over."""
+    period = 1 / rate
+    steps = sorted(Beat(rate, engines, number).first_after(now) for number in range(engines))
+    assert all(now + period * 0.99 <= at <= now + 2.01 * period for at in steps)
+    for one, other in itertools.pairwise(steps):
+        assert other - one == pytest.approx(period / engines, abs=1e-6)
 
 
 async def test_an_engine_plays_a_trace_for_whoever_asks(tmp_path: Path) -> None:
