@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from urllib.parse import urlsplit
 
 import structlog
@@ -106,7 +106,9 @@ class Nodes:
         self._ticker = asyncio.create_task(self._tick(), name="nodes-tick")
 
     async def close(self) -> None:
-        tasks = [task for task in [self._ticker, *(member.check for member in self._members.values())] if task]
+        members = self._members.values()
+        own = [self._ticker, *(member.check for member in members), *(member.joining for member in members)]
+        tasks = [task for task in own if task]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -214,7 +216,8 @@ class Nodes:
         """Get the connection that streams share, unless the node has none for us. Why there is no node, where not."""
         mux = NodeMux(member, self._settings.down_after, member.open.discard)
         try:
-            await mux.connect(fields, self._settings.connect_timeout)
+            with self._reaching(member):
+                await mux.connect(fields, self._settings.connect_timeout)
         except NoMux as refused:
             if not member.mux_again:
                 log.info("node.mux_refused", node=member.id, why=str(refused))
@@ -222,11 +225,6 @@ class Nodes:
             return None
         except NodeLost as lost:
             return lost
-        except ConnectionRefusedError:
-            self._refused(member)
-            return NodeLost("refused", refused=True, unsent=True)
-        except (OSError, TimeoutError) as error:
-            return NodeLost(f"cannot connect: {error or type(error).__name__}", unsent=True)
         member.mux = mux
         return None
 
@@ -244,19 +242,25 @@ class Nodes:
             if not connection.lost:
                 return connection
         made: NodeConnection
-        try:
+        with self._reaching(member):
             async with asyncio.timeout(self._settings.connect_timeout):
                 _, made = await self._loop.create_connection(
                     lambda: NodeConnection(member, member.open.discard), member.host, member.port
                 )
+        if not made.lost:
+            member.open.add(made)
+        return made
+
+    @contextlib.contextmanager
+    def _reaching(self, member: Member) -> Iterator[None]:
+        """Whatever keeps a connection to the node from being made is NodeLost."""
+        try:
+            yield
         except ConnectionRefusedError as error:
             self._refused(member)
             raise NodeLost("refused", refused=True, unsent=True) from error
         except (OSError, TimeoutError) as error:
             raise NodeLost(f"cannot connect: {error or type(error).__name__}", unsent=True) from error
-        if not made.lost:
-            member.open.add(made)
-        return made
 
     def release(self, member: Member, connection: Connection) -> None:
         """Give a connection back after a whole response; anything else is broken off."""

@@ -17,7 +17,7 @@ from broker.bus import mux
 from broker.bus.mux import MAX_STREAM, WINDOW, Kind, Malformed
 from ingress.headers import Field
 from ingress.node_socket import ABNORMAL, NodeSocket
-from ingress.upstream import Head, NodeLost
+from ingress.upstream import Head, NodeLost, Response
 
 if TYPE_CHECKING:
     from ingress.membership import Member
@@ -156,44 +156,21 @@ class NodeMux:
         streams, self._streams = self._streams, {}
         for stream in streams.values():
             self._on_lost(stream)
-            stream.lose(NodeLost(reason or f"closed by the node ({code})"))
+            stream.cut_off(NodeLost(reason or f"closed by the node ({code})"))
 
 
-class MuxedStream:
-    """One stream; see `Connection`."""
+class MuxedStream(Response):
+    """One stream, used as a connection of its own is."""
 
-    __slots__ = (
-        "_ended",
-        "_head",
-        "_held",
-        "_mux",
-        "_on_body",
-        "_on_end",
-        "_on_tokens",
-        "_paused",
-        "_taken",
-        "id",
-        "lost",
-        "used",
-    )
+    __slots__ = ("_mux", "_paused", "_taken", "id", "used")
 
     def __init__(self, mux: NodeMux, id: int, *, used: bool) -> None:
+        super().__init__()
         self.id = id
-        self.lost = False
         self.used = used
         self._mux = mux
-        self._head: asyncio.Future[Head] | None = None
-        self._held: list[bytes] = []
-        self._on_body: Callable[[bytes], None] | None = None
-        self._on_end: Callable[[NodeLost | None], None] | None = None
-        self._on_tokens: Callable[[bytes, bytes], None] | None = None
-        self._ended = False
         self._paused = False
         self._taken = 0  # bytes since credit was last given
-
-    @property
-    def waiting(self) -> bool:
-        return self._head is not None
 
     async def ask(self, payload: bytes, timeout: float, *, bodiless: bool = False) -> Head:
         if self.lost or self._mux.lost:
@@ -209,24 +186,8 @@ class MuxedStream:
         finally:
             self._head = None
 
-    def take(
-        self,
-        on_body: Callable[[bytes], None],
-        on_end: Callable[[NodeLost | None], None],
-        on_tokens: Callable[[bytes, bytes], None] | None = None,
-    ) -> None:
-        self._on_body, self._on_end, self._on_tokens = on_body, on_end, on_tokens
-        held, self._held = self._held, []
-        for data in held:
-            on_body(data)
-        if self._on_end is not on_end:
-            return  # given up by what it was given
-        if self._ended:
-            on_end(None)
-        elif self.lost:
-            on_end(NodeLost("connection lost"))
-        else:
-            self._allow()
+    def _taken_up(self) -> None:
+        self._allow()
 
     def pause(self) -> None:
         self._paused = True
@@ -236,7 +197,7 @@ class MuxedStream:
         self._allow()
 
     def abort(self) -> None:
-        self._on_body = self._on_end = self._on_tokens = None
+        self._let_go()
         self._held = []
         if not (self._ended or self.lost):
             self.lost = True
@@ -247,7 +208,7 @@ class MuxedStream:
         on_end = self._on_end
         self.abort()
         self._on_end = on_end
-        self.lose(NodeLost("node is down"))
+        self._lose(NodeLost("node is down"))
 
     # -- for the connection ------------------------------------------------------------------------------------------
 
@@ -283,24 +244,16 @@ class MuxedStream:
                     raise Malformed("an end without a beginning")
                 self._ended = True
                 self._mux.forget(self)
-                if self._on_end is not None:
-                    on_end = self._on_end
-                    self._on_body = self._on_end = self._on_tokens = None
-                    on_end(None)
+                self._end(None)
             case Kind.BROKEN:
                 self._mux.forget(self)
-                self.lose(NodeLost("the node broke off"))
+                self._lose(NodeLost("the node broke off"))
             case _:
                 raise Malformed(f"a record of kind {kind} is not for an ingress")
 
-    def lose(self, error: NodeLost) -> None:
-        self.lost = True
-        if self._head is not None and not self._head.done():
-            self._head.set_exception(error)
-        if self._on_end is not None and not self._ended:
-            on_end = self._on_end
-            self._on_body = self._on_end = self._on_tokens = None
-            on_end(error)
+    def cut_off(self, error: NodeLost) -> None:
+        """The connection is lost."""
+        self._lose(error)
 
     def _allow(self) -> None:
         if self._taken >= MORE and not (self._paused or self._ended or self.lost):

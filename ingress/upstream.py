@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, cast
@@ -58,6 +59,71 @@ class Connection(Protocol):
     def fail(self) -> None: ...
 
 
+class Response(ABC):
+    """One response on its way: its head is for who asked, its body and its end for who takes them, and are kept until
+    somebody does. What `NodeConnection` and `MuxedStream` have in common, however the bytes come."""
+
+    __slots__ = ("_ended", "_head", "_held", "_on_body", "_on_end", "_on_tokens", "lost")
+
+    def __init__(self) -> None:
+        self.lost = False
+        self._ended = False
+        self._head: asyncio.Future[Head] | None = None
+        self._held: list[bytes] = []
+        self._on_body: Callable[[bytes], None] | None = None
+        self._on_end: Callable[[NodeLost | None], None] | None = None
+        self._on_tokens: Callable[[bytes, bytes], None] | None = None
+
+    @property
+    def waiting(self) -> bool:
+        """It was asked, and its answer has not begun."""
+        return self._head is not None
+
+    def take(
+        self,
+        on_body: Callable[[bytes], None],
+        on_end: Callable[[NodeLost | None], None],
+        on_tokens: Callable[[bytes, bytes], None] | None = None,
+    ) -> None:
+        """From now on the body goes to `on_body`; what has come already, at once.
+
+        `on_tokens` gets what is known to be whole token events, with the last one's cursor.
+        """
+        self._on_body, self._on_end, self._on_tokens = on_body, on_end, on_tokens
+        held, self._held = self._held, []
+        for data in held:
+            on_body(data)
+        if self._on_end is not on_end:
+            return  # given up by what it was given
+        if self._ended:
+            on_end(None)
+        elif self.lost:
+            on_end(NodeLost("connection lost"))
+        else:
+            self._taken_up()
+
+    @abstractmethod
+    def _taken_up(self) -> None:
+        """Somebody takes what comes: let it come."""
+
+    def _let_go(self) -> None:
+        """Nobody takes it any more."""
+        self._on_body = self._on_end = self._on_tokens = None
+
+    def _end(self, error: NodeLost | None) -> None:
+        """Tell who takes it, once: whole, or lost."""
+        if (on_end := self._on_end) is not None:
+            self._let_go()
+            on_end(error)
+
+    def _lose(self, error: NodeLost) -> None:
+        self.lost = True
+        if self._head is not None and not self._head.done():
+            self._head.set_exception(error)
+        if not self._ended:
+            self._end(error)
+
+
 class Owner(Protocol):
     """Whose connection it is: a member of the node table."""
 
@@ -67,10 +133,11 @@ class Owner(Protocol):
 _SPENT = httptools.HttpResponseParser(object())
 
 
-class NodeConnection(asyncio.Protocol):
+class NodeConnection(Response, asyncio.Protocol):
     """`ask`, then `take` the body; `on_end(None)` is a whole response, `on_end(NodeLost)` a broken one."""
 
     def __init__(self, owner: Owner, on_lost: Callable[[NodeConnection], None]) -> None:
+        super().__init__()
         self._owner = owner
         self._on_lost = on_lost
         self._loop = asyncio.get_running_loop()
@@ -78,24 +145,13 @@ class NodeConnection(asyncio.Protocol):
         self._parser = httptools.HttpResponseParser(self)
         self._fields: list[Field] = []
         self._head_size = 0
-        self._head: asyncio.Future[Head] | None = None
         self._bodiless = False
         self._to_close = False  # no length and no chunks: the body ends with the connection
-        self._held: list[bytes] = []
-        self._on_body: Callable[[bytes], None] | None = None
-        self._on_end: Callable[[NodeLost | None], None] | None = None
-        self._ended = False
         self._paused = False
-        self.lost = False
         self.used = False  # has carried a response before: the node may have closed it meanwhile
         self.reusable = False
 
     # -- asking ----------------------------------------------------------------------------------------------------
-
-    @property
-    def waiting(self) -> bool:
-        """It was asked, and its answer has not begun."""
-        return self._head is not None
 
     async def ask(self, payload: bytes, timeout: float, *, bodiless: bool = False) -> Head:
         """Send a request and wait for the response's head; raises NodeLost, TimeoutError. Cancelling closes it."""
@@ -104,7 +160,7 @@ class NodeConnection(asyncio.Protocol):
         self._head = self._loop.create_future()
         self._bodiless = bodiless
         self._ended = self.reusable = self._to_close = False
-        self._on_body = self._on_end = None
+        self._let_go()
         self._held = []
         try:
             self._transport.write(payload)
@@ -116,27 +172,8 @@ class NodeConnection(asyncio.Protocol):
         finally:
             self._head = None
 
-    def take(
-        self,
-        on_body: Callable[[bytes], None],
-        on_end: Callable[[NodeLost | None], None],
-        on_tokens: Callable[[bytes, bytes], None] | None = None,
-    ) -> None:
-        """From now on the body goes to `on_body`; what has come already, at once.
-
-        `on_tokens` gets what is known to be whole token events, with the last one's cursor: here nothing is.
-        """
-        self._on_body, self._on_end = on_body, on_end
-        held, self._held = self._held, []
-        for data in held:
-            on_body(data)
-        if self._on_end is not on_end:
-            return  # given up by what it was given
-        if self._ended:
-            on_end(None)
-        elif self.lost:
-            on_end(NodeLost("connection lost"))
-        elif not self._paused:
+    def _taken_up(self) -> None:
+        if not self._paused:
             self._read(True)
 
     def pause(self) -> None:
@@ -149,7 +186,7 @@ class NodeConnection(asyncio.Protocol):
 
     def abort(self) -> None:
         """Break it off; nobody is told any more. Idempotent."""
-        self._on_body = self._on_end = None
+        self._let_go()
         if self._transport is not None:
             self._transport.abort()
 
@@ -201,14 +238,6 @@ class NodeConnection(asyncio.Protocol):
             self._transport.abort()
         self._lose(NodeLost(why))
 
-    def _lose(self, error: NodeLost) -> None:
-        self.lost = True
-        if self._head is not None and not self._head.done():
-            self._head.set_exception(error)
-        if self._on_end is not None and not self._ended:
-            on_end, self._on_end, self._on_body = self._on_end, None, None
-            on_end(error)
-
     # -- httptools -------------------------------------------------------------------------------------------------
 
     def on_message_begin(self) -> None:
@@ -248,6 +277,4 @@ class NodeConnection(asyncio.Protocol):
         self.reusable = self._parser.should_keep_alive() and not self.lost and not self._to_close
         if self.reusable:
             self._read(True)
-        if self._on_end is not None:
-            on_end, self._on_end, self._on_body = self._on_end, None, None
-            on_end(None)
+        self._end(None)

@@ -66,7 +66,7 @@ def records(message: bytes) -> Iterator[tuple[int, int, bytes]]:
     place, size = 0, len(message)
     unpack = _HEADER.unpack_from
     while place < size:
-        begin = place + 9
+        begin = place + _HEADER.size
         if begin > size:
             raise Malformed("a record's header is cut off")
         kind, stream, length = unpack(message, place)
