@@ -14,8 +14,8 @@ from broker.bus.records import Node
 from ingress.judgement import Health
 from ingress.membership import Member, clock_ahead
 from ingress.upstream import NodeLost
-from tests.ingress.conftest import EventClient, Raw, expected
-from tests.ingress.fake_node import SID, Log
+from tests.ingress.conftest import EventClient, Ingress, Raw, expected
+from tests.ingress.fake_node import SID, FakeNode, Log
 
 Make = Callable[..., Any]
 
@@ -172,13 +172,17 @@ async def test_a_shared_connection_that_answers_nothing_is_given_up_for_a_new_on
         assert client.transcript == expected(6)
 
 
-async def test_a_node_that_answers_nothing_at_all_keeps_its_shared_connection(node: Make, ingress: Make) -> None:
-    """It may be overloaded, or we stood still: what its silence means is judged for all of its connections together."""
+async def joined(node: Make, ingress: Make) -> tuple[FakeNode, Ingress, Any]:
+    """A node, an ingress, and the connection that their streams share, on which one has come to the end of history."""
     a = await node("node-a", multiplex=True)
     relay = await ingress(a)
-    client = await EventClient.open(relay.port)
-    await client.until("caught_up")
-    mux = relay.nodes.members["node-a"].mux
+    await (await EventClient.open(relay.port)).until("caught_up")
+    return a, relay, relay.nodes.members["node-a"].mux
+
+
+async def test_a_node_that_answers_nothing_at_all_keeps_its_shared_connection(node: Make, ingress: Make) -> None:
+    """It may be overloaded, or we stood still: what its silence means is judged for all of its connections together."""
+    a, relay, mux = await joined(node, ingress)
     a.doors[0].frozen.set()
     mux.open(mux.stream(), b"")
     await relay.settled(lambda: mux._told == mux._opened)
@@ -190,11 +194,7 @@ async def test_a_node_that_answers_nothing_at_all_keeps_its_shared_connection(no
 
 
 async def test_a_viewer_that_has_gone_before_its_node_knew_it_is_no_silence(node: Make, ingress: Make) -> None:
-    a = await node("node-a", multiplex=True)
-    relay = await ingress(a)
-    client = await EventClient.open(relay.port)
-    await client.until("caught_up")
-    mux = relay.nodes.members["node-a"].mux
+    _, relay, mux = await joined(node, ingress)
     gone = mux.stream()
     mux.open(gone, b"GET / HTTP/1.1\r\n\r\n")
     gone.abort()
@@ -215,11 +215,7 @@ async def test_whoever_waits_for_a_node_that_is_forgotten_meanwhile_asks_another
 
 
 async def test_a_storm_of_viewers_is_told_to_the_node_in_messages_that_it_takes(node: Make, ingress: Make) -> None:
-    a = await node("node-a", multiplex=True)
-    relay = await ingress(a)
-    client = await EventClient.open(relay.port)
-    await client.until("caught_up")
-    mux = relay.nodes.members["node-a"].mux
+    _, relay, mux = await joined(node, ingress)
     sent: list[bytes] = []
     mux._socket.send = lambda data, text: sent.append(data)
     request = b"GET / HTTP/1.1\r\nx: " + b"y" * 20_000 + b"\r\n\r\n"
