@@ -31,6 +31,10 @@ class Admission:
         self._since: dict[str, int] = {}  # model -> jobs put into the queue since it was looked at
         self._sent: dict[str, tuple[int, int]] = {}  # worker -> time of its beat, jobs put into its lane since
 
+    async def look(self, model: str) -> None:
+        """See to it that the next `place` has not to ask how much waits. Raises BusError."""
+        await self._backlog.get(model)
+
     @contextlib.asynccontextmanager
     async def place(self, model: str) -> AsyncIterator[int]:
         """Hold a place while a job is put into the queue; yields how many jobs of the model are before it.

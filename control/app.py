@@ -9,6 +9,7 @@ import structlog
 
 from broker.bus.errors import BusError, OkomeError
 from broker.bus.health import Health, serve
+from broker.bus.log import logged_partitions
 from broker.bus.nats import Bus
 from broker.bus.subjects import random_id
 from broker.bus.version import VERSION
@@ -59,7 +60,7 @@ class Okome:
         self.health.set("starting", "making streams and buckets")
         await provision(bus, settings)
         self.partitions = partitions(settings)
-        await keep_floors(bus, self.partitions, PREFIX + self.id, settings.store_boot)
+        await keep_floors(bus, await logged_partitions(bus), PREFIX + self.id, settings.store_boot)
         self.keyring = Keyring(bus)
         await self.keyring.open(settings.api_key.get_secret_value())
         await self._start_parts(bus)
@@ -108,7 +109,7 @@ class Okome:
             try:
                 if self.pulse.active():
                     await provision(self.bus, self.settings, timeout=self.settings.reconcile_interval)
-                    await keep_floors(self.bus, self.partitions, self.pulse.name)
+                    await keep_floors(self.bus, await logged_partitions(self.bus), self.pulse.name)
                 await self.keyring.open(self.settings.api_key.get_secret_value())
             except BusError as error:
                 log.info("reconcile.put_off", error=repr(error))

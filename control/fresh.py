@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 from typing import Generic, TypeVar
 
-from broker.bus.errors import BusError, BusUnavailable
-
 Answer = TypeVar("Answer")
+
+
+class _GivenUp(Exception):
+    """Whoever asked for all did not wait for the answer."""
 
 
 class Fresh(Generic[Answer]):
@@ -26,15 +29,17 @@ class Fresh(Generic[Answer]):
         seen = self._seen.get(key)
         if seen is not None and loop.time() - seen[0] <= self._life:
             return seen[1]
-        if (shared := self._asking.get(key)) is not None:
-            # Shielded: whoever stops waiting must not end it for the others.
-            return await asyncio.shield(shared)
+        while (shared := self._asking.get(key)) is not None:
+            with contextlib.suppress(_GivenUp):
+                # Shielded: whoever stops waiting must not end it for the others.
+                return await asyncio.shield(shared)
         mine = self._asking[key] = loop.create_future()
         began = loop.time()
         try:
             answer = await self._ask(key)
         except BaseException as error:
-            mine.set_exception(error if isinstance(error, BusError) else BusUnavailable("the question was given up"))
+            given_up = isinstance(error, asyncio.CancelledError)  # the first of those who wait asks again
+            mine.set_exception(_GivenUp() if given_up else error)
             mine.exception()  # marked as retrieved: perhaps nobody else waits
             raise
         else:

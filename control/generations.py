@@ -6,14 +6,16 @@ nothing and is swept away; one that got it and has no job is queued by the sweep
 
 from __future__ import annotations
 
+import contextlib
 from typing import NamedTuple
 
 import msgspec
 import structlog
 
+from broker.bus.begun import begun
 from broker.bus.clock import after_ms, now_ms
 from broker.bus.conversation import context, new_input, of_record
-from broker.bus.errors import BucketConflict, BusUnavailable, Refusal, StoreRejected
+from broker.bus.errors import BucketConflict, BusError, BusUnavailable, Refusal, StoreRejected
 from broker.bus.frames import Frame
 from broker.bus.kv import Bucket, Entry
 from broker.bus.log import store
@@ -31,7 +33,7 @@ from broker.bus.subjects import (
 )
 from control.admission import Admission
 from control.endings import Endings
-from control.idempotency import Once
+from control.idempotency import Once, Reserved, Taken
 from control.keyring import is_tenant
 from control.models import SCRIPTED, Models
 from control.partitions import Partitions
@@ -83,8 +85,10 @@ class Generations:
         async def check() -> None:
             found.append(await self._ground(question))
 
-        async def carry_out(gid: str) -> GenerationCreated:
-            return await self._accept(question, gid, found.pop() if found else None)
+        async def carry_out(gid: str, reserved: Reserved | None) -> GenerationCreated:
+            if reserved is None:
+                return await self._go_on(question, gid)
+            return await self._accept(question, gid, found[-1], reserved)
 
         return await self._once.do(
             question.tenant,
@@ -111,14 +115,17 @@ class Generations:
         if not is_session_id(question.sid) or not is_tenant(question.tenant):
             raise Refusal("unknown_session", "there is no such session")
         # The session is read before its log: its revision fences whatever is accepted after this moment.
-        entry = await self._sessions.get(f"{question.tenant}.{question.sid}")
-        if entry is None:
-            raise Refusal("unknown_session", "there is no such session")
-        session = decode(entry.value, Session)
-        model = self._models.choose(question.request.model, session.model)
-        _check(question.request, model)
-        info = await self._partitions.admit(partition_of(session.id))
-        last = await self._endings.last_frame(session.id)
+        async with begun(self._partitions.admit(partition_of(question.sid))) as admitting:
+            entry = await self._sessions.get(f"{question.tenant}.{question.sid}")
+            if entry is None:
+                raise Refusal("unknown_session", "there is no such session")
+            session = decode(entry.value, Session)
+            model = self._models.choose(question.request.model, session.model)
+            _check(question.request, model)
+            async with begun(self._admission.look(model.id)) as looking:
+                info = await admitting
+                last = await self._endings.last_frame(session.id)
+                await looking
         if last is not None and not last.terminal:
             raise _running(last.gid)
         if session.running and not (last is not None and last.gid == session.running):
@@ -133,15 +140,19 @@ class Generations:
 
     # -- making it -------------------------------------------------------------------------------------------------
 
-    async def _accept(self, question: CreateGeneration, gid: str, ground: _Ground | None) -> GenerationCreated:
-        if ground is None:  # a dead replica's work: what it has made counts
-            entry = await self._generations.get(f"{question.sid}.{gid}")
-            if entry is not None and await self._holds_place(record := decode(entry.value, Generation)):
-                return await self._finish(record)
-            ground = await self._ground(question)
+    async def _go_on(self, question: CreateGeneration, gid: str) -> GenerationCreated:
+        """A dead replica's work: what it has made counts."""
+        entry = await self._generations.get(f"{question.sid}.{gid}")
+        if entry is not None and await self._holds_place(record := decode(entry.value, Generation)):
+            return await self._finish(record)
+        return await self._accept(question, gid, await self._ground(question), None)
+
+    async def _accept(
+        self, question: CreateGeneration, gid: str, ground: _Ground, reserved: Reserved | None
+    ) -> GenerationCreated:
         request = msgspec.structs.replace(question.request, model=ground.model.id)
         async with self._admission.place(request.model) as before:
-            record, ground = await self._take_place(question, request, gid, ground)
+            record, ground = await self._take_place(question, request, gid, ground, reserved)
             lane = await self._lane(record, question.warm_worker)
             await self._queue(record, ground.session.on_disconnect, lane)
         log.info(
@@ -166,16 +177,18 @@ class Generations:
         return GenerationCreated(record.id, str(Cursor(info.incarnation, record.after)))
 
     async def _take_place(
-        self, question: CreateGeneration, request: Request, gid: str, ground: _Ground
+        self, question: CreateGeneration, request: Request, gid: str, ground: _Ground, reserved: Reserved | None
     ) -> tuple[Generation, _Ground]:
         for _ in range(RESERVE_TRIES):
-            record = await self._reserve(request, gid, ground)
+            record = await self._reserve(request, gid, ground, reserved)
             if record is not None:
                 return record, ground
             ground = await self._ground(question)  # refuses where the change was another generation
         raise Refusal("unavailable", "the session is being changed by too many at once", retry_after=1)
 
-    async def _reserve(self, request: Request, gid: str, ground: _Ground) -> Generation | None:
+    async def _reserve(
+        self, request: Request, gid: str, ground: _Ground, reserved: Reserved | None
+    ) -> Generation | None:
         """The record, then the session's one place; of several that try at once exactly one gets it.
 
         None: the session was changed since it was read.
@@ -191,6 +204,13 @@ class Generations:
             after=ground.last.seq if ground.last else 0,
         )
         await self._generations.put(f"{session.id}.{gid}", encode(record))
+        if reserved is not None:  # beside the record, which counts for nothing as long as it has no place
+            try:
+                await reserved()
+            except Taken:
+                with contextlib.suppress(BusError):  # without a place it is swept away
+                    await self._generations.delete(f"{session.id}.{gid}")
+                raise
         taken = msgspec.structs.replace(
             session, running=gid, updated_at=record.created_at, title=session.title or _title(request)
         )

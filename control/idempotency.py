@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from broker.bus.begun import begun
 from broker.bus.errors import BucketConflict, Refusal
 from broker.bus.kv import Bucket, Watch
 from broker.bus.nats import Bus
@@ -26,6 +27,14 @@ NOT_ASKED = ("idempotency_key", "warm_worker")
 """What is in a question and not in the client's body: a node's hint is another one once the first answer has ended."""
 
 Answer = TypeVar("Answer", bound=msgspec.Struct)
+
+
+class Taken(Exception):
+    """Somebody else reserved this key at the same time: what was made under our id is to go."""
+
+
+Reserved = Callable[[], Awaitable[object]]
+"""Returns when the id is reserved. Raises Taken, BusError."""
 
 
 def fingerprint(question: msgspec.Struct) -> str:
@@ -53,28 +62,30 @@ class Once:
         kind: type[Answer],
         new_id: Callable[[], str],
         check: Callable[[], Awaitable[None]],
-        carry_out: Callable[[str], Awaitable[Answer]],
+        carry_out: Callable[[str, Reserved | None], Awaitable[Answer]],
     ) -> Answer:
-        """`carry_out(id)` must find what an earlier attempt with the same id has made. `scope`: operation and session.
+        """`carry_out(id, reserved)` awaits `reserved` before it makes what counts; where that is None it must find what
+        an earlier attempt with the same id has made. `scope`: operation and session.
 
         `check` refuses a first request before anything is written. Raises Refusal `idempotency_mismatch` for another
         question under this key. A refusal by `carry_out` is not kept: it made nothing, and may be gone the next time.
         """
         if not idempotency_key:
             await check()
-            return await carry_out(new_id())
+            return await carry_out(new_id(), _at_once)
         key = f"{tenant}.{hashlib.sha256(f'{scope} {idempotency_key}'.encode()).hexdigest()}"
         mine = fingerprint(question)
         for _ in range(TRIES):
-            entry = await self._bucket.get(key)
+            # Beside one another: nearly every request is a first one. What `check` says is nothing to a repeat.
+            entry, refusal = await asyncio.gather(self._bucket.get(key), check(), return_exceptions=True)
+            if isinstance(entry, BaseException):
+                raise entry
             if entry is None:
-                await check()
-                record = Idempotency(mine, {}, new_id())
-                try:
-                    revision = await self._bucket.create(key, encode(record))
-                except BucketConflict:
-                    continue
-                return await self._carry_out(key, revision, record, kind, carry_out)
+                if refusal is not None:
+                    raise refusal
+                with contextlib.suppress(Taken):
+                    return await self._first(key, Idempotency(mine, {}, new_id()), kind, carry_out)
+                continue
             record = decode(entry.value, Idempotency)
             if record.fingerprint != mine:
                 raise Refusal("idempotency_mismatch", "this Idempotency-Key was used for another request")
@@ -86,23 +97,42 @@ class Once:
                 revision = await self._bucket.update(key, entry.value, entry.revision)
             except BucketConflict:
                 continue
-            return await self._carry_out(key, revision, record, kind, carry_out)
+            try:
+                answer = await carry_out(record.reserved, None)
+            except Refusal:
+                await self._forget(key, revision)
+                raise
+            return await self._keep(key, revision, record, kind, answer)
         raise Refusal("unavailable", "the first request under this Idempotency-Key is still running", retry_after=1)
 
-    async def _carry_out(
+    async def _first(
         self,
         key: str,
-        revision: int,
         record: Idempotency,
         kind: type[Answer],
-        carry_out: Callable[[str], Awaitable[Answer]],
+        carry_out: Callable[[str, Reserved | None], Awaitable[Answer]],
     ) -> Answer:
-        try:
-            answer = await carry_out(record.reserved)
-        except Refusal:
-            with contextlib.suppress(BucketConflict):  # taken over meanwhile: theirs to answer
-                await self._bucket.delete(key, revision)
-            raise
+        """Reserve the key while that is carried out which needs no reservation. Raises Taken."""
+        async with begun(self._bucket.create(key, encode(record))) as creating:
+
+            async def reserved() -> int:
+                try:
+                    return await creating
+                except BucketConflict as error:
+                    raise Taken from error
+
+            try:
+                answer = await carry_out(record.reserved, reserved)
+            except Refusal:
+                await self._forget(key, await reserved())
+                raise
+            return await self._keep(key, await reserved(), record, kind, answer)
+
+    async def _forget(self, key: str, revision: int) -> None:
+        with contextlib.suppress(BucketConflict):  # taken over meanwhile: theirs to answer
+            await self._bucket.delete(key, revision)
+
+    async def _keep(self, key: str, revision: int, record: Idempotency, kind: type[Answer], answer: Answer) -> Answer:
         kept: dict[str, Any] = msgspec.to_builtins(answer)
         try:
             await self._bucket.update(key, encode(Idempotency(record.fingerprint, kept, record.reserved)), revision)
@@ -131,3 +161,7 @@ class Once:
         finally:
             await watch.close()
         return True
+
+
+async def _at_once() -> None:
+    """Nothing is reserved without a key."""

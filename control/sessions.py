@@ -12,7 +12,7 @@ from broker.bus.nats import Bus
 from broker.bus.operations import CreateSession, OfSession, PatchSession, SessionToken
 from broker.bus.records import Generation, Revocation, Session, decode, encode
 from broker.bus.subjects import is_session_id, log_stream, log_subject, new_session_id, node_subject, worker_subject
-from control.idempotency import Once
+from control.idempotency import Once, Reserved
 from control.keyring import Keyring, is_tenant
 from control.models import Models
 from control.partitions import Partitions
@@ -68,7 +68,9 @@ class Sessions:
                 self._models.find(question.model)
             _check(question.title, question.metadata)
 
-        async def carry_out(sid: str) -> SessionToken:
+        async def carry_out(sid: str, reserved: Reserved | None) -> SessionToken:
+            if reserved is not None:
+                await reserved()
             now = now_ms()
             session = Session(
                 id=sid,

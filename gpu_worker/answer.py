@@ -33,6 +33,7 @@ from gpu_worker.engines import Engine, EngineFailed, Finish, ModelCard, Piece, P
 from gpu_worker.interruption import Interrupt, Interruption
 from gpu_worker.metrics import CANCELS, PAUSED, RESUMED, Measured
 from gpu_worker.outbox import Outbox, State, Stop, next_epoch
+from gpu_worker.probes import Probes
 from gpu_worker.publisher import Publisher
 from gpu_worker.pulse import Pulse
 from gpu_worker.reserve import Reserve
@@ -80,6 +81,7 @@ class Place:
     generations: Bucket
     pulse: Pulse
     reserve: Reserve
+    probes: Probes
 
 
 class Answer:
@@ -331,6 +333,7 @@ class Answer:
             outbox,
             self._lane.measured,
             self._place.reserve,
+            self._place.probes,
             lost_timeout=timeout,
             on_over=self._publisher_over,
         )

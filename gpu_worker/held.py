@@ -22,6 +22,7 @@ from typing import TypeVar
 import msgspec
 import structlog
 
+from broker.bus.begun import begun
 from broker.bus.errors import BusError, BusUnavailable, ChainBroken, FrameMalformed
 from broker.bus.frames import DONE
 from broker.bus.operations import GenerationEnded
@@ -29,7 +30,6 @@ from broker.bus.queue import Delivery
 from broker.bus.records import Generation, Job, Message, decode
 from broker.bus.subjects import log_stream, operation_subject, partition_of
 from gpu_worker.answer import Answer, Lane, Outcome, Overtaken, Place
-from gpu_worker.begun import begun
 from gpu_worker.history import frames_behind, prompt_of
 from gpu_worker.interruption import Interrupt, Interruption
 from gpu_worker.metrics import ADOPTED, FENCED

@@ -17,6 +17,10 @@ BETWEEN = Spreads(
     "okome_worker_between_tokens_seconds", "Between two pieces of one engine's answer", ["model"], buckets=_FAST
 )
 PUBLISH = Spreads("okome_worker_publish_ack_seconds", "From a fenced publish to its acknowledgement", buckets=_FAST)
+RETRIES = Counter(
+    "okome_worker_publish_retries_total",
+    "Publishes tried again: nothing was said of the first, or no room",
+)
 ENDED = Counter("okome_worker_generations_total", "Generations that this worker let go, by how", ["model", "how"])
 RUNNING = Gauge("okome_worker_running", "Generations that run", ["model"])
 HELD = Gauge("okome_worker_held", "Generations that are held, running or waiting for a slot", ["model"])

@@ -20,11 +20,13 @@ from broker.bus.frames import Frame, decode_frame
 from broker.bus.log import STREAM_FULL, STREAM_NOT_FOUND
 from broker.bus.nats import Bus
 from broker.bus.subjects import log_stream, log_subject, partition_of
-from gpu_worker.metrics import Measured
+from gpu_worker.metrics import RETRIES, Measured
 from gpu_worker.outbox import FULL_HIGH, FULL_LOW, Outbox, State, Stop
+from gpu_worker.probes import Probes
 from gpu_worker.reserve import Reserve
 
 PAUSE_LOW, PAUSE_HIGH = 0.020, 0.050  # seconds before an undecided publish is tried again, at random between
+PARKED = 4.0  # seconds, about, after which it is tried although another one tries for all
 FULL_PAUSE = 1.0  # seconds between tries to get a terminal into a full stream
 # The same as no answer: the stream has more waiting than it may hold, or is being restored.
 RETRIED = frozenset({429, STREAM_NOT_FOUND})
@@ -46,6 +48,7 @@ class Publisher:
         outbox: Outbox,
         measured: Measured,
         reserve: Reserve,
+        probes: Probes,
         *,
         lost_timeout: float = 60.0,
         on_over: Callable[[], None] | None = None,
@@ -57,6 +60,7 @@ class Publisher:
         self._subject = log_subject(sid)
         self._measured = measured
         self._reserve = reserve
+        self._probes = probes
         self._lost_timeout = lost_timeout
         self._on_over = on_over
         self._loop = asyncio.get_running_loop()
@@ -129,6 +133,8 @@ class Publisher:
         if publish is None:
             return
         self._sent_at = self._loop.time()
+        if self._undecided_since is not None:
+            RETRIES.inc()
         if self.outbox.sends_tokens and not self._reserve.take(self._stream, len(publish.payload)):
             self._stream_full()
             return
@@ -143,10 +149,13 @@ class Publisher:
         match answer:
             case int():
                 self._measured.acknowledged(self._loop.time() - self._sent_at)
+                self._probes.told(self._stream)
                 self.outbox.stored(answer)
             case WrongLastSequence(last=last):
+                self._probes.told(self._stream)
                 self.outbox.refused(last)
             case StoreRejected(err_code=code) if code == STREAM_FULL:
+                self._probes.told(self._stream)
                 self._stream_full()
                 return
             case BusUnavailable():
@@ -166,7 +175,8 @@ class Publisher:
                 self._send()
         elif state is State.UNDECIDED:
             if self._still_hoping():
-                self._again(random.uniform(PAUSE_LOW, PAUSE_HIGH))
+                tries = self._probes.wait(self._stream, self._go)
+                self._again(random.uniform(PAUSE_LOW, PAUSE_HIGH) if tries else random.uniform(PARKED / 2, PARKED))
         elif state is State.READING:
             self._reading = self._loop.create_task(self._read(), name="publisher-read")
         self._settle()
@@ -196,6 +206,12 @@ class Publisher:
 
     def _again(self, delay: float) -> None:
         self._timer = self._loop.call_later(delay, self._send)
+
+    def _go(self) -> None:
+        """The log was heard of, or it is for this one to hear of it."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._again(random.uniform(0, PAUSE_HIGH))  # not all of a thousand in one turn of the loop
 
     async def _read(self) -> None:
         """Somebody wrote behind my fence: read who, at the leader."""
@@ -233,6 +249,7 @@ class Publisher:
             self._settled.set()
         if over and not self.over.is_set():
             self.over.set()
+            self._probes.leave(self._stream, self._go)
             if self._timer is not None:
                 self._timer.cancel()
                 self._timer = None

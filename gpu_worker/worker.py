@@ -29,6 +29,7 @@ from gpu_worker.held import Held
 from gpu_worker.intake import Intake
 from gpu_worker.interruption import Interrupt, unless
 from gpu_worker.metrics import Measured
+from gpu_worker.probes import Probes
 from gpu_worker.pulse import Pulse
 from gpu_worker.reserve import Reserve
 from gpu_worker.settings import WorkerSettings
@@ -74,7 +75,7 @@ class Worker:
         self._tasks: set[asyncio.Task[None]] = set()
         self._warm: OrderedDict[str, None] = OrderedDict()
         self._pulse = Pulse(bus, id, self._beat)
-        self._place = Place(bus, id, settings, Bucket(bus, "generations"), self._pulse, Reserve(bus))
+        self._place = Place(bus, id, settings, Bucket(bus, "generations"), self._pulse, Reserve(bus), Probes())
         self._intakes = {
             model: Intake(bus, id, model, lane.capacity, self._receive) for model, lane in self._lanes.items()
         }

@@ -8,6 +8,7 @@ import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING, cast
 
+import structlog
 from websockets.client import ClientProtocol
 from websockets.frames import Frame, Opcode
 from websockets.http11 import Response
@@ -15,6 +16,7 @@ from websockets.protocol import OPEN
 from websockets.typing import Subprotocol
 from websockets.uri import parse_uri
 
+from broker.bus.mux import MESSAGE
 from ingress.headers import Field
 from ingress.sse_leg import MAX_EVENT
 from ingress.upstream import RECEIVE_BUFFER, Head, NodeLost
@@ -22,7 +24,11 @@ from ingress.upstream import RECEIVE_BUFFER, Head, NodeLost
 if TYPE_CHECKING:
     from ingress.membership import Member
 
+log = structlog.get_logger("ingress")
+
 ABNORMAL = 1006
+TURN = MESSAGE
+"""Bytes of a node's that one turn of the loop goes through: a step of a thousand streams is many times that."""
 
 
 class NodeSocket(asyncio.Protocol):
@@ -42,6 +48,8 @@ class NodeSocket(asyncio.Protocol):
         self._parts: list[bytes] = []
         self._text = True
         self._over: tuple[int, str] | None = None
+        self._paused = False
+        self._rest = bytearray()  # what has come and waits for the loop's next turn; nothing more is read meanwhile
         self.on_pause: Callable[[], None] | None = None  # the node does not read
         self.on_resume: Callable[[], None] | None = None
 
@@ -78,6 +86,7 @@ class NodeSocket(asyncio.Protocol):
     def close(self, code: int) -> None:
         """Say good-bye and go, without waiting for an answer."""
         self._on_message = self._on_close = None
+        self._rest.clear()
         self._member.closers.discard(self._fail)
         if self._transport is not None and not self._transport.is_closing():
             if self._protocol.state is OPEN:
@@ -87,17 +96,18 @@ class NodeSocket(asyncio.Protocol):
 
     def abort(self) -> None:
         self._on_message = self._on_close = None
+        self._rest.clear()
         self._member.closers.discard(self._fail)
         if self._transport is not None:
             self._transport.abort()
 
     def pause(self) -> None:
-        if self._transport is not None and not self._transport.is_closing() and self._transport.is_reading():
-            self._transport.pause_reading()
+        self._paused = True
+        self._read_or_not()
 
     def resume(self) -> None:
-        if self._transport is not None and not self._transport.is_closing() and not self._transport.is_reading():
-            self._transport.resume_reading()
+        self._paused = False
+        self._read_or_not()
 
     # -- asyncio.Protocol ------------------------------------------------------------------------------------------
 
@@ -112,22 +122,22 @@ class NodeSocket(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._member.heard_at = self._loop.time()
-        self._protocol.receive_data(data)
-        for event in self._protocol.events_received():
-            if isinstance(event, Response):
-                self._answered(event)
-            elif isinstance(event, Frame):
-                self._frame(event)
-        self._flush()
-        if self._protocol.parser_exc is not None:
-            self._lose(ABNORMAL, "not a WebSocket")
+        if len(data) <= TURN and not self._rest:
+            self._go_through(data)
+            return
+        if not self._rest:
+            self._loop.call_soon(self._go_on)
+        self._rest += data
+        self._read_or_not()
 
     def eof_received(self) -> bool:
+        self._go_through_rest()
         self._protocol.receive_eof()
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._member.closers.discard(self._fail)
+        self._go_through_rest()
         self._lose(ABNORMAL, str(exc) if exc else "closed by the node")
 
     def pause_writing(self) -> None:
@@ -139,6 +149,46 @@ class NodeSocket(asyncio.Protocol):
             self.on_resume()
 
     # -- inside ----------------------------------------------------------------------------------------------------
+
+    def _read_or_not(self) -> None:
+        if self._transport is None or self._transport.is_closing():
+            return
+        wanted = not self._paused and not self._rest
+        if wanted != self._transport.is_reading():
+            (self._transport.resume_reading if wanted else self._transport.pause_reading)()
+
+    def _go_on(self) -> None:
+        if self._rest:
+            data = bytes(self._rest[:TURN])
+            del self._rest[:TURN]
+            try:
+                self._go_through(data)
+            except Exception as error:  # as where a transport's own callback fails: the connection is lost
+                log.error("ingress.node_socket_failed", exc_info=error)
+                self._rest.clear()
+                self._fail()
+                return
+        if self._rest:
+            self._loop.call_soon(self._go_on)
+        else:
+            self._read_or_not()
+
+    def _go_through_rest(self) -> None:
+        if self._rest:
+            data = bytes(self._rest)
+            self._rest.clear()
+            self._go_through(data)
+
+    def _go_through(self, data: bytes) -> None:
+        self._protocol.receive_data(data)
+        for event in self._protocol.events_received():
+            if isinstance(event, Response):
+                self._answered(event)
+            elif isinstance(event, Frame):
+                self._frame(event)
+        self._flush()
+        if self._protocol.parser_exc is not None:
+            self._lose(ABNORMAL, "not a WebSocket")
 
     def _answered(self, response: Response) -> None:
         if self._greeted is None or self._greeted.done():

@@ -11,6 +11,7 @@ import msgspec
 
 from broker.bus.errors import BusError, BusUnavailable, StoreRejected, WrongLastSequence
 from broker.bus.nats import Bus, Msg, no_responders
+from broker.bus.subjects import log_stream
 from broker.bus.wire import read_headers
 
 FENCE = "Nats-Expected-Last-Subject-Sequence"
@@ -19,7 +20,8 @@ FENCE_BUSY = 10164  # another publish to this subject is being proposed: the las
 NO_MESSAGE = 10037
 STREAM_NOT_FOUND = 10059
 STREAM_FULL = 10077
-PAGE = 64  # messages in one direct get: the server holds the stream's lock for the whole batch, and 256 are no quicker
+PAGE = 64  # messages in one direct get: the server holds the stream's lock for the whole batch
+PAGE_BYTES = 512 * 1024  # of a page, and at least one message
 
 
 class Stored(NamedTuple):
@@ -159,7 +161,8 @@ async def page(
     bare: bool = False,
     timeout: float = 2.0,
 ) -> list[Stored]:
-    """The next messages of `subject` with sequence > `after`, in order, at most `batch`; [] where there are none.
+    """The next messages of `subject` with sequence > `after`, in order, at most `batch` and about PAGE_BYTES; [] where
+    there are none.
 
     bare: of one subject, without headers and times: a long history is read so.
     A replica may answer and lag: whoever needs certainty checks the chain, and asks again with `leader=True` (one
@@ -167,7 +170,7 @@ async def page(
     """
     if leader:
         return await _page_at_leader(bus, stream, subject, after, min(batch, PAGE), timeout)
-    question = {"seq": after + 1, "batch": batch, "next_by_subj": subject}
+    question = {"seq": after + 1, "batch": batch, "max_bytes": PAGE_BYTES, "next_by_subj": subject}
     messages = await bus.collect(
         f"$JS.API.DIRECT.GET.{stream}", json.dumps(question).encode(), is_end_of_batch, timeout=timeout
     )
@@ -211,6 +214,17 @@ async def read_all(bus: Bus, stream: str, subject: str, after: int = 0, *, limit
         found.extend(batch)
         after = batch[-1].seq
     return found
+
+
+async def logged_partitions(bus: Bus) -> list[str]:
+    """Every partition that has a log, also one in which no session is born any more."""
+    found: list[str] = []
+    while True:
+        page = await bus.api("STREAM.NAMES", {"subject": "tok.>", "offset": len(found)})
+        found += page["streams"] or []
+        if not page["streams"] or len(found) >= page["total"]:
+            prefix = log_stream("")
+            return [name.removeprefix(prefix) for name in found if name.startswith(prefix)]
 
 
 async def stream_info(bus: Bus, stream: str, *, timeout: float = 2.0) -> StreamInfo:

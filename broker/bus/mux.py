@@ -20,8 +20,8 @@ from enum import IntEnum
 PATH = "/internal/streams"
 WINDOW = 128 * 1024
 """Bytes of one stream that may be on their way."""
-MESSAGE = 256 * 1024
-"""Bytes after which a message is ended: none is so long that the other side could refuse it."""
+MESSAGE = 16 * 1024
+"""Bytes after which a message is ended: an ingress goes through so many at once, then others have their turn."""
 MAX_STREAM = (1 << 32) - 1
 
 _HEADER = struct.Struct("!BII")
@@ -38,6 +38,9 @@ class Kind(IntEnum):
     END = 7
     BROKEN = 8
     TOKENS = 9
+
+
+_TOKENS = int(Kind.TOKENS)
 
 
 class Malformed(Exception):
@@ -88,9 +91,10 @@ def messages(records: list[bytes]) -> Iterator[bytes]:
         yield b"".join(records[begin:])
 
 
-def tokens(cursor: bytes, events: bytes) -> bytes:
-    """The bytes of a TOKENS."""
-    return b"%c%b%b" % (len(cursor), cursor, events)
+def tokens(stream: int, cursor: bytes, events: bytes) -> bytes:
+    """The record of a TOKENS, which nearly all are, put together at once."""
+    size = len(cursor)
+    return b"%b%c%b%b" % (_HEADER.pack(_TOKENS, stream, 1 + size + len(events)), size, cursor, events)
 
 
 def read_tokens(data: bytes) -> tuple[bytes, bytes]:

@@ -213,8 +213,9 @@ class Bus:
     ) -> None:
         """As a `request` to publish, without a task or a future: `on_reply` is called once, with None for no answer.
 
-        How long it waits follows from how long answers take, see `patience.py`. Raises BusUnavailable when not
-        connected; `on_reply` is then not called.
+        How long it waits follows from how long answers take, see `patience.py`, and from whether what was published on
+        other subjects of the same log is answered. Raises BusUnavailable when not connected; `on_reply` is then not
+        called.
         """
         token = self._replies.expect(on_reply, PUBLISH)
         try:
@@ -222,7 +223,7 @@ class Bus:
         except BaseException:
             self._replies.forget(token)
             raise
-        self._replies.time(token)
+        self._replies.time(token, subject[: subject.rfind(".")])
 
     async def collect(
         self, subject: str, payload: bytes, is_last: Callable[[Heard], bool], *, timeout: float = 2.0

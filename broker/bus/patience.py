@@ -16,10 +16,21 @@ class Patience:
         self._usual: float | None = None
         self._deviation = 0.0
         self._vain = 0
+        self._slowest = 0.0  # since the last one that counted
+        self._counts_again_at = 0.0
 
-    def answered(self, took: float) -> None:
-        """An answer came after `took` seconds. Not for the answer to a publish that was made twice."""
+    def answered(self, took: float, now: float) -> None:
+        """An answer came after `took` seconds. Not for the answer to a publish that was made twice.
+
+        Of those that come within LEAST the slowest counts. A thousand answers to one burst, counted one by one, would
+        leave nothing of what was usual before, and the next burst would be waited for as long as its first one takes.
+        """
         self._vain = 0
+        if took > self._slowest:
+            self._slowest = took
+        if now < self._counts_again_at:
+            return
+        took, self._slowest, self._counts_again_at = self._slowest, 0.0, now + LEAST
         if self._usual is None:
             self._usual, self._deviation = took, took / 2
         else:

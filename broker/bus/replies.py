@@ -1,7 +1,9 @@
 """Who waits for which answer at a connection's own inbox. Every question has a token of its own, never used again.
 
 A question is waited for by whoever asked it, or *timed*: a publish, which is given up after the connection's `Patience`
-by one timer for all of them. `futility` is told what became of publishes, timed or not.
+by one timer for all of them. Publishes go on *ways*, on each of which they are answered in the order in which they were
+sent: as long as those before it are answered, a publish waits its turn, and is not lost. `futility` is told what became
+of publishes, timed or not.
 """
 
 from __future__ import annotations
@@ -12,11 +14,28 @@ from functools import cached_property
 from typing import Generic, TypeVar
 
 from broker.bus.futility import Futility
-from broker.bus.patience import LEAST, Patience
+from broker.bus.patience import LEAST, MOST, Patience
 
 Answer = TypeVar("Answer")
 
 MANY, API, PUBLISH = "m", "a", "p"  # what the tokens of such questions begin with; those of others are numbers
+
+
+class _Way:
+    __slots__ = ("answered", "heard_at")
+
+    def __init__(self) -> None:
+        self.answered = 0  # number of the newest publish that was
+        self.heard_at = 0.0  # loop time
+
+
+_Timed = tuple[float, int, _Way]  # when it was sent, in loop time; its number in the order of sending; and where
+
+
+def waits_since(timed: _Timed) -> float:
+    """When something was heard last that makes waiting worth while."""
+    sent_at, number, way = timed
+    return sent_at if number < way.answered else max(sent_at, way.heard_at)  # the first: it was overtaken
 
 
 class Replies(Generic[Answer]):
@@ -25,8 +44,11 @@ class Replies(Generic[Answer]):
     def __init__(self) -> None:
         self._last = 0
         self._waiting: dict[str, Callable[[Answer | None], None]] = {}
-        self._timed: dict[str, float] = {}  # token -> loop time when it was sent, in order
+        self._timed: dict[str, _Timed] = {}  # by token, in the order of sending
+        self._sent = 0
+        self._ways: dict[str, _Way] = {}
         self._timer: asyncio.TimerHandle | None = None
+        self._due = 0.0
         self._patience = Patience()
         self.futility = Futility()
 
@@ -44,11 +66,14 @@ class Replies(Generic[Answer]):
         self._waiting[token := f"{kind}{self._last}"] = take
         return token
 
-    def time(self, token: str) -> None:
-        """From now on `token`, a PUBLISH, is under way: with no answer in time its `take` gets None."""
-        self._timed[token] = self._loop.time()
+    def time(self, token: str, way: str = "") -> None:
+        """From now on `token`, a PUBLISH, is on its way: with no answer in time its `take` gets None."""
+        self._sent += 1
+        if (taken := self._ways.get(way)) is None:
+            taken = self._ways[way] = _Way()
+        self._timed[token] = (self._loop.time(), self._sent, taken)
         if self._timer is None:
-            self._timer = self._loop.call_later(LEAST, self._expire)
+            self._look_at(self._loop.time() + LEAST)
 
     def forget(self, token: str) -> None:
         self._waiting.pop(token, None)
@@ -70,14 +95,19 @@ class Replies(Generic[Answer]):
             return
         del self._waiting[token]
         if kind == PUBLISH:
-            sent_at = self._timed.pop(token, None)
+            timed = self._timed.pop(token, None)
             now = self._loop.time()
             if nobody:
                 self.futility.in_vain(now)
             else:
                 self.futility.decided()
-                if sent_at is not None:
-                    self._patience.answered(now - sent_at)
+            if timed is not None:
+                sent_at, number, way = timed
+                way.heard_at = now
+                if number > way.answered:
+                    way.answered = number
+                if not nobody:
+                    self._patience.answered(now - sent_at, now)
         take(answer)
 
     def disconnected(self) -> None:
@@ -98,15 +128,29 @@ class Replies(Generic[Answer]):
             take(answer)
 
     def _expire(self) -> None:
-        loop = self._loop
-        now = loop.time()
-        late = [token for token, sent_at in self._timed.items() if sent_at + self._patience.seconds <= now]
+        now = self._loop.time()
+        patience = self._patience.seconds
+        if now - self._due > LEAST / 2:  # this loop stood still: what was answered meanwhile is not read yet
+            patience = max(MOST, patience)
+        late, soonest = [], now + LEAST  # patience may become less meanwhile, so it looks at least so often
+        for token, timed in self._timed.items():
+            if timed[0] + patience > now:
+                soonest = min(soonest, timed[0] + patience)
+                break  # nor is any of those that were sent behind it
+            due = waits_since(timed) + patience
+            if due <= now:
+                late.append(token)
+            else:
+                soonest = min(soonest, due)
         if late:
             self._patience.in_vain()
             self.futility.in_vain(now)
         for token in late:
             self._settle(token, None)
         self._timer = None
-        if self._timed:  # patience may become less meanwhile, so it looks at least so often
-            soonest = next(iter(self._timed.values())) + self._patience.seconds
-            self._timer = loop.call_at(min(soonest, now + LEAST), self._expire)
+        if self._timed:
+            self._look_at(soonest)
+
+    def _look_at(self, due: float) -> None:
+        self._due = due
+        self._timer = self._loop.call_at(due, self._expire)

@@ -29,7 +29,9 @@ class ScriptInvalid(ValueError):
 
 
 class Script(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One deterministic answer: token `i` (from 0) is exactly `"{seed}.{i} "`.
+    """One deterministic answer: token `i` (from 0) is exactly `"{seed}.{i} "`; with `clock` it is `"{i}:{t} "`, t being
+    when the engine made it, in microseconds of the machine's monotonic clock: whoever reads it there knows how long it
+    was on its way.
 
     rate: tokens per second, 0 = as fast as the engine can. burst: tokens that come at once. jitter: relative spread
     of the gaps between bursts, drawn from `seed`. stall_at / stall_ms: that token, and with it all later ones, comes
@@ -48,13 +50,14 @@ class Script(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ttft_ms: _Milliseconds = 0
     fail_at: _Index | None = None
     broken_at: _Index | None = None
+    clock: bool = False
 
     def token(self, index: int) -> str:
-        """The text of token `index`."""
+        """The text of token `index`; with `clock` only the engine knows."""
         return f"{self.seed}.{index} "
 
     def text(self, first: int, last: int) -> str:
-        """The text of tokens `first` up to, not including, `last`."""
+        """The text of tokens `first` up to, not including, `last`; with `clock` only the engine knows."""
         seed = self.seed
         return "".join([f"{seed}.{index} " for index in range(first, last)])
 

@@ -20,6 +20,10 @@ from nats.protocol.parser import Parser
 log = structlog.get_logger("bus")
 
 MAX_LINE = 1024 * 1024  # bytes of one line of the protocol; the longest is INFO of a large cluster
+TURN = 16 * 1024
+"""Bytes read after which others have their turn: nats-py's read loop goes on for as long as there is more, and what was
+taken of a burst is on its way to viewers while the rest is read. At 1 000 x 20 tokens/s the loop of a node is at most
+25 to 50 ms late instead of 100."""
 _M, _H = b"MH"
 
 Headers = dict[str, str]
@@ -171,6 +175,8 @@ class Inlet(Parser):
         if at < end:
             self._held = [data[at:]]
             self._missing = missing
+        if end > TURN:
+            await asyncio.sleep(0)
 
 
 class Outlet:

@@ -1,9 +1,13 @@
-"""The scripted engine: plays the script in the last user message, byte for byte and on time. No model, no child."""
+"""The scripted engine: plays the script in the last user message, byte for byte and on time. No model, no child.
+
+Where a script wants the clock the bytes are not known beforehand: each token says when it was made.
+"""
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator
 
-from broker.bus.script import MAX_TOKENS, ScriptInvalid, parse_script
+from broker.bus.script import MAX_TOKENS, Script, ScriptInvalid, parse_script
 from gpu_worker.engines.engine import EngineFailed, EngineSettings, Finish, ModelCard, Piece, Prefix, Prompt
 from gpu_worker.engines.schedule import MAX_PIECE, schedule
 from gpu_worker.engines.ticker import Ticker
@@ -82,8 +86,15 @@ class ScriptedEngine:
                 ):
                     n += step.n
                     step = next(steps, None)
-                yield Piece(script.token(first) if n == 1 else script.text(first, first + n), n)
+                yield Piece(_text(script, first, n), n)
         finally:
             self._running -= 1
         words = sum(len(message.content.split()) for message in prompt.messages)
         yield Finish("length" if end < script.tokens else "stop", words, max(end, prefix.tokens))
+
+
+def _text(script: Script, first: int, n: int) -> str:
+    if script.clock:
+        at = time.monotonic_ns() // 1000
+        return "".join([f"{index}:{at} " for index in range(first, first + n)])
+    return script.token(first) if n == 1 else script.text(first, first + n)

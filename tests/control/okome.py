@@ -125,6 +125,12 @@ async def worker(okome: Okome, bus: Bus, id: str = "w1", *models: str, **options
         await played.die()
 
 
+async def known_to_both(bus: Bus, model: str = "m") -> None:
+    """Both replicas know the model and who runs it, each in its own time: so many questions meet either of them."""
+    for _ in range(20):
+        await until(functools.partial(_routed, bus, model), f"{model} is known to both")
+
+
 async def _routed(bus: Bus, model: str) -> bool:
     try:
         return bool((await bus.ask("route", ops.Explain(model), ops.Route)).workers)
@@ -137,7 +143,7 @@ async def _routed(bus: Bus, model: str) -> bool:
 
 async def new_session(bus: Bus, **fields: Any) -> str:
     question = ops.CreateSession(**{"tenant": TENANT, "subject": "k1", **fields})
-    return (await bus.ask("session_create", question, ops.SessionToken)).session_id
+    return (await bus.ask("session_create", question, ops.SessionToken, timeout=8)).session_id
 
 
 async def generate(

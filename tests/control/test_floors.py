@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from broker.bus.kv import Bucket
-from broker.bus.log import StreamInfo, store, stream_info
+from broker.bus.log import StreamInfo, logged_partitions, store, stream_info
 from control.floors import Decision, Floor, decide, keep_floors
-from tests.control.okome import connected, replica, until
+from control.provisioning import provision
+from tests.control.okome import connected, replica, settings, until
 from tests.fixtures.nats_server import NatsServer
 
 
@@ -89,6 +90,23 @@ async def test_a_log_that_lost_its_end_changes_its_incarnation_once_for_all_repl
         assert after.incarnation != before.incarnation
         await keep_floors(bus, ["00"])
         assert (await stream_info(bus, "TOK_00")).incarnation == after.incarnation
+
+
+async def test_floors_are_kept_of_logs_in_which_no_session_is_born_any_more(fresh_nats: NatsServer) -> None:
+    """A system that was told of fewer partitions goes on with the sessions of the others."""
+    async with connected(fresh_nats.url) as bus:
+        await provision(bus, settings(fresh_nats.url, partitions=3))
+        assert await logged_partitions(bus) == ["00", "01", "02"]
+        async with replica(fresh_nats.url, partitions=1, reconcile_interval=0.2) as okome:
+            assert okome.partitions == ["00"]
+            await store(bus, "tok.02.02abcdefgh", b"x")
+            secrets = Bucket(bus, "secrets")
+
+            async def raised() -> bool:
+                entry = await secrets.get("floor.02")
+                return entry is not None and b'"seq":1' in entry.value
+
+            await until(raised, "the floor of partition 02 is raised")
 
 
 async def test_a_removed_stream_comes_back_under_another_incarnation(fresh_nats: NatsServer) -> None:

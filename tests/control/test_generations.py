@@ -12,10 +12,10 @@ import pytest
 from broker.bus import operations as ops
 from broker.bus.errors import Refusal
 from broker.bus.kv import Bucket
-from broker.bus.log import page
+from broker.bus.log import page, store
 from broker.bus.nats import Bus, Msg
 from broker.bus.records import Generation, Job, Load, Message, Request, decode
-from broker.bus.subjects import job_subject, log_stream, parse_cursor
+from broker.bus.subjects import job_subject, log_stream, log_subject, parse_cursor, partition_of
 from broker.bus.warmth import prefix_hash
 from control.app import Okome
 from control.generations import queue_job
@@ -30,6 +30,7 @@ from tests.control.okome import (
     generate,
     generation_record,
     jobs,
+    known_to_both,
     last_sequences,
     new_session,
     replica,
@@ -190,6 +191,7 @@ async def test_of_generations_asked_for_at_once_on_two_replicas_exactly_one_wins
         worker(one, bus, slots=100),
     ):
         await until(lambda: "w1" in two.pulse.workers(), "both hear the worker")
+        await known_to_both(bus)
         for _ in range(5):
             sid = await new_session(bus)
             tries = await asyncio.gather(*(generate(bus, sid) for _ in range(10)), return_exceptions=True)
@@ -229,6 +231,10 @@ async def test_a_model_without_workers_is_unavailable(okome: Okome, bus: Bus) ->
         assert refusal.retry_after
         after = await written(bus)
         assert sum(after) - sum(before) <= 2  # the key that was reserved and given back
+        assert await Bucket(bus, "idempotency").all() == {}
+        played.models = ("m",)
+        await until(lambda: bool(okome.pulse.workers()["w1"].models), "it offers it again")
+        await generate(bus, sid, key="k")  # at once: nobody is waited for who might be at it
 
 
 async def test_more_than_the_workers_take_is_overload_told_at_once(okome: Okome, bus: Bus) -> None:
@@ -339,6 +345,25 @@ async def test_a_repeat_gets_the_first_answer_and_makes_nothing(okome: Okome, bu
         assert (await generate(bus, other, key="k")).generation_id != first.generation_id
 
 
+async def test_a_repeat_is_answered_whatever_a_new_request_would_be_told(
+    okome: Okome, bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its log cannot be read, or has rubbish at its end; or nobody runs the model any more. And it writes nothing."""
+    sid = await new_session(bus)
+    async with worker(okome, bus) as played:
+        first = await generate(bus, sid, key="k")
+        played.models = ()
+        await until(lambda: not okome.pulse.workers()["w1"].models, "it offers nothing any more")
+        kept = ["JOBS", "KV_generations", "KV_idempotency", "KV_sessions"]
+        before = await last_sequences(bus, kept)
+        assert await generate(bus, sid, key="k") == first
+        await store(bus, log_subject(sid), b"rubbish")
+        assert await generate(bus, sid, key="k") == first
+        await bus.api(f"STREAM.DELETE.{log_stream(partition_of(sid))}")
+        assert await generate(bus, sid, key="k") == first
+        assert await last_sequences(bus, kept) == before
+
+
 async def test_a_repeat_that_another_hint_comes_with_is_a_repeat(okome: Okome, bus: Bus) -> None:
     """The node that it comes through knows by then who holds the session warm: the client has asked the same."""
     sid = await new_session(bus)
@@ -360,6 +385,7 @@ async def test_repeats_at_once_get_one_answer(okome: Okome, bus: Bus) -> None:
         made = await asyncio.gather(*(generate(bus, sid, key="k") for _ in range(6)))
         assert len({each.generation_id for each in made}) == 1
         assert await jobs(bus) == {"job.m.any": 1}
+        assert list(await Bucket(bus, "generations").all(f"{sid}.*")) == [f"{sid}.{made[0].generation_id}"]
 
 
 async def test_a_refusal_is_not_kept(okome: Okome, bus: Bus) -> None:

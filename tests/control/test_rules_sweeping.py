@@ -21,6 +21,7 @@ from tests.control.okome import (
     frames,
     generate,
     generation_record,
+    known_to_both,
     new_session,
     replica,
     until,
@@ -84,6 +85,7 @@ async def test_a_replica_that_is_not_the_first_leaves_the_sweeping_alone(fresh_n
     ):
         await until(lambda: first.pulse.active() and not second.pulse.active(), "the first one leads")
         async with worker(first, bus):
+            await known_to_both(bus)
             sid = await new_session(bus)
             made = await generate(bus, sid)
             writer = Writer(bus, sid, made.generation_id, 0)

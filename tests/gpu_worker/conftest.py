@@ -6,9 +6,10 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from broker.bus import patience
 from broker.bus.nats import Bus
 from tests.fixtures.nats_server import NatsServer
-from tests.gpu_worker.bed import Bed
+from tests.gpu_worker.bed import DEADLINE, Bed
 
 
 @pytest.fixture
@@ -18,3 +19,10 @@ async def bed(fresh_nats: NatsServer) -> AsyncIterator[Bed]:
     await bed.make()
     yield bed
     await bed.close()
+
+
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever connects from now on waits for answers: on a busy machine one takes 50 ms, and would count as lost."""
+    monkeypatch.setattr(patience, "LEAST", DEADLINE)
+    monkeypatch.setattr(patience, "MOST", DEADLINE)

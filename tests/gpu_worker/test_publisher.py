@@ -14,6 +14,7 @@ from broker.bus.frames import ATTEMPT, DONE, START, TOKEN, encode_frame
 from broker.bus.nats import Bus, Msg
 from gpu_worker.metrics import Measured
 from gpu_worker.outbox import FULL_HIGH, Outbox, State, Stop
+from gpu_worker.probes import Probes
 from gpu_worker.publisher import Publisher
 from gpu_worker.reserve import Reserve
 from tests.fixtures.nats_server import NatsServer
@@ -46,7 +47,7 @@ class Lossy(Bus):
 
 def publisher_on(bus: Bus, *, lost_timeout: float = 60.0) -> Publisher:
     outbox = Outbox("g1", 1, "attempt1", Chain())
-    return Publisher(bus, SID, outbox, Measured("test"), Reserve(bus), lost_timeout=lost_timeout)
+    return Publisher(bus, SID, outbox, Measured("test"), Reserve(bus), Probes(), lost_timeout=lost_timeout)
 
 
 async def answers(bus: Bus) -> None:
@@ -61,6 +62,7 @@ async def answers(bus: Bus) -> None:
                 return
 
 
+@pytest.mark.usefixtures("patient")
 async def test_a_lost_ack_costs_no_token_and_doubles_none(bed: Bed) -> None:
     """▸ The retry carries what came meanwhile, is refused by the fence, and goes on from the stored frame's end."""
     bus = await Lossy.connect(bed.url, "lossy")

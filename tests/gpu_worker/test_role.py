@@ -49,7 +49,8 @@ async def test_the_real_model_is_served_beside_the_scripted_one(bed: Bed) -> Non
     try:
         assert json.loads(await worker.says("worker.started"))["models"] == ["smollm2", "scripted"]
         url = f"http://127.0.0.1:{json.loads(await worker.says('worker.listening'))['port']}"
-        await bed.ask("g1", [Message("user", "What is the capital of France?")], model="smollm2")
+        france = [Message("user", "What is the capital of France?")]
+        await bed.ask("g1", france, model="smollm2", request={"temperature": 0.0, "max_tokens": 100})
         assert (await bed.ended("g1", 60)).type == DONE
         assert "Paris" in bed.text("g1")
         assert len(bed.of("g1")) > 4, "it came as more than one frame"

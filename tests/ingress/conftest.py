@@ -38,7 +38,7 @@ class Ingress:
     def __init__(self, **settings: Any) -> None:
         self.registry = CollectorRegistry()
         self.metrics = Metrics(self.registry)
-        self.settings = IngressSettings(**{"silence_timeout": 5.0, "leg_timeout": 2.0, **settings})
+        self.settings = IngressSettings(**{"silence_timeout": 5.0, **settings})
         self.trust = Trust("ingress-1")
         self.nodes = Nodes(self.settings, self.metrics, self.trust.greeting)
         self.key = new_internal_key()

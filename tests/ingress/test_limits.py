@@ -13,10 +13,14 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
 from ingress.limits import share
-from tests.ingress.conftest import EventClient, Raw
+from tests.ingress.conftest import DEADLINE, EventClient, Raw
 from tests.ingress.fake_node import SID
 
 Make = Callable[..., Any]
+
+# Limits that this process counts are per day here: a window of it begins with the clock's minute (hour, day), and what
+# was counted before that weighs less from then on, which may be between two requests of a test.
+DAY = 24 * 60 * 60
 
 
 @pytest.fixture
@@ -41,19 +45,19 @@ async def get(port: int, path: str = "/v1/models", **headers: str) -> Any:
 
 
 async def test_beyond_the_limit_a_request_is_429_with_retry_after(nodes: Any, ingress: Make) -> None:
-    relay = await ingress(nodes, key_limit="3/minute")
+    relay = await ingress(nodes, key_limit="3/day")
     statuses = [(await get(relay.port, authorization="Bearer k1")).status for _ in range(3)]
     answer = await get(relay.port, authorization="Bearer k1")
     assert statuses == [200] * 3
     assert (answer.status, answer.error["code"]) == (429, "rate_limited")
-    assert 1 <= int(answer.headers["retry-after"]) <= 60
+    assert 1 <= int(answer.headers["retry-after"]) <= DAY
     assert (await get(relay.port, authorization="Bearer k2")).status == 200, "another key is not concerned"
     assert (await get(relay.port, "/livez")).status == 200, "health is never counted"
     assert relay.count("okome_ingress_rate_limited_total", limit="key") == 1
 
 
 async def test_a_stream_beyond_the_limit_is_put_off_with_200(nodes: Any, ingress: Make) -> None:
-    relay = await ingress(nodes, session_limit="1/minute")
+    relay = await ingress(nodes, session_limit="1/day")
     await get(relay.port, f"/v1/sessions/{SID}")
     client = await EventClient.open(relay.port)
     closed = await client.until("closed")
@@ -67,7 +71,10 @@ async def test_a_stream_beyond_the_limit_is_put_off_with_200(nodes: Any, ingress
     assert ended.value.rcvd.code == 4429
 
 
-async def test_ingresses_count_together_in_valkey(nodes: Any, ingress: Make, valkey: ValkeyServer) -> None:
+async def test_ingresses_count_together_in_valkey(
+    nodes: Any, ingress: Make, valkey: ValkeyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ingress.limits.STORE_TIMEOUT", DEADLINE)  # on a busy machine it may be silent for 50 ms
     url = f"redis://127.0.0.1:{valkey.port}"
     relays = [await ingress(nodes, key_limit="6/minute", redis_url=url) for _ in range(2)]
     statuses = [(await get(relays[i % 2].port, authorization="Bearer k")).status for i in range(8)]
@@ -75,10 +82,14 @@ async def test_ingresses_count_together_in_valkey(nodes: Any, ingress: Make, val
     assert all(relay.count("okome_ingress_limiter_shared") == 1 for relay in relays)
 
 
-async def test_when_valkey_dies_each_grants_its_share(nodes: Any, ingress: Make, valkey: ValkeyServer) -> None:
-    relay = await ingress(nodes, key_limit="8/minute", redis_url=f"redis://127.0.0.1:{valkey.port}")
-    relay.peers = 4
-    assert (await get(relay.port, authorization="Bearer k")).status == 200
+async def test_when_valkey_dies_each_grants_its_share(
+    nodes: Any, ingress: Make, valkey: ValkeyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as alive:
+        alive.setattr("ingress.limits.STORE_TIMEOUT", DEADLINE)  # on a busy machine it may be silent for 50 ms
+        relay = await ingress(nodes, key_limit="8/day", redis_url=f"redis://127.0.0.1:{valkey.port}")
+        relay.peers = 4
+        assert (await get(relay.port, authorization="Bearer k")).status == 200
     valkey.terminate()
     started = asyncio.get_running_loop().time()
     statuses = [(await get(relay.port, authorization="Bearer k")).status for _ in range(4)]
@@ -99,10 +110,13 @@ async def test_a_valkey_that_does_not_answer_costs_50_ms_at_most_a_few_times(nod
     server = await asyncio.start_server(silent, "127.0.0.1", 0)
     try:
         relay = await ingress(nodes, redis_url=f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}")
-        started = asyncio.get_running_loop().time()
+        took: list[float] = []
         for _ in range(20):
+            started = asyncio.get_running_loop().time()
             assert (await get(relay.port, authorization="Bearer k")).status == 200
-        assert asyncio.get_running_loop().time() - started < 20 * 0.05, "the breaker opened"
+            took.append(asyncio.get_running_loop().time() - started)
+        assert min(took[:3]) < 0.5, "each of the first ones was kept waiting"
+        assert sum(each >= 0.05 for each in took) < 10, "the breaker opened"
     finally:
         server.close()
 

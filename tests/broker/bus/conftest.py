@@ -7,7 +7,6 @@ import functools
 import os
 import shutil
 import signal
-import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
@@ -22,6 +21,7 @@ from nats.aio.client import Client
 from broker.bus.nats import Bus
 from broker.bus.subjects import random_id
 from compose import nats_server
+from compose.up.ports import Ports
 from tests.fixtures.nats_server import NatsServer
 
 DEADLINE = 10.0
@@ -36,6 +36,18 @@ async def eventually(condition: Callable[[], object], timeout: float = DEADLINE)
         while not condition():  # noqa: ASYNC110  # there is no event to wait for
             await asyncio.sleep(0.005)
     return time.monotonic() - began
+
+
+async def consumers(bus: Bus, stream: str) -> list[str]:
+    """Their names."""
+    return (await bus.api(f"CONSUMER.NAMES.{stream}"))["consumers"] or []
+
+
+async def consumers_left(bus: Bus, stream: str, count: int = 0) -> None:
+    """Wait until the stream has so many: whoever deletes one does not wait for it."""
+    async with asyncio.timeout(DEADLINE):
+        while len(await consumers(bus, stream)) != count:  # noqa: ASYNC110  # there is no event to wait for
+            await asyncio.sleep(0.005)
 
 
 async def make_stream(bus: Bus, *, name: str = "", subjects: list[str] | None = None, **config: Any) -> str:
@@ -114,9 +126,8 @@ def two_nats(tmp_path: Path) -> Iterator[list[NatsServer]]:
 @pytest.fixture
 def clustered_nats(tmp_path: Path) -> Iterator[list[NatsServer]]:
     """Two servers of one cluster."""
-    with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as two:
-        routes = tuple(f"nats://127.0.0.1:{each.getsockname()[1]}" for each in (one, two))
-    with ExitStack() as stack:
+    with Ports() as ports, ExitStack() as stack:
+        routes = tuple(f"nats://127.0.0.1:{ports.free()}" for _ in range(2))
         yield [
             stack.enter_context(
                 server_with(tmp_path / f"c{index}", name=f"c{index}", seat=nats_server.ClusterSeat(route, routes))

@@ -15,10 +15,10 @@ from broker.bus.errors import BusError, BusUnavailable, StoreRejected, WrongLast
 from broker.bus.follow import FIRST_ANSWER, Follow
 from broker.bus.nats import Bus, Heard
 from broker.bus.silence import LONGEST
-from tests.broker.bus.conftest import eventually, make_stream, restarted
+from tests.broker.bus.conftest import DEADLINE, consumers_left, eventually, make_stream, restarted
 from tests.fixtures.nats_server import NatsServer
 
-HEALED = 4.0  # seconds: 2 heartbeats of silence, a look every heartbeat, and the making
+HEALED = 10.0  # seconds, of which 2 heartbeats of silence, a look every heartbeat and the making take some 2
 
 
 class Reader:
@@ -63,7 +63,7 @@ async def following(
 
 
 async def fill(bus: Bus, stream: str, count: int, subject: str = "a") -> list[int]:
-    return [await log.store(bus, f"{stream}.{subject}", b"%d" % index) for index in range(count)]
+    return [await log.store(bus, f"{stream}.{subject}", b"%d" % index, timeout=DEADLINE) for index in range(count)]
 
 
 async def fill_through(bus: Bus, stream: str, count: int) -> None:
@@ -155,7 +155,9 @@ async def test_caught_up_does_not_wait_for_the_end_of_a_busy_stream(local_bus: B
     async with following(local_bus, stream, reader, credit=8) as follow:
         await asyncio.wait_for(follow.caught_up.wait(), 5)
         assert len(reader.got) >= 30
-        assert (await log.stream_info(local_bus, stream)).last_seq > len(reader.got)
+        async with asyncio.timeout(DEADLINE):  # what is published is read before it is stored
+            while (await log.stream_info(local_bus, stream)).last_seq <= len(reader.got):
+                continue
         growing = False
 
 
@@ -196,7 +198,7 @@ async def test_a_killed_server_leaves_no_gap(fresh_bus: Bus, fresh_nats: NatsSer
         await eventually(lambda: len(reader.got) >= 50)
         await restarted(fresh_nats, fresh_bus)
         await writing
-        await eventually(lambda: len(reader.got) >= 300, HEALED + 2)
+        await eventually(lambda: len(reader.got) >= 300, HEALED)
         assert [data for _, data in reader.got] == numbered(300)
         assert follow.restarts >= 1
 
@@ -347,9 +349,7 @@ async def test_close_leaves_no_consumer_and_no_subscription(bus: Bus) -> None:
         assert len(bus._client._subs) == subscriptions + 1
     await follow.close()
     assert len(bus._client._subs) == subscriptions
-    async with asyncio.timeout(2):  # the deletion is sent, not waited for
-        while (await bus.api(f"CONSUMER.NAMES.{stream}"))["total"]:
-            continue
+    await consumers_left(bus, stream)
 
 
 async def test_an_error_that_nobody_foresaw_does_not_end_the_following(local_bus: Bus) -> None:

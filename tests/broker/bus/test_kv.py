@@ -16,7 +16,7 @@ from tests.broker.bus.conftest import eventually, make_bucket, make_stream, rest
 from tests.fixtures.clock import clock_off
 from tests.fixtures.nats_server import NatsServer
 
-HEALED = 4.0
+HEALED = 10.0
 
 
 async def new(bus: Bus) -> Bucket:

@@ -9,7 +9,7 @@ import pytest
 from broker.bus import log
 from broker.bus.errors import BusUnavailable, StoreRejected, WrongLastSequence
 from broker.bus.nats import Bus, Heard, Msg
-from tests.broker.bus.conftest import make_stream, restarted
+from tests.broker.bus.conftest import DEADLINE, make_stream, restarted
 from tests.fixtures.nats_server import NatsServer
 
 
@@ -18,8 +18,8 @@ async def write(bus: Bus, stream: str, count: int, *, others: int = 1) -> list[i
     sequences = []
     for index in range(count):
         for other in range(others):
-            await log.store(bus, f"{stream}.b{other}", b"other")
-        sequences.append(await log.store(bus, f"{stream}.a", b"%d" % index))
+            await log.store(bus, f"{stream}.b{other}", b"other", timeout=DEADLINE)
+        sequences.append(await log.store(bus, f"{stream}.a", b"%d" % index, timeout=DEADLINE))
     return sequences
 
 
@@ -82,6 +82,22 @@ async def test_an_empty_message_is_not_the_end_of_a_page(bus: Bus) -> None:
     for _ in range(3):
         await log.store(bus, f"{stream}.a", b"", headers={"X": "y"})
     assert len(await log.page(bus, stream, f"{stream}.a", 0)) == 3
+
+
+async def test_a_page_is_bounded_in_bytes_and_has_at_least_one_message(
+    bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(log, "PAGE_BYTES", 2500)
+    stream = await make_stream(bus)
+    for size in (1000, 1000, 1000, 1000, 9000, 1000):
+        await log.store(bus, f"{stream}.a", b"x" * size)
+    lengths, after = [], 0
+    while page := await log.page(bus, stream, f"{stream}.a", after):
+        lengths.append(len(page))
+        after = page[-1].seq
+    assert sum(lengths) == 6
+    assert max(lengths) < 6
+    assert len(await log.read_all(bus, stream, f"{stream}.a")) == 6
 
 
 async def test_the_same_message_id_is_stored_once(bus: Bus) -> None:

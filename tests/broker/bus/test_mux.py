@@ -52,7 +52,8 @@ def test_a_head_is_read_as_it_was_written(status: int, fields: list[tuple[bytes,
 
 @given(st.binary(min_size=1, max_size=255), st.binary(min_size=1))
 def test_tokens_are_read_with_the_cursor_they_were_written_with(cursor: bytes, events: bytes) -> None:
-    data = mux.tokens(cursor, events)
+    ((kind, stream, data),) = mux.records(mux.tokens(7, cursor, events))
+    assert (kind, stream) == (Kind.TOKENS, 7)
     assert mux.read_tokens(data) == (cursor, events)
     with pytest.raises(Malformed):
         mux.read_tokens(data[: len(cursor)])

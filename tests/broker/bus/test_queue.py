@@ -17,10 +17,10 @@ from broker.bus.observer import SILENCE
 from broker.bus.queue import Delivery, Queue, nak
 from compose.chaos.link import Link
 from gpu_worker.pulse import INTERVAL as BEAT_INTERVAL
-from tests.broker.bus.conftest import eventually, make_stream, restarted
+from tests.broker.bus.conftest import DEADLINE, eventually, make_stream, restarted
 from tests.fixtures.nats_server import NatsServer
 
-RENEWED = 4.0  # seconds: 2.5 heartbeats of silence, a look every heartbeat, and the reconnect
+RENEWED = 10.0  # seconds, of which 2.5 heartbeats of silence, a look every heartbeat and the reconnect take some 2
 SETTLED = 0.3  # seconds in which whatever was to arrive has arrived
 
 
@@ -56,7 +56,7 @@ async def taking(bus: Bus, stream: str, want: int) -> AsyncIterator[tuple[Queue,
 
 async def enqueue(bus: Bus, stream: str, count: int) -> None:
     for index in range(count):
-        await log.store(bus, f"{stream}.job", b"%d" % index, msg_id=f"g{index}")
+        await log.store(bus, f"{stream}.job", b"%d" % index, msg_id=f"g{index}", timeout=DEADLINE)
 
 
 async def left(bus: Bus, stream: str) -> int:
@@ -113,17 +113,17 @@ async def test_a_job_given_back_with_a_delay_comes_after_it(bus: Bus) -> None:
         await nak(bus, taken[0].reply, 0.4)
         queue.want(1)
         took = await eventually(lambda: len(taken) == 2)
-        assert 0.3 < took < 2
+        assert took > 0.3
         await taken[1].ack()
 
 
 async def test_a_job_in_progress_is_not_given_to_another(local_bus: Bus) -> None:
-    stream = await make_queue(local_bus, ack_wait=0.5)
+    stream = await make_queue(local_bus, ack_wait=1.5)
     await enqueue(local_bus, stream, 1)
     async with taking(local_bus, stream, 1) as (queue, taken):
         await eventually(lambda: taken)
         queue.want(1)
-        for _ in range(4):
+        for _ in range(8):
             await taken[0].in_progress()
             await asyncio.wait({asyncio.ensure_future(queue.missing.wait())}, timeout=0.25)
         assert len(taken) == 1

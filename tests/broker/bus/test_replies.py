@@ -74,6 +74,71 @@ def test_publishes_given_up_together_are_one_wait_in_vain(clock: Clock) -> None:
     assert given_up[-1] == pytest.approx(2 * LEAST)
 
 
+async def quick(replies: Replies[str], way: str) -> None:
+    """Answers have come quickly for a while."""
+    for _ in range(50):
+        replies.time(token := replies.expect(lambda _: None, PUBLISH), way)
+        await asyncio.sleep(0.002)
+        replies.arrived(token, "stored")
+
+
+def test_a_publish_waits_its_turn_as_long_as_those_before_it_are_answered(clock: Clock) -> None:
+    """A server that has much to do would be given most of it twice. What is quicker on another way says nothing."""
+
+    async def play() -> int:
+        replies: Replies[str] = Replies()
+        await quick(replies, "a")
+        given_up: list[None] = []
+        tokens = [
+            replies.expect(lambda answer: given_up.append(None) if answer is None else None, PUBLISH)
+            for _ in range(1000)
+        ]
+        for token in tokens:
+            replies.time(token, "a")
+        other = asyncio.create_task(quick(replies, "b"))
+        for token in tokens:
+            await asyncio.sleep(LEAST / 50)
+            replies.arrived(token, "stored")
+        await other
+        return len(given_up)
+
+    assert clock.run(clock.loop(), play()) == 0
+
+
+@pytest.mark.parametrize("way", ["a", "b"])
+def test_a_publish_that_was_overtaken_or_is_alone_on_its_way_is_given_up(clock: Clock, way: str) -> None:
+    """However busily others are answered: on its own way only those behind it, or none."""
+
+    async def play() -> float:
+        loop = asyncio.get_running_loop()
+        replies: Replies[str] = Replies()
+        await quick(replies, "a")
+        began, given_up = loop.time(), loop.create_future()
+        replies.time(replies.expect(lambda _: given_up.set_result(loop.time() - began), PUBLISH), way)
+        answered = loop.create_task(quick(replies, "a"))
+        took: float = await given_up
+        assert not answered.done()
+        answered.cancel()
+        return took
+
+    assert clock.run(clock.loop(), play()) < 1.5 * LEAST
+
+
+def test_a_loop_that_stood_still_has_not_read_the_answers_yet(clock: Clock) -> None:
+    async def play() -> list[str | None]:
+        loop = asyncio.get_running_loop()
+        replies: Replies[str] = Replies()
+        await quick(replies, "a")
+        taken: list[str | None] = []
+        replies.time(token := replies.expect(taken.append, PUBLISH), "a")
+        clock.now += 5 * LEAST  # in one turn of the loop
+        loop.call_soon(lambda: loop.call_soon(replies.arrived, token, "stored"))
+        await asyncio.sleep(LEAST / 10)
+        return taken
+
+    assert clock.run(clock.loop(), play()) == ["stored"]
+
+
 def test_an_answer_is_taken_once_and_one_to_nobody_is_ignored() -> None:
     replies: Replies[str] = Replies()
     taken: list[str | None] = []

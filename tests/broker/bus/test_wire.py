@@ -16,7 +16,7 @@ from nats.errors import ProtocolError
 from nats.protocol.command import hpub_cmd, pub_cmd
 from nats.protocol.parser import Parser
 
-from broker.bus.wire import MAX_LINE, Heard, Inlet, Outlet, publish_command, read_headers
+from broker.bus.wire import MAX_LINE, TURN, Heard, Inlet, Outlet, publish_command, read_headers
 
 TAKEN, OTHERS = 1, 22  # subscription ids: ours, and one of nats-py's
 
@@ -178,6 +178,17 @@ async def test_headers_read_as_nats_py_s(head: bytes) -> None:
     assert read_headers(head) == await client._process_headers(head)
     assert Heard("a", "", b"", head).headers == read_headers(head)
     assert Heard("a", "", b"x").headers is None
+
+
+async def test_between_much_that_was_read_others_have_their_turn() -> None:
+    inlet = Inlet(Client())
+    order: list[str] = []
+    inlet.takers[b"1"] = lambda heard: order.append("message")
+    much = b"MSG a 1 1000\r\n" + b"x" * 1000 + b"\r\n"
+    asyncio.get_running_loop().call_soon(order.append, "another")
+    for count in (1, 1 + TURN // len(much), 1):
+        await inlet.parse(much * count)
+    assert order == [*["message"] * (2 + TURN // len(much)), "another", "message"]
 
 
 class Written:

@@ -206,7 +206,7 @@ async def test_a_document_cannot_be_poured() -> None:
 async def test_silence_ends_what_is_poured_but_not_while_it_is_held() -> None:
     one, gone = asyncio.Event(), asyncio.Event()
     async with listener(staying(chunked(b"data: 1\n\n"), gone)) as endpoint:
-        with await ask(endpoint, "POST", "/", None, silence_timeout=0.1) as events:
+        with await ask(endpoint, "POST", "/", None, silence_timeout=0.5) as events:
 
             def take(payload: bytes) -> bool:
                 one.set()
@@ -215,7 +215,7 @@ async def test_silence_ends_what_is_poured_but_not_while_it_is_held() -> None:
             over = events.pour(take)
             await one.wait()
             events.hold(True)
-            await asyncio.sleep(0.3)
+            await asyncio.sleep(1.0)
             assert not over.done()
             events.hold(False)
             with pytest.raises(TimeoutError):

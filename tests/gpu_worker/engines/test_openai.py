@@ -313,7 +313,7 @@ async def staying(answer: bytes) -> AsyncIterator[tuple[str, asyncio.Event]]:
 
 
 async def test_a_server_that_falls_silent_is_given_up() -> None:
-    async with staying(stream(done=False)) as (url, gone), engine(url, stall_timeout=0.2) as made:
+    async with staying(stream(done=False)) as (url, gone), engine(url, stall_timeout=1.0) as made:
         with pytest.raises(EngineFailed, match="silent") as caught:
             await play(made, ask())
         await gone.wait()

@@ -47,6 +47,21 @@ async def test_every_byte_is_the_scripts() -> None:
     assert (finish.finish_reason, finish.completion_tokens) == ("stop", 1000)
 
 
+async def test_a_token_may_tell_when_it_was_made() -> None:
+    """In microseconds of the machine's monotonic clock, behind its number."""
+    began = time.monotonic_ns() // 1000
+    async with asyncio.timeout(10):
+        pieces, _ = await play(prompt(tokens=40, rate=200, burst=4, clock=True), Prefix(("x ",), 20))
+    ended = time.monotonic_ns() // 1000
+    told = [tuple(map(int, token.split(":"))) for piece in pieces for token in piece.text.split()]
+    assert [index for index, _ in told] == list(range(20, 40))
+    times = [at for _, at in told]
+    assert began < times[0] < times[-1] < ended
+    assert times == sorted(times)
+    due = [(index - 20) // 4 * 20_000 for index, _ in told]  # steps of four, 20 ms apart
+    assert all(at - began > after - 1000 for at, after in zip(times, due, strict=True))
+
+
 async def test_a_takeover_goes_on_where_the_log_ends() -> None:
     """At offset k the next token is k, and the usage counts all epochs."""
     async with asyncio.timeout(10):
@@ -120,7 +135,7 @@ async def test_the_pace_does_not_drift() -> None:
 async def test_a_slow_reader_pauses_it_and_catches_up() -> None:
     """Tokens that fell due while nobody pulled come together, in pieces of at most 64."""
     engine = create("scripted")
-    answer = engine.generate("scripted", prompt(tokens=100, rate=1000), Prefix())
+    answer = engine.generate("scripted", prompt(tokens=200, rate=1000), Prefix())
     async with asyncio.timeout(10):
         first = await anext(answer)
         late = asyncio.Event()
@@ -129,7 +144,7 @@ async def test_a_slow_reader_pauses_it_and_catches_up() -> None:
         rest = [item async for item in answer]
     assert isinstance(first, Piece)
     pieces = [first, *(item for item in rest if isinstance(item, Piece))]
-    assert text(pieces) == "".join(f"7.{i} " for i in range(100))
+    assert text(pieces) == "".join(f"7.{i} " for i in range(200))
     assert max(piece.n for piece in pieces) == 64
 
 

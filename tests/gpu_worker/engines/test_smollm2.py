@@ -17,7 +17,7 @@ from gpu_worker.engines import EngineFailed, EngineSettings, Finish, Message, Pi
 from gpu_worker.engines.smollm2 import SYSTEM, SmolLM2Engine, request, spoken
 
 SETTINGS = EngineSettings(slots=2, queue_limit=1, context_length=1024, start_timeout=60)
-ENDLESS = "Count from 1 to 1000, one number per line."
+ENDLESS = "Write a long list of all the animals that you know."  # it comes to repeat itself, and does not end
 
 
 @asynccontextmanager
@@ -174,25 +174,28 @@ async def test_closing_a_generation_stops_decoding_and_frees_its_slot() -> None:
         await anext(answer)
         assert await busy(made) == 1
         await answer.aclose()
-        assert await until_busy(made, 0, 5) < 1  # 2–60 ms on a quiet machine
+        assert await until_busy(made, 0, 5) < 3  # 2–60 ms on a quiet machine; to its end it would be 7 s
 
         pulling = asyncio.create_task(play(made, ask(ENDLESS, 900)))
         await until_busy(made, 1, 5)
         pulling.cancel()
         await asyncio.wait({pulling}, timeout=5)
         assert pulling.cancelled()
-        assert await until_busy(made, 0, 5) < 1
+        assert await until_busy(made, 0, 5) < 3
 
 
 async def test_a_prefill_can_be_cancelled() -> None:
     """A long prompt nobody waits for any more gives its slot back after a batch or two, not at its end."""
     async with engine() as made:
+        began = time.monotonic()
+        await play(made, ask(" ".join(f"lake {i}" for i in range(50)), 1))
+        quarter = time.monotonic() - began  # of what follows, on this machine as busy as it is
         prompt = ask(" ".join(f"river {i}" for i in range(200)), 4)  # 900 tokens and more: 5 s of prefill
         pulling = asyncio.create_task(play(made, prompt))
         await until_busy(made, 1, 5)
         pulling.cancel()
         await asyncio.wait({pulling}, timeout=5)
-        assert await until_busy(made, 0, 10) < 2.5  # 0.4 s on a quiet machine
+        assert await until_busy(made, 0, 30) < 2 * quarter  # 0.4 s on a quiet machine
 
 
 async def test_beyond_slots_and_queue_it_refuses() -> None:
