@@ -153,9 +153,13 @@ class Mux:
         await self._protocol.writable.wait()
 
     def put(self, kind: int, stream: int, data: bytes = b"") -> None:
+        """A record of these, to be written at the end of this turn."""
+        self.write(mux.record(kind, stream, data))
+
+    def write(self, record: bytes) -> None:
         """To be written at the end of this turn."""
-        self._out.append(mux.record(kind, stream, data))
-        self._waiting += len(data)
+        self._out.append(record)
+        self._waiting += len(record)
         if not self._flushing:
             self._flushing = True
             self._loop.call_soon(self._flush)
@@ -249,8 +253,9 @@ class MuxStream:
     def write(self, batch: list[Event]) -> None:
         body = body_of(batch)
         self._credit -= len(body)
-        if len(body) > WINDOW or any(event.name != "token" for event in batch):
+        plain = batch[0].name == "token" if len(batch) == 1 else all(event.name == "token" for event in batch)
+        if plain and len(body) <= WINDOW:
+            self._mux.write(mux.tokens(self.id, batch[-1].cursor.encode(), body))
+        else:
             for begin in range(0, len(body), WINDOW):
                 self._mux.put(Kind.DATA, self.id, body[begin : begin + WINDOW])
-        else:
-            self._mux.put(Kind.TOKENS, self.id, mux.tokens(batch[-1].cursor.encode(), body))

@@ -36,12 +36,15 @@ class Added(Enum):
     BROKEN = "broken"  # it follows by sequence, yet may not follow: never to be shown
 
 
+TAKEN = Added.TAKEN  # at hand: for each token an enumeration's member would be looked for
+
+
 class Ring:
     """One session's ring. `floor` is None while nothing is known of the session."""
 
     __slots__ = (
         *("sid", "floor", "last", "chain", "model", "worker", "size"),
-        *("_seqs", "_ends", "_kinds", "_text", "_cut", "_fresh", "_limit", "_incarnation"),
+        *("_seqs", "_ends", "_kinds", "_text", "_cut", "_fresh", "_before", "_limit", "_incarnation"),
     )
 
     def __init__(self, sid: str, incarnation: str, limit: int) -> None:
@@ -58,6 +61,7 @@ class Ring:
         self._text = bytearray()  # the data of all
         self._cut = 0  # bytes of data that have been forgotten
         self._fresh: list[Event] = []  # of the newest frames
+        self._before = 0  # the place before the newest
         self._limit = limit
         self._incarnation = incarnation
 
@@ -97,15 +101,15 @@ class Ring:
         self._seqs.append(seq)
         self._ends.append(self._cut + len(self._text))
         self._kinds.append(frame.type)
-        self.last = seq
+        self.last, self._before = seq, last
         fresh = self._fresh
         fresh.append(of_frame(frame, self._incarnation))
         if len(fresh) > FRESH:
             del fresh[: FRESH // 2]
         self.size += len(frame.data) + OVERHEAD
-        if len(self._seqs) > self._limit + self._limit // 4:
-            self.trim(self._limit)  # in quarters, so that cutting the head is rare
-        return Added.TAKEN
+        if len(self._seqs) > self._limit + self._limit // 8:
+            self.trim(self._limit)  # in eighths, so that cutting the head is rare
+        return TAKEN
 
     def trim(self, keep: int) -> int:
         """Forget all but the newest `keep` frames; returns the bytes given back."""
@@ -144,6 +148,11 @@ class Ring:
         if after >= self.last:
             return 0
         return len(self._seqs) - bisect_right(self._seqs, after) if self.holds(after) else None
+
+    def newest(self, after: int) -> Event | None:
+        """The newest event for a reader that lacks nothing else, as usual: a fifth of what `holds` and `read` take."""
+        fresh = self._fresh
+        return fresh[-1] if after == self._before and fresh else None
 
     def read(self, after: int, limit: int) -> tuple[list[Event], int]:
         """At most `limit` events behind `after`, and the sequence of the last one. Only where `holds(after)`."""

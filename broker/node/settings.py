@@ -21,7 +21,7 @@ class NodeSettings(RoleSettings):
     cors_origins: str = Field("", description="allowed cross origins, separated by commas")
     trust_loopback: bool = Field(True, description="a browser on this machine's loopback may log in without a key")
 
-    ring_frames: int = Field(512, ge=16, description="frames of a session kept in memory")
+    ring_frames: int = Field(80, ge=16, description="frames of a session kept in memory")
     partition_bytes: int = Field(16 * 1024 * 1024, ge=65536, description="memory for the rings of one partition")
     warm_frames: int = Field(2000, ge=0, description="a tail starts this many frames before the partition's end")
     tail_credit: int = Field(1024, ge=16, description="frames on their way to a tail at once")

@@ -29,6 +29,8 @@ from broker.node.tail import Tail
 
 BATCH = 128  # events in one write
 LOW_WATER = 4  # who lagged keeps up again when no more than the fourth part of its ring is before it
+QUICK = 0.005  # seconds from one page to the next: the reader takes what he is given, and nobody else is busy
+LONG_AFTER = 4  # quick pages in a row: a long one begins with a consumer of its own, which few pages are not worth
 MAX_NOTICES = 32  # events about the session that wait for a slow reader; the oldest are dropped: they have no id
 
 
@@ -105,6 +107,8 @@ class Subscriber:
         self._turning = False
         self._live = False  # it waits for the next event at the ring's end, and has nothing else to say
         self._ahead: _Ahead | None = None  # the page behind the one that is being given out
+        self._paged_at = 0.0  # when the page before was given out
+        self._quick = 0  # pages in a row that were taken soon after the one before
         self._dry = 0  # pages in a row that said that this is the log's end, while the ring is further
 
     # -- from outside ----------------------------------------------------------------------------------------------
@@ -139,11 +143,14 @@ class Subscriber:
         if sink is None or self._last_words is not None or self._notices or self._heartbeat_due:
             return False
         ring = tail.ring(self.sid)
-        if self._incarnation != tail.incarnation or not ring.holds(self.seq) or not sink.ready:
+        if self._incarnation != tail.incarnation or not sink.ready:
             return False
-        batch, seq = ring.read(self.seq, BATCH)
-        if not batch or len(batch) == BATCH:
-            return False
+        if (newest := ring.newest(self.seq)) is not None:
+            batch, seq = [newest], ring.last
+        else:
+            batch, seq = ring.read(self.seq, BATCH) if ring.holds(self.seq) else ([], 0)
+            if not batch or len(batch) == BATCH:
+                return False
         self.seq = seq
         if pacer is not None:
             now = self._loop.time()
@@ -380,9 +387,14 @@ class Subscriber:
         if batch:
             self._dry = 0
             reader = self._tail.reader
-            if len(page.frames) == reader.page_size and not self._tail.ring(self.sid).holds(self.seq):
-                # NATS reads the next one while this one is written.
-                self._ahead = _Ahead(self._incarnation, self.seq, reader.begin(self.sid, self.seq))
+            if len(page.frames) >= reader.page_size and not self._tail.ring(self.sid).holds(self.seq):
+                # NATS reads the next one while this one is written. Who comes back soon again and again gets more at
+                # once: he does not keep it, and it came soon because no live token was before it.
+                now = self._loop.time()
+                self._quick = self._quick + 1 if now - self._paged_at < QUICK else 0
+                self._paged_at = now
+                size = reader.long_page if self._quick >= LONG_AFTER else reader.page_size
+                self._ahead = _Ahead(self._incarnation, self.seq, reader.begin(self.sid, self.seq, size))
             return batch
         if not page.broken:
             ring = await self._tail.locate(self.sid)

@@ -21,7 +21,7 @@ from broker.bus.nats import Bus
 from broker.bus.subjects import log_stream
 from broker.node import metrics
 from broker.node.log_reader import LogReader
-from broker.node.ring import Added, Ring
+from broker.node.ring import TAKEN, Added, Ring
 from broker.node.settings import NodeSettings
 
 log = structlog.get_logger("node")
@@ -217,19 +217,18 @@ class Tail:
             else:
                 waiting[-1] = frame  # what it takes the place of is a hole before it, and is filled like one
             return
-        match self._add(self.ring(sid), frame):
-            case Added.TAKEN:
-                self._rings.move_to_end(sid)
-                if self._bytes > self._settings.partition_bytes:
-                    self._evict()
-                readers = self._readers.get(sid)
-                if readers:
-                    for reader in readers:
-                        reader.wake()
-                    if frame.terminal:
-                        self._on_ended(self._rings[sid])
-            case Added.OLD:
-                pass
+        added = self._add(self.ring(sid), frame)
+        if added is TAKEN:
+            self._rings.move_to_end(sid)
+            if self._bytes > self._settings.partition_bytes:
+                self._evict()
+            if readers := self._readers.get(sid):
+                for reader in readers:
+                    reader.wake()
+                if frame.terminal:
+                    self._on_ended(self._rings[sid])
+            return
+        match added:
             case Added.HOLE:
                 metrics.holes.inc()
                 self._filling[sid] = [frame]
@@ -243,6 +242,8 @@ class Tail:
                 log.error("node.frame_refused", sid=sid, seq=frame.seq, type=frame.type, why="it may not follow")
                 self._forget(sid)
                 self._wake(sid)
+            case Added.OLD:
+                pass
 
     def _evict(self) -> None:
         """Forget rings that nobody reads, the least recently written first; then push readers behind shorter rings."""

@@ -10,9 +10,10 @@ import pytest
 
 from broker.bus.log import stream_info
 from broker.bus.nats import Bus
+from broker.bus.subjects import new_session_id
 from broker.node import role
 from control.app import Okome
-from tests.control.okome import PlayedWorker, connected, replica, worker
+from tests.control.okome import PlayedWorker, connected, replica, until, worker
 from tests.fixtures.nats_server import NatsServer
 from tests.fixtures.node import RunningNode, running_node
 
@@ -66,4 +67,14 @@ async def plane(fresh_nats: NatsServer) -> AsyncIterator[Plane]:
         connected(fresh_nats.url, "w") as bus,
         worker(okome, bus) as played,
     ):
-        yield Plane(node, okome, played, bus)
+        made = Plane(node, okome, played, bus)
+        await until(lambda: _believes(made), "the node has heard of OKOME's signing key")
+        yield made
+
+
+async def _believes(plane: Plane) -> bool:
+    """Whether the node believes a token of OKOME's: it is of a session that does not exist."""
+    sid = new_session_id("00")
+    token = plane.okome.keyring.signing.session("acme", "key1", sid, "read", "finish", 600)[0]
+    answer = await plane.http.get(f"/v1/sessions/{sid}", headers={"authorization": f"Bearer {token}"})
+    return answer.status_code == 404

@@ -7,7 +7,7 @@ meanwhile. `settle` lets everybody run until nothing moves: who has not what it 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, cast
 
 from broker.bus.errors import BusUnavailable
@@ -91,15 +91,18 @@ class MemoryReader(LogReader):
     """Pages of the log; sharing and budget are the real one's. They are short, so that a history has several."""
 
     page_size = 5
+    long_page = 20
 
     def __init__(self, log: MemoryLog) -> None:
         super().__init__(cast(Bus, None), "TOK_00", 4)
         self.log = log
-        self.asked: list[int] = []  # behind which places
+        self.asked: list[int] = []  # behind which places ...
+        self.sizes: list[int] = []  # ... for how much
 
-    def begin(self, sid: str, after: int) -> asyncio.Task[Page]:
+    def begin(self, sid: str, after: int, size: int | None = None) -> asyncio.Task[Page]:
         self.asked.append(after)
-        return super().begin(sid, after)
+        self.sizes.append(size or self.page_size)
+        return super().begin(sid, after, size)
 
     async def end(self, sid: str) -> End:
         await self.log.asked()
@@ -115,10 +118,10 @@ class MemoryReader(LogReader):
         frames = self.log.frames
         return frames[0].prev if frames else None
 
-    async def _read(self, sid: str, after: int) -> Page:
+    async def _read(self, sid: str, after: int, size: int) -> Page:
         async with self._budget:
             await self.log.asked()
-            found = [message for message in self.log.stored if message.seq > after][: self.page_size]
+            found = [message for message in self.log.stored if message.seq > after][:size]
             page = linked(found, after) if found else Page([], broken=self.log.last != after)
             await self.log.asked()  # the answer is on its way: anything may happen meanwhile
             return page
@@ -284,3 +287,24 @@ async def end(tail: MemoryTail, viewers: list[Viewer]) -> None:
         viewer.task.cancel()
     await asyncio.gather(*(viewer.task for viewer in viewers), return_exceptions=True)
     await tail.end()
+
+
+Body = Callable[[MemoryLog, MemoryTail, MemoryHistory], Awaitable[None]]
+
+
+def in_memory(body: Body, **options: Any) -> None:
+    async def run() -> None:
+        log = MemoryLog()
+        tail = MemoryTail(log, **options)
+        try:
+            await body(log, tail, MemoryHistory(log))
+        finally:
+            await tail.end()
+
+    asyncio.run(run())
+
+
+def written(log: MemoryLog, tail: MemoryTail, count: int) -> None:
+    for _ in range(count):
+        log.write()
+    tail.deliver(count)

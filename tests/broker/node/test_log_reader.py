@@ -162,7 +162,7 @@ class Counted(LogReader):
         self.go = asyncio.Event()
         self.most = self.now = 0
 
-    async def _read(self, sid: str, after: int) -> Page:
+    async def _read(self, sid: str, after: int, size: int) -> Page:
         self.reads += 1
         async with self._budget:
             self.now += 1

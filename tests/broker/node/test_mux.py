@@ -83,8 +83,9 @@ class Viewer:
         self._grown.set()
 
     async def until(self, text: str, count: int = 1) -> None:
+        """Until so many events with this text are whole: what credit is left may end in the middle of one."""
         async with asyncio.timeout(DEADLINE):
-            while self.body.count(text.encode()) < count and not self.ended:
+            while self.body.rpartition(b"\n\n")[0].count(text.encode()) < count and not self.ended:
                 self._grown.clear()
                 await self._grown.wait()
 

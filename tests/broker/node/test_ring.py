@@ -65,7 +65,7 @@ def test_a_ring_is_the_end_of_the_list_of_everything_it_took(log: list[Frame], d
 
 def check(ring: Ring, model: list[Frame], log: list[Frame], begin: int, limit: int) -> None:
     kept = model[len(model) - len(ring) :]
-    assert len(ring) <= limit + limit // 4
+    assert len(ring) <= limit + limit // 8
     around = EMPTY + (FRESH_BYTES if kept else 0)
     assert ring.size == around + sum(len(frame.data) + OVERHEAD for frame in kept)
     if ring.floor is None:
@@ -75,6 +75,8 @@ def check(ring: Ring, model: list[Frame], log: list[Frame], begin: int, limit: i
     assert ring.last == places[-1]
     for seq in range((log[-1].seq if log else 0) + 2):
         assert ring.holds(seq) == (seq in places), seq
+        behind = ring.read(seq, 2)[0] if seq in places else []
+        assert ring.newest(seq) == (behind[0] if len(behind) == 1 else None), seq
     for place in places:
         for count in (1, 3, 1000):
             events, reached = ring.read(place, count)

@@ -113,7 +113,9 @@ async def test_a_hole_is_filled_before_what_is_behind_it_is_shown(nats: NatsServ
         await author.answer(30)
         assert frames_of(await viewer) == author.data
         assert isinstance(tail, Losing)
-        assert tail.count >= 32, "the fault happened"
+        async with asyncio.timeout(DEADLINE):  # the page that filled a hole may have had more than was delivered
+            while tail.count < 32:  # noqa: ASYNC110 - there is no event to wait for
+                await asyncio.sleep(0.005)
 
 
 async def test_an_empty_answer_of_a_replica_is_not_believed(nats: NatsServer) -> None:

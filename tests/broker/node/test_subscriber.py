@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
 from itertools import chain, repeat
-from typing import Any
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -15,7 +13,17 @@ from broker.bus.frames import TERMINAL
 from broker.bus.subjects import Cursor
 from broker.node.events import closed, make
 from broker.node.subscriber import Start
-from tests.broker.node.memory_log import SID, MemoryHistory, MemoryLog, MemoryTail, Viewer, end, settle
+from tests.broker.node.memory_log import (
+    SID,
+    MemoryHistory,
+    MemoryLog,
+    MemoryTail,
+    Viewer,
+    end,
+    in_memory,
+    settle,
+    written,
+)
 
 ACTIONS = st.lists(
     st.tuples(
@@ -168,26 +176,6 @@ def test_a_log_that_is_replaced_is_said_so_and_then_shown_whole(
 
 # -- single rules ------------------------------------------------------------------------------------------------------
 
-Body = Callable[[MemoryLog, MemoryTail, MemoryHistory], Awaitable[None]]
-
-
-def in_memory(body: Body, **options: Any) -> None:
-    async def run() -> None:
-        log = MemoryLog()
-        tail = MemoryTail(log, **options)
-        try:
-            await body(log, tail, MemoryHistory(log))
-        finally:
-            await tail.end()
-
-    asyncio.run(run())
-
-
-def written(log: MemoryLog, tail: MemoryTail, count: int) -> None:
-    for _ in range(count):
-        log.write()
-    tail.deliver(count)
-
 
 def test_what_is_said_while_a_page_is_read_is_heard() -> None:
     """No lost wakeup: an end, a notice and a heartbeat that come during any await are given out without another."""
@@ -206,26 +194,6 @@ def test_what_is_said_while_a_page_is_read_is_heard() -> None:
             assert viewer.ended(), f"after {turns} turns"
             assert viewer.names()[-1] == "closed"
             await end(tail, [viewer])
-
-    in_memory(body)
-
-
-def test_the_next_page_is_asked_for_while_one_is_given_out() -> None:
-    """And every page once: so a long history is read by NATS and written by the node at the same time."""
-
-    async def body(log: MemoryLog, tail: MemoryTail, history: MemoryHistory) -> None:
-        written(log, tail, 40)
-        tail.evict()
-        viewer = Viewer(tail, history, Start("first"))
-        viewer.allow()  # the hello is taken, and the first page waits to be
-        await settle()
-        assert len(viewer.frames) == tail.reader.page_size
-        assert tail.asked == [0, viewer.subscriber.seq]
-        viewer.free()
-        await settle()
-        assert [event.data for event in viewer.frames] == [frame.data for frame in log.frames]
-        assert len(tail.asked) == len(set(tail.asked))
-        await end(tail, [viewer])
 
     in_memory(body)
 

@@ -39,9 +39,10 @@ test('spans: code, strong, emphasis, http links', () => {
 test('a text of any length is looked through in no time', () => {
   for (const hard of ['**a '.repeat(20_000), '`'.repeat(20_000), '*a'.repeat(20_000), '[x]('.repeat(20_000), '``a` '.repeat(20_000), `\`\`\`${' '.repeat(80_000)}!`]) {
     for (const text of [hard, hard.slice(0, 8_000)]) {
-      const before = performance.now();
+      const before = process.cpuUsage(); // not the clock: the machine may be busy with others
       for (const { text: inner } of blocks(text)) spans(inner ?? '');
-      assert.ok(performance.now() - before < 500, `${hard.slice(0, 8)} took ${performance.now() - before} ms`);
+      const took = process.cpuUsage(before).user / 1000;
+      assert.ok(took < 500, `${hard.slice(0, 8)} took ${took} ms`);
     }
   }
 });
