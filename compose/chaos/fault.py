@@ -23,7 +23,8 @@ async def _nothing() -> None:
 
 @dataclass(frozen=True)
 class Fault:
-    """`happened` returns the proof, in words, or raises DidNotHappen; `undo` is called once, whatever happened."""
+    """`strike` raises DidNotHappen where nothing is left to be hurt. `happened` returns the proof, in words, or raises
+    it; `undo` is called once, whatever happened."""
 
     victim: str
     strike: Callable[[], Awaitable[object]]

@@ -55,7 +55,7 @@ async def read(system: System) -> Reading:
 def owner(name: str, ids: Sequence[str]) -> str:
     """Whose consumer or connection it is, by its name: a process's, a role's, or "" where nobody's of ours."""
     for id in ids:
-        if name in (id, f"okome-{id}") or name.startswith((f"tail-{id}-", f"{id}-", f"lane_{id}_")):
+        if name in (id, f"okome-{id}") or name.startswith((f"tail-{id}-", f"scan-{id}-", f"{id}-", f"lane_{id}_")):
             return id
     return next((role for begin, role in _SHARED if name.startswith(begin)), "")
 

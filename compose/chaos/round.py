@@ -138,8 +138,8 @@ class Round:
         struck = _Struck(fault, self._loop.time(), depending)
         self._struck.append(struck)
         self.stack.push_async_callback(self._undo, struck)
-        await fault.strike()
         try:
+            await fault.strike()
             struck.proof = await fault.happened()
         except DidNotHappen as why:
             struck.proof = str(why)

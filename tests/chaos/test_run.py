@@ -38,6 +38,11 @@ def okome_chaos(directory: Path, *arguments: str) -> subprocess.Popen[str]:
     )
 
 
+def unusual(said: str) -> str:
+    """What a run said, without the rounds in which all was well."""
+    return "\n".join(line for line in said.splitlines() if not line.endswith("  ok"))
+
+
 def report(directory: Path) -> dict[str, Any]:
     told: dict[str, Any] = json.loads((directory / "report.json").read_text())
     return told
@@ -49,9 +54,9 @@ def test_every_scenario_is_played_and_no_guarantee_breaks(tmp_path: Path) -> Non
     run = okome_chaos(tmp_path, "--seed", SEED, "--faults", str(FAULTS), "--targets", "2")
     said, _ = run.communicate(timeout=RUN_TIMEOUT)
     told = report(tmp_path)
-    assert told["violations"] == [], said
-    assert told["unverified"] == [], said
-    assert run.returncode == 0, said
+    assert told["violations"] == [], unusual(said)
+    assert told["unverified"] == [], unusual(said)
+    assert run.returncode == 0, unusual(said)
     assert told["left_out"] == {}, "CI has all that the scenarios need"
     assert set(told["scenarios"]) == set(CATALOGUE)
     assert told["total"]["verified"] >= FAULTS

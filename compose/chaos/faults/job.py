@@ -13,7 +13,9 @@ from broker.bus.records import Beat, Job, decode
 from broker.bus.subjects import JOBS_STREAM, beat_subject
 from compose.chaos.fault import DidNotHappen, Fault, comes_true
 
-SIGN_TIMEOUT = 3.0
+SIGN_TIMEOUT = 10.0
+WRONG_TIMEOUT = 3.0
+"""The same for a copy that will not be delivered."""
 BEATS = 0.6
 """Seconds in which every worker has said twice what it holds."""
 
@@ -67,7 +69,8 @@ def duplicate(bus: Bus, gid: str, *, wrong: bool) -> Fault:
         now = await _delivered(bus)
         return f"job {gid} was stored again as {stored} and delivered" if now > before else None
 
-    return Fault(f"job of {gid}", strike, lambda: comes_true(twice, f"another delivery of {gid}", SIGN_TIMEOUT))
+    timeout = WRONG_TIMEOUT if wrong else SIGN_TIMEOUT
+    return Fault(f"job of {gid}", strike, lambda: comes_true(twice, f"another delivery of {gid}", timeout))
 
 
 def redeliver(bus: Bus, gid: str, reply: str) -> Fault:

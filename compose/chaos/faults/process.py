@@ -8,10 +8,13 @@ import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from compose.chaos.fault import Fault, shows
+from compose.chaos.fault import DidNotHappen, Fault, shows
 from compose.chaos.whole import Process
 
-SIGN_TIMEOUT = 3.0
+SIGN_TIMEOUT = 10.0
+"""Seconds in which a fault must have happened. Who is killed in the middle of a write ends behind it."""
+WRONG_TIMEOUT = 3.0
+"""The same in a control run, where it will not happen."""
 DRAIN_TIMEOUT = 15.0
 
 
@@ -33,7 +36,8 @@ def kill(victim: Process, aim: Process) -> Fault:
     def gone() -> str | None:
         return f"pid {victim.pid} is gone" if state(victim.pid) == "Z" else None
 
-    return Fault(_name(victim), strike, lambda: shows(gone, f"the end of pid {victim.pid}", SIGN_TIMEOUT))
+    timeout = SIGN_TIMEOUT if aim is victim else WRONG_TIMEOUT
+    return Fault(_name(victim), strike, lambda: shows(gone, f"the end of pid {victim.pid}", timeout))
 
 
 def kill_all(victims: Sequence[Process], aims: Sequence[Process]) -> Fault:
@@ -48,19 +52,20 @@ def kill_all(victims: Sequence[Process], aims: Sequence[Process]) -> Fault:
         left = [one.pid for one in victims if state(one.pid) != "Z"]
         return None if left else f"{len(victims)} processes are gone: {', '.join(one.id for one in victims)}"
 
-    return Fault("everything", strike, lambda: shows(gone, f"the end of {len(victims)} processes", SIGN_TIMEOUT))
+    timeout = SIGN_TIMEOUT if aims is victims else WRONG_TIMEOUT
+    return Fault("everything", strike, lambda: shows(gone, f"the end of {len(victims)} processes", timeout))
 
 
 def terminate(victim: Process, aim: Process) -> Fault:
     """SIGTERM: it drains and ends by itself."""
 
     async def strike() -> None:
-        os.kill(aim.pid, signal.SIGTERM)
+        _send(aim, signal.SIGTERM)
 
     def ended() -> str | None:
         return f"pid {victim.pid} has drained and ended" if state(victim.pid) == "Z" else None
 
-    timeout = DRAIN_TIMEOUT if aim is victim else SIGN_TIMEOUT
+    timeout = DRAIN_TIMEOUT if aim is victim else WRONG_TIMEOUT
     return Fault(_name(victim), strike, lambda: shows(ended, f"the end of pid {victim.pid}", timeout))
 
 
@@ -68,7 +73,7 @@ def freeze(victim: Process, aim: Process) -> Fault:
     """SIGSTOP; `undo` lets it go on."""
 
     async def strike() -> None:
-        os.kill(aim.pid, signal.SIGSTOP)
+        _send(aim, signal.SIGSTOP)
 
     async def undo() -> None:
         if state(aim.pid) != "Z":
@@ -77,11 +82,8 @@ def freeze(victim: Process, aim: Process) -> Fault:
     def stopped() -> str | None:
         return f"pid {victim.pid} is stopped (T)" if state(victim.pid) == "T" else None
 
-    return Fault(_name(victim), strike, lambda: shows(stopped, f"pid {victim.pid} in state T", SIGN_TIMEOUT), undo)
-
-
-def _name(victim: Process) -> str:
-    return f"{victim.id} (pid {victim.pid})"
+    timeout = SIGN_TIMEOUT if aim is victim else WRONG_TIMEOUT
+    return Fault(_name(victim), strike, lambda: shows(stopped, f"pid {victim.pid} in state T", timeout), undo)
 
 
 def lame_duck(victim: Process, aim: Process, log: Callable[[], str]) -> Fault:
@@ -90,9 +92,22 @@ def lame_duck(victim: Process, aim: Process, log: Callable[[], str]) -> Fault:
     before = log().count(sign)
 
     async def strike() -> None:
-        os.kill(aim.pid, signal.SIGUSR2)
+        _send(aim, signal.SIGUSR2)
 
     def entered() -> str | None:
         return f"{victim.id} wrote: {sign}" if log().count(sign) > before else None
 
-    return Fault(_name(victim), strike, lambda: shows(entered, f"{victim.id} saying {sign!r}", SIGN_TIMEOUT))
+    timeout = SIGN_TIMEOUT if aim is victim else WRONG_TIMEOUT
+    return Fault(_name(victim), strike, lambda: shows(entered, f"{victim.id} saying {sign!r}", timeout))
+
+
+def _name(victim: Process) -> str:
+    return f"{victim.id} (pid {victim.pid})"
+
+
+def _send(aim: Process, number: signal.Signals) -> None:
+    """Raises DidNotHappen where nobody is left to be told."""
+    try:
+        os.kill(aim.pid, number)
+    except ProcessLookupError:
+        raise DidNotHappen(f"{_name(aim)} has ended by itself") from None

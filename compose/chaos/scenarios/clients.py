@@ -13,7 +13,8 @@ from compose.chaos.world import TIGHT
 SIGN_TIMEOUT = 5.0
 KICKS = 6
 AHEAD = 100  # events that the others see meanwhile
-ONE_WAKE_UP = 64  # events that may have been on their way when a reader stops
+UNDER_WAY = 20  # events that they see before
+ONE_WAKE_UP = 64  # events that may still have been on their way when a reader has stopped
 
 
 def _kick(viewers: list[Viewer], *, wrong: bool) -> Fault:
@@ -72,10 +73,9 @@ async def reader_stops(round: Round) -> None:
 
     async def stands() -> str:
         others = [viewer for viewer in round.crowd.viewers if viewer is not still]
+        await _go_on(others, UNDER_WAY)  # meanwhile the page arrives that it was reading when it stopped
         read = len(still.events)
-        ahead = {viewer: len(viewer.events) for viewer in others}
-        async with asyncio.timeout(SIGN_TIMEOUT):
-            await asyncio.gather(*(viewer.changed(lambda v: _ahead(v, ahead[v])) for viewer in others))
+        await _go_on(others, AHEAD)
         read = len(still.events) - read
         if read > ONE_WAKE_UP:
             raise DidNotHappen(f"the viewer went on reading ({read} events)")
@@ -90,5 +90,10 @@ async def reader_stops(round: Round) -> None:
     await round.heal(fault)
 
 
-def _ahead(viewer: Viewer, events: int) -> bool:
-    return len(viewer.events) >= events + AHEAD or viewer.ended > 0
+async def _go_on(viewers: list[Viewer], more: int) -> None:
+    """Wait until each of them has seen so many more events, or all."""
+    seen = {viewer: len(viewer.events) for viewer in viewers}
+    async with asyncio.timeout(SIGN_TIMEOUT):
+        await asyncio.gather(
+            *(viewer.changed(lambda one: len(one.events) >= seen[one] + more or one.ended > 0) for viewer in viewers)
+        )

@@ -64,7 +64,7 @@ async def engine_stalls(round: Round) -> None:
             longest = max((b - a for a, b in itertools.pairwise(times)), default=0.0)
             return f"{longest:.2f} s without a token" if longest > 0.8 * STALL else None
 
-        return await shows(gap, "a pause of the engine", 5.0)
+        return await shows(gap, "a pause of the engine", 5.0 if round.control else SIGN_TIMEOUT)
 
     await round.hurt(Fault(f"the engine of {session.sid}", strike, stood), others)
     async with asyncio.timeout(SIGN_TIMEOUT):

@@ -53,7 +53,7 @@ _first: WeakKeyDictionary[object, gauges.Reading] = WeakKeyDictionary()
 
 @scenario("everybody leaves in the middle of the answer: it is finished all the same, and waits for them", weight=4)
 async def disconnect(round: Round) -> None:
-    watched = await round.work(2, viewers=2)
+    watched = await round.work(4, viewers=2)  # so that nobody's answer has ended when the last one's has begun
     viewers = [viewer for session in watched for viewer in session.viewers]
     fault = leave(round.system, viewers, wrong=round.control)
     await round.hurt(fault, [])

@@ -75,6 +75,8 @@ async def client_cut(round: Round) -> None:
     await round.work(3)
     for _ in range(KICKS):
         await _connected(round, link)
+        if not round.crowd.running():
+            break
         await round.hurt(faults.cut(link, await _aim(round, link)))
 
 
@@ -84,6 +86,8 @@ async def client_reset(round: Round) -> None:
     await round.work(3)
     for _ in range(KICKS):
         await _connected(round, link)
+        if not round.crowd.running():
+            break
         await round.hurt(faults.reset(link, await _aim(round, link)))
 
 

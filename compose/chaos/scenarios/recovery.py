@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
 from collections.abc import Sequence
 
 import msgspec
@@ -67,7 +65,7 @@ async def store_cut(round: Round) -> None:
         for one in (ended, twice):
             await one.viewers[0].changed(lambda one: one.ended > 0)
             await system.until(lambda one=one: _recorded(system, one))  # type: ignore[misc]
-    await round.crowd.ask(twice, round.script(4))
+    await round.crowd.ask(twice, round.script(6))  # longer: it must still run when all the others have begun
     watched = await round.work(4)
     hurt = [ended, twice, *round.rng.sample(watched, max(1, len(watched) // 2))]
     fault = _cut(round, system, hurt, power)
@@ -104,9 +102,9 @@ def _cut(round: Round, system: Household, hurt: Sequence[Watched], power: bool) 
         async with asyncio.timeout(FLOORS_TIMEOUT):
             floors = {stream: await _floor(system, stream) for stream in streams}
         family = system.family()
-        for member in family:
-            os.kill(member.pid, signal.SIGKILL)
-        await kill_all(family, []).happened()
+        all_of_them = kill_all(family, family)
+        await all_of_them.strike()
+        await all_of_them.happened()
         await system.forget()
         store = system.data / "nats-1"
         for stream in streams if not round.control else ():
