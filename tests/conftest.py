@@ -77,4 +77,11 @@ def descendants() -> list[psutil.Process]:
                 found.add(process)
         except (psutil.Error, OSError):
             continue  # gone meanwhile, or another user's: not ours either way
-    return [process for process in found if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
+    return [process for process in found if runs(process)]
+
+
+def runs(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:  # it ended between the two questions
+        return False

@@ -12,7 +12,7 @@ from bench.peers import Direct
 from bench.record import Failed, First, Missing, Resumed, Run, Shape
 
 DEADLINE = 60.0
-TIMING = relay.Timing(ramp=0.2, warm=0.2, window=1.0)
+TIMING = relay.Timing(ramp=0.2, warm=0.2, window=2.0)
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ async def test_every_token_of_the_durable_path_is_seen_once_and_paid_for(tmp_pat
     for run in (direct, *ours):
         assert isinstance(run, Run)
         assert (run.loaded.wrong, run.loaded.lost) == (0, 0)
-        assert run.loaded.tokens > 500, "a second of 10 × 50/s, twice"
+        assert run.loaded.tokens > 500, "two seconds of 10 × 50/s, twice; a machine may stand still"
         assert run.loaded.latency.count == run.loaded.tokens
         assert run.loaded.ttft.count == 20
     names = []
@@ -78,11 +78,12 @@ async def test_the_mock_engine_ends_with_its_block(tmp_path: Path) -> None:
 async def test_whoever_comes_back_is_timed_and_the_others_are_watched(tmp_path: Path) -> None:
     file = tmp_path / "runs.jsonl"
     async with asyncio.timeout(DEADLINE):
-        await resume.measure(Shape(10, 20.0), 20.0, 4000, 1, TIMING, file, lambda line: None)
+        await resume.measure(Okome(synced="1s"), Shape(10, 20.0), 20.0, 4000, 1, TIMING, file, lambda line: None)
     (found,) = record.read(file)
     assert isinstance(found, Resumed)
     assert (found.wrong, found.lost) == (0, 0)
-    assert found.ring.count >= 10, "20 a second for a second"
+    assert found.contender == "okome, synced every 1s"
+    assert found.ring.count >= 10, "20 a second for two seconds"
     assert found.seconds
     assert 100 < found.events <= 4000
     assert all(one.count > 100 for one in (found.quiet, found.resuming, found.replaying))

@@ -2,11 +2,12 @@
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from bench import cli, page, record
 from bench.histogram import Histogram
-from bench.record import First, Held, Line, Loaded, Missing, Run, Shape
+from bench.record import Failed, First, Held, Line, Loaded, Missing, Run, Shape
 from bench.summary import per_stream, rows
 
 SHAPE = Shape(500, 20.0)
@@ -104,8 +105,42 @@ def test_nothing_can_be_asked_of_peers_when_nothing_is_asked(tmp_path: Path) -> 
     with pytest.raises(cli.WrongUse, match="--only okome"):
         cli.measure(["1000x0"], [], 1, 1.0, tmp_path / "report")
     with pytest.raises(cli.WrongUse, match="nobody can come back"):
-        cli.resume("1000x0", 1.0, 1000, 1, 1.0, tmp_path / "report")
+        cli.resume("1000x0", "okome", 1.0, 1000, 1, 1.0, tmp_path / "report")
+    with pytest.raises(cli.WrongUse, match="come back to"):
+        cli.resume("1000x2", "engine alone", 1.0, 1000, 1, 1.0, tmp_path / "report")
+    with pytest.raises(cli.WrongUse, match="--contender nobody: one of engine alone, okome"):
+        cli.resume("1000x2", "nobody", 1.0, 1000, 1, 1.0, tmp_path / "report")
     assert not (tmp_path / "report").exists()
+
+
+def test_what_asks_no_engine_has_a_table_of_its_own() -> None:
+    found = page.page([run("okome", {"node-1": 1.0}), run("okome from publish to read", {"node-1": 2.0})], "a command")
+    engines, own = found.split("### From a token's publish to its reader")
+    assert "from publish to read" not in engines
+    assert "| 500 × 20/s: okome from publish to read | 10000 | 1.02 / 1.02 ms | 20.0 µs |" in own
+
+
+def test_what_asks_no_engine_and_fails_is_said_where_its_table_is() -> None:
+    lines: list[Line] = [
+        run("okome", {"node-1": 1.0}),
+        run("okome", {"node-1": 1.0}, 1),
+        run("okome from publish to read", {"node-1": 2.0}),
+        Failed("okome from publish to read", "1", SHAPE, 1, "no token\nthat was all"),
+    ]
+    engines, own = page.page(lines, "a command").split("### From a token's publish to its reader")
+    assert "did not carry" not in engines
+    assert "500 × 20/s: okome from publish to read: in 1 of 2 rounds." in own
+    assert "500 × 20/s: okome from publish to read did not carry this load: that was all" in own
+
+
+def test_a_rhythm_of_engines_is_not_for_what_asks_none(tmp_path: Path) -> None:
+    with pytest.raises(cli.WrongUse, match="rhythm of engines"):
+        cli.measure(["10x20of2"], ["okome from publish to read"], 1, 1.0, tmp_path)
+    with pytest.raises(cli.WrongUse, match="of an engine"):
+        cli.firsts(["okome from publish to read"], 1, 1, tmp_path)
+    with pytest.raises(cli.WrongUse, match="come back to"):
+        cli.resume("10x20", "okome from publish to read", 1.0, 1000, 1, 1.0, tmp_path)
+    assert all("publish" not in one.name for one in cli.chosen([]))
 
 
 def test_first_tokens_are_held_against_the_quickest() -> None:
@@ -120,3 +155,17 @@ def test_first_tokens_are_held_against_the_quickest() -> None:
     text = page.page([*found, run("okome", {"node-1": 1.0})], "a command")
     assert "| engine alone | 1 × 1 | 1.00 / 1.00 ms | 0.00 / 0.00 ms |" in text
     assert "| okome | 3 × 1 | 9.00 / 9.00 ms | 8.00 / 8.00 ms |" in text
+
+
+def test_who_was_measured_at_another_time_than_the_rest_of_a_table_is_named() -> None:
+    def rounds(contender: str, *times: str) -> list[Run]:
+        made = [run(contender, {"node-1": 1.0}, number) for number in range(len(times))]
+        return [msgspec.structs.replace(one, began=time) for one, time in zip(made, times, strict=True)]
+
+    in_turn = [*rounds("okome", "10:00", "10:05", "10:07"), *rounds("vllm-router", "10:01", "10:04", "10:08")]
+    assert "not measured in turn" not in page.page(in_turn, "a command")
+    text = page.page([*in_turn, *rounds("haproxy", "11:00", "11:01", "11:02")], "a command")
+    assert text.count("not measured in turn") == 1
+    assert "haproxy: not measured in turn with the others of this table." in text
+    one_round = [*rounds("okome", "10:00"), *rounds("vllm-router", "10:01")]
+    assert "not measured in turn" not in page.page(one_round, "a command")

@@ -19,6 +19,7 @@ def quiet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What fails is logged by the code that survives it; a tail's heartbeats are as rare as others'."""
     monkeypatch.setattr(tail, "HEARTBEAT", pull.HEARTBEAT)
     monkeypatch.setattr(LogReader, "page_size", 4)
+    monkeypatch.setattr(LogReader, "long_page", 8)
     monkeypatch.setattr(clock, "time", SimpleNamespace(time_ns=_virtual_ns))
     before = structlog.get_config()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))

@@ -73,8 +73,32 @@ class ConsumerModel:
         delivered = {"stream_seq": self._after, "consumer_seq": self.seq}
         return {"name": self.name, "config": self.config, "delivered": delivered}
 
-    def pull(self, inbox: str, now: float, **asked: int) -> None:
-        self._pulls.append(_Pull(inbox, now, **asked))
+    def pull(self, inbox: str, now: float, say: Say, **asked: int) -> None:
+        if asked.pop("no_wait", False):
+            self._give(inbox, say, **asked)
+        else:
+            self._pulls.append(_Pull(inbox, now, **asked))
+
+    def _give(self, inbox: str, say: Say, batch: int, max_bytes: int) -> None:
+        """What there is now, and how that ended."""
+        status = {"Status": "409", "Description": "Batch Completed", "Nats-Pending-Messages": "0"}
+        while batch:
+            message = next(self._waiting(), None)
+            if message is None:
+                status = {"Status": "404", "Description": "No Messages"}
+                break
+            max_bytes -= len(message.data)
+            if max_bytes < 0:
+                said = "Message Size Exceeds MaxBytes"
+                status = {"Status": "409", "Description": said, "Nats-Pending-Messages": str(batch)}
+                break
+            self._after = message.seq
+            if self.skip:
+                self.skip -= 1
+                continue
+            batch -= 1
+            self._send(message, 1, inbox, say)
+        say(inbox, inbox, b"", "", status)
 
     def due(self, now: float) -> float:
         """When `tick` is to be called next. What waits for somebody to pull needs no clock."""
@@ -92,7 +116,6 @@ class ConsumerModel:
             if self.skip:
                 self.skip -= 1
                 continue
-            self.seq += 1
             attempts = self._attempts[message.seq] = self._attempts.get(message.seq, 0) + 1
             if self._explicit:
                 self._held[message.seq] = _Held(now + self._ack_wait)
@@ -101,11 +124,7 @@ class ConsumerModel:
             self._pulls.popleft()
             if pull.left:
                 self._pulls.append(pull)  # whoever asked takes turns
-            if self.lose:
-                self.lose -= 1
-                continue
-            reply = f"$JS.ACK.{self.stream.name}.{self.name}.{attempts}.{message.seq}.{self.seq}.0.{self.pending}"
-            say(pull.inbox, message.subject, message.data, reply, message.headers)
+            self._send(message, attempts, pull.inbox, say)
 
     def tick(self, now: float, say: Say) -> None:
         """Time has passed: heartbeats, pulls that are over, jobs that nobody acknowledged in time."""
@@ -148,6 +167,14 @@ class ConsumerModel:
         self._held.clear()
 
     # -- inside ------------------------------------------------------------------------------------------------------
+
+    def _send(self, message: Message, attempts: int, inbox: str, say: Say) -> None:
+        self.seq += 1
+        if self.lose:
+            self.lose -= 1
+            return
+        reply = f"$JS.ACK.{self.stream.name}.{self.name}.{attempts}.{message.seq}.{self.seq}.0.{self.pending}"
+        say(inbox, message.subject, message.data, reply, message.headers)
 
     def _waiting(self) -> Iterator[Message]:
         messages = self.stream.messages

@@ -178,7 +178,7 @@ class NatsModel:
                 self._answer(sent, {"name": consumer, "delivered": delivered, "num_pending": made.pending})
             case "CONSUMER", "MSG", "NEXT", _, consumer:
                 if (asked := self.consumers.get(f"{name}.{consumer}")) is not None:
-                    asked.pull(sent.reply, self.clock.now, **body)
+                    asked.pull(sent.reply, self.clock.now, self.say, **body)
                     self.pump(name)
                 else:
                     self.say(sent.reply, sent.reply, b"", "", {"Status": "503"})

@@ -58,8 +58,8 @@ def a_frame_is_shown_although_the_one_before_it_is_missing(patch: pytest.MonkeyP
 
 
 def a_lagging_replica_is_believed(patch: pytest.MonkeyPatch) -> None:
-    async def read(reader: LogReader, sid: str, after: int) -> Page:
-        return linked(await jetstream.page(reader._bus, reader._stream, log_subject(sid), after), after)
+    async def read(reader: LogReader, sid: str, after: int, size: int) -> Page:
+        return linked(await jetstream.page(reader._bus, reader._stream, log_subject(sid), after, batch=size), after)
 
     patch.setattr(LogReader, "_read", read)
 

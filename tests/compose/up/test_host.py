@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-END_TIMEOUT = 10.0
+END_TIMEOUT = 30.0
 
 
 class Host:

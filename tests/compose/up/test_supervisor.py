@@ -140,8 +140,8 @@ async def test_a_part_that_does_not_start_says_why_and_shows_its_last_lines(tmp_
 
 
 async def test_a_part_that_is_never_ready_is_given_up_at_the_deadline(tmp_path: Path, ports: Ports) -> None:
-    async with supervising(tmp_path, [[fake(ports, "node", "late")]], start=1.0) as (supervisor, _):
-        with pytest.raises(StartFailed, match="not ready after 1 s: 503 still dreaming"):
+    async with supervising(tmp_path, [[fake(ports, "node", "late")]], start=4.0) as (supervisor, _):
+        with pytest.raises(StartFailed, match="not ready after 4 s: 503 still dreaming"):
             await supervisor.start()
 
 
