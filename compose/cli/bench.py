@@ -66,6 +66,7 @@ def first(
 def resume(
     report: Annotated[Path, typer.Option(help="Where the records go; those of `relay` may be there already.")],
     shape: Annotated[str, typer.Option(help="Who watches meanwhile: streams x tokens a second.")] = "5000x2",
+    contender: Annotated[str, typer.Option(help="Which of our own lines of `relay`.")] = "okome",
     resumes: Annotated[float, typer.Option(min=1, max=1000, help="Viewers a second who come back.")] = 50.0,
     history: Annotated[int, typer.Option(min=1000, max=1_000_000, help="Tokens of the long session.")] = 100_000,
     rounds: Annotated[int, typer.Option(min=1, max=100, help="So often.")] = 3,
@@ -76,7 +77,7 @@ def resume(
         from bench import cli as run
 
         with _measuring():
-            print(run.resume(shape, resumes, history, rounds, seconds, report))
+            print(run.resume(shape, contender, resumes, history, rounds, seconds, report))
 
 
 @bench.command("page")

@@ -23,6 +23,7 @@ from compose import nats_server
 from compose.cli.target import Target, read_state
 from compose.up import servers
 from compose.up.ports import PortBusy, Ports
+from compose.up.roles import alone
 
 OK, WARN, BAD = "ok", "warn", "bad"
 DEFAULT_PORT = 8080
@@ -138,12 +139,14 @@ def memory() -> Finding:
         settings, partitions = load(NodeSettings), load(ControlSettings).partitions
     except SettingsInvalid:
         return Finding(what, WARN, "its settings are wrong: see below")
+    partitions = int(alone(os.environ).get("OKOME_CONTROL_PARTITIONS", partitions))
     most = budget(settings, partitions)
     there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     told = (
         f"{STREAM // 1024} KiB a stream: {settings.max_subscribers} streams {_size(most.streams)}, rings of "
-        f"{partitions} partitions {_size(most.rings)}, itself {_size(most.process)}: {_size(most.whole)} at most; "
-        f"besides, {_size(most.kernel)} of the kernel's if every reader stopped. This machine has {_size(there)}"
+        f"{partitions} partitions at one NATS server {_size(most.rings)}, itself {_size(most.process)}: "
+        f"{_size(most.whole)} at most; besides, {_size(most.kernel)} of the kernel's if every reader stopped. "
+        f"This machine has {_size(there)}"
     )
     return Finding(what, OK if most.whole + most.kernel <= there else WARN, told)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from compose.up.boot import boot
@@ -17,6 +17,15 @@ LOOPBACK = "127.0.0.1"
 DRAIN_TIMEOUT = 5.0
 """Seconds a role has to drain on this machine, unless its own setting says otherwise: four roles, one after the other,
 within the supervisor's one deadline."""
+
+ALONE = {"OKOME_CONTROL_PARTITIONS": "8", "OKOME_CONTROL_LOG_MAX_BYTES": str(512 * 1024 * 1024)}
+"""One NATS server has all the logs: a few large ones cost it less than many small ones
+(docs/decisions/partitions.md)."""
+
+
+def alone(environment: Mapping[str, str]) -> Mapping[str, str]:
+    """What OKOME is told where one NATS server has all the logs: nothing that somebody has said something of."""
+    return {} if ALONE.keys() & environment.keys() else ALONE
 
 
 @dataclass(frozen=True)
@@ -77,6 +86,8 @@ def controls(options: Options, ports: Ports, around: Surroundings) -> list[Part]
     if not options.nats_url:  # how many copies somebody else's servers can hold is for their owner to say
         settings["REPLICAS"] = str(options.nats)
         settings["STORE_BOOT"] = around.environment.get("OKOME_CONTROL_STORE_BOOT") or boot()
+        if options.nats == 1:
+            around = replace(around, environment={**around.environment, **alone(around.environment)})
     return [part("control", number, ports.free(), around, settings) for number in range(1, options.controls + 1)]
 
 
