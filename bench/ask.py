@@ -1,8 +1,8 @@
 """What a load client asks of the mock engine, and how the tokens look that come back through every relay alike. Pure.
 
 Token `i` is `"{i}:{t} "`, t being when the engine wrote it: microseconds of the machine's monotonic clock, which all
-processes of a run share. So a client measures the way from the engine's write to its own read without knowing what
-relayed it, and sees a gap or a repetition at once.
+processes of a run share. The scripted engine says the same where a script wants its clock. So a client measures the way
+from the engine's write to its own read without knowing what relayed it, and sees a gap or a repetition at once.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from typing import Annotated
 
 import msgspec
 from msgspec import Meta
+
+from broker.bus.script import Script
 
 TOKEN = re.compile(rb"(\d+):(\d{6,}) ")
 MODEL = "mock"
@@ -34,6 +36,11 @@ class Ask(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def prompt(self) -> str:
         return msgspec.json.encode(self).decode()
+
+    @property
+    def script(self) -> str:
+        """The same asked of a worker's scripted engine, which knows no traces: each stream has a clock of its own."""
+        return msgspec.json.encode(Script(tokens=self.tokens, rate=self.rate, clock=True)).decode()
 
 
 parse = msgspec.json.Decoder(Ask).decode

@@ -13,18 +13,22 @@ import statistics
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import uvloop
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
-from bench.contender import LOOPBACK, free_port, listens, process
+from bench.nats import Nats
+from bench.usage import used
+from broker.bus.log import page
 from broker.bus.nats import Bus
+from broker.bus.scan import Scan
 from broker.bus.tally import Counts, Spreads
-from compose import nats_server
 
 MANY = 20_000
+LOGGED = "bench.log"
 ROUNDS = 5
 HEADERS = {"Nats-Expected-Last-Subject-Sequence": "123456"}
 PAYLOAD = b"x" * 160  # a frame of one token
@@ -43,16 +47,11 @@ class Block(NamedTuple):
 
 async def main() -> None:
     with tempfile.TemporaryDirectory(prefix="okome-bench-") as directory:
-        place = Path(directory)
-        port, monitor = free_port(), free_port()
-        arguments = nats_server.arguments(
-            name="nats-1", store=place / "store", host=LOOPBACK, port=port, monitor_port=monitor
-        )
-        async with process([nats_server.program(), *arguments], place / "nats.log") as server:
-            await listens(monitor, server, place / "nats.log", "/healthz")
-            bus = await Bus.connect(f"nats://{LOOPBACK}:{port}", "bench")
+        async with Nats(Path(directory)) as server:
+            bus = await Bus.connect(server.url, "bench")
             try:
                 await tell([*_counting(), await _publishing(bus), await _receiving(bus)])
+                await tell_reading(bus, server.pid)
             finally:
                 await bus.close()
 
@@ -68,6 +67,45 @@ async def tell(blocks: list[Block]) -> None:
                 times.append((time.process_time() - before) / MANY * 1e6)
         ours, library = (statistics.median(times) for times in took)
         print(f"{block.name:34} {ours:8.2f} {library:8.2f}")
+
+
+async def tell_reading(bus: Bus, server: int) -> None:
+    """A log of MANY frames, read by direct gets and by a scan: of each message what it costs us, and NATS."""
+    await bus.api("STREAM.CREATE.BENCH", {"name": "BENCH", "subjects": [LOGGED], "allow_direct": True})
+    for number in range(MANY):
+        await bus.request(LOGGED, PAYLOAD, headers={"Nats-Expected-Last-Subject-Sequence": str(number)}, publish=True)
+    for name, read in (
+        ("direct gets of 64", partial(_by_gets, bus, 64)),
+        ("direct gets of 256", partial(_by_gets, bus, 256)),
+        ("a scan in pages of 256", partial(_by_scan, bus, 256)),
+    ):
+        ours, theirs = [], []
+        for _ in range(ROUNDS):
+            before, nats = time.process_time(), used({"nats": server})["nats"].cpu
+            assert await read() == MANY
+            ours.append(time.process_time() - before)
+            theirs.append(used({"nats": server})["nats"].cpu - nats)
+        us, nats = (1e6 * statistics.median(seconds) / MANY for seconds in (ours, theirs))
+        print(f"reading a log by {name:<24}{us:6.2f} µs, and NATS {nats:5.2f} µs a message")
+
+
+async def _by_gets(bus: Bus, size: int) -> int:
+    count = after = 0
+    while found := await page(bus, "BENCH", LOGGED, after, batch=size, bare=True):
+        count, after = count + len(found), found[-1].seq
+    return count
+
+
+async def _by_scan(bus: Bus, size: int) -> int:
+    count = 0
+    scan = Scan(bus, "BENCH", LOGGED, "bench")
+    try:
+        await scan.open(0)
+        while not scan.at_end:
+            count += len(await scan.page(size))
+    finally:
+        await scan.close()
+    return count
 
 
 def _counting() -> list[Block]:

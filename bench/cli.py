@@ -53,14 +53,18 @@ def shape(text: str) -> Shape:
     return Shape(int(found[1]), float(found[2]), int(found[3] or 1), engines=int(found[4] or 1))
 
 
-def chosen(only: Sequence[str]) -> list[Contender]:
+def chosen(only: Sequence[str], option: str = "--only") -> list[Contender]:
     """Raises WrongUse."""
-    ours = [Okome(), Okome(synced="1s"), Okome(synced="1s", processes=2), Okome(websocket=True)]
+    ours = [
+        *(Okome(), Okome(synced="1s"), Okome(synced="1s", processes=2), Okome(websocket=True)),
+        *(Okome(published=True), Okome(published=True, synced="1s")),
+    ]
     all_there: list[Contender] = [Direct(), *ours, *peers()]
     there = {one.name: one for one in all_there}
+    by_itself = {one.name for one in ours if one.published}  # beside whom nobody can be put: it asks no engine
     if unknown := [name for name in only if name not in there]:
-        raise WrongUse(f"--only {', '.join(unknown)}: one of {', '.join(there)}")
-    return [one for name, one in there.items() if not only or name in only]
+        raise WrongUse(f"{option} {', '.join(unknown)}: one of {', '.join(there)}")
+    return [one for name, one in there.items() if (name in only if only else name not in by_itself)]
 
 
 def measure(shapes: Sequence[str], only: Sequence[str], rounds: int, seconds: float, report: Path) -> Path:
@@ -69,6 +73,8 @@ def measure(shapes: Sequence[str], only: Sequence[str], rounds: int, seconds: fl
     wanted = [shape(text) for text in shapes or SHAPES]
     if any(not one.rate for one in wanted) and any(not isinstance(one, Okome) for one in contenders):
         raise WrongUse("a shape in which nothing is asked is for sessions: --only okome")
+    if any(one.trace or one.engines > 1 for one in wanted) and any(_asks_nobody(one) for one in contenders):
+        raise WrongUse("a rhythm of engines is for contenders that ask one")
     report.mkdir(parents=True, exist_ok=True)
     file = report / RECORDS
     if file.exists():
@@ -81,25 +87,37 @@ def measure(shapes: Sequence[str], only: Sequence[str], rounds: int, seconds: fl
 def firsts(only: Sequence[str], asks: int, rounds: int, report: Path) -> Path:
     """Measure it; where the records are, behind what is there already. Raises WrongUse, NotStarted, TimeoutError."""
     contenders = chosen(only)
+    if any(_asks_nobody(one) for one in contenders):
+        raise WrongUse("first tokens are held against those of an engine: only for contenders that ask one")
     report.mkdir(parents=True, exist_ok=True)
     file = report / RECORDS
     asyncio.run(first.measure(contenders, asks, rounds, file, _said))
     return file
 
 
+def _asks_nobody(one: Contender) -> bool:
+    return isinstance(one, Okome) and one.published
+
+
 def _said(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def resume(text: str, resumes: float, history: int, rounds: int, seconds: float, report: Path) -> Path:
-    """Measure it; where the records are, behind what is there already. Raises WrongUse, NotStarted, TimeoutError."""
+def resume(text: str, name: str, resumes: float, history: int, rounds: int, seconds: float, report: Path) -> Path:
+    """Measure it of one of our own contenders; where the records are, behind what is there already.
+
+    Raises WrongUse, NotStarted, TimeoutError.
+    """
     watched = shape(text)
     if not watched.rate:
         raise WrongUse(f"--shape {text}: nobody can come back to tokens that do not come")
+    (okome,) = chosen([name], "--contender")
+    if not isinstance(okome, Okome) or okome.published:
+        raise WrongUse(f"--contender {name}: nothing there that one could come back to")
     report.mkdir(parents=True, exist_ok=True)
     file = report / RECORDS
     timing = relay.Timing(ramp=RESUME_RAMP, window=seconds)
-    asyncio.run(resuming.measure(watched, resumes, history, rounds, timing, file, _said))
+    asyncio.run(resuming.measure(okome, watched, resumes, history, rounds, timing, file, _said))
     return file
 
 
@@ -111,8 +129,9 @@ def write(file: Path, where: Path, command: str) -> None:
     beside.mkdir(exist_ok=True)
     if file.resolve() != (kept := beside / RECORDS).resolve():
         kept.write_bytes(file.read_bytes())
-    for one, found in rows(record.runs(lines)).items():
-        if one.rate:
+    for one, all_found in rows(record.runs(lines)).items():
+        found = pages.asked(all_found)
+        if one.rate and found:
             (beside / pages.picture(one)).write_text(plot.curves({row.contender: row.curve for row in found}))
 
 

@@ -21,7 +21,7 @@ START_TIMEOUT = 60.0
 END_TIMEOUT = 15.0
 LOOPBACK = "127.0.0.1"
 ROOT = Path(__file__).parent.parent
-Dialect = Literal["chat", "okome", "okome-websocket", "durable"]
+Dialect = Literal["chat", "okome", "okome-scripted", "okome-websocket", "durable"]
 
 
 class NotStarted(Exception):

@@ -42,8 +42,8 @@ Sending = Callable[[], Awaitable[None]]
 
 
 class Order(msgspec.Struct, frozen=True):
-    """dialect: `chat` asks an OpenAI-compatible server; `okome` opens sessions, watches them, and asks; `durable`
-    asks, and reads what it is told the URL of.
+    """dialect: `chat` asks an OpenAI-compatible server; `okome` opens sessions, watches them, and asks,
+    `okome-scripted` for what a worker makes itself; `durable` asks, and reads what it is told the URL of.
 
     ramp: seconds over which the answers are asked for; warm: seconds that all run before the window.
     """
@@ -105,8 +105,7 @@ class Load:
         order, loop = self.order, asyncio.get_running_loop()
         gate = asyncio.Semaphore(AT_ONCE)
         began = loop.time()
-        ways = {"chat": self._chat, "okome": self._okome, "okome-websocket": self._okome, "durable": self._durable}
-        begin = ways[order.dialect]
+        begin = {"chat": self._chat, "durable": self._durable}.get(order.dialect, self._okome)
 
         async def one(number: int) -> None:
             async with gate:
@@ -206,7 +205,8 @@ class Load:
             now = time.monotonic_ns() // 1000
             for viewer in viewers:
                 viewer.asked_at = now
-            answer = await call(url, "POST", path, made["token"], generation(self.ask))
+            question = scripted(self.ask) if self.order.dialect == "okome-scripted" else generation(self.ask)
+            answer = await call(url, "POST", path, made["token"], question)
             if answer.status != 202:
                 raise ConnectionError(f"{answer.status} {answer.body[:200]!r}")
 
@@ -216,6 +216,11 @@ class Load:
 def generation(ask: Ask) -> dict[str, object]:
     """What asks a session for it."""
     return {"model": MODEL, "prompt": ask.prompt, "max_tokens": ask.tokens}
+
+
+def scripted(ask: Ask) -> dict[str, object]:
+    """The same for what a worker makes itself."""
+    return {"model": "scripted", "prompt": ask.script}
 
 
 class Viewer(asyncio.Protocol):

@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.contender import LOOPBACK, START_TIMEOUT, Dialect, NotStarted, Running, free_port, listens, process
+from bench.contender import START_TIMEOUT, Dialect, NotStarted, Running, process
+from bench.nats import Nats
 from broker.bus.version import VERSION
 from compose import nats_server
+from compose.up.roles import ALONE
 
 ENVIRONMENT = {
     # Limits that count, and refuse nobody: the load is one client.
@@ -22,8 +24,10 @@ ENVIRONMENT = {
     "OKOME_INGRESS_SESSION_LIMIT": "10000000/minute",
     "OKOME_INGRESS_IP_LIMIT": "10000000/minute",
     "OKOME_WORKER_SLOTS": "20000",
+    "OKOME_WORKER_SCRIPTED_SLOTS": "20000",
     "OKOME_WORKER_OPENAI_MODELS": "mock",
 }
+PUBLISHED = " from publish to read"
 SYNC = "sync_interval: always"
 """The line of compose/nats/single.conf that the default stands in."""
 
@@ -33,32 +37,37 @@ class Okome:
     """The whole durable path: worker, NATS with a file store, node, ingress; and what else runs beside them.
 
     synced: how often NATS syncs its files, as it does with three servers; "" is the default of one: before every ack.
-    processes: nodes, and ingresses.
+    processes: nodes, and ingresses. published: the worker makes the tokens itself, just before it publishes them.
     """
 
     websocket: bool = False
     synced: str = ""
     processes: int = 1
+    published: bool = False
     version: str = VERSION
     missing: str = ""
 
     @property
     def name(self) -> str:
         many = f", {self.processes} nodes and ingresses" * (self.processes > 1)
-        return "okome" + " over WebSocket" * self.websocket + f", synced every {self.synced}" * bool(self.synced) + many
+        what = "okome" + PUBLISHED * self.published + " over WebSocket" * self.websocket
+        return what + f", synced every {self.synced}" * bool(self.synced) + many
 
     @asynccontextmanager
     async def start(self, engine: str, directory: Path) -> AsyncIterator[Running]:
         async with AsyncExitStack() as stack:
             argv = ["--engine", "openai", "--nodes", str(self.processes), "--ingresses", str(self.processes)]
             processes: dict[str, int] = {}
+            environment: Mapping[str, str] = {}
             if self.synced:
                 url, pid = await self._own_nats(directory, stack)
                 argv += ["--nats-url", url]
+                environment = ALONE
                 processes["nats-1"] = pid
-            told = await _up(engine, directory, argv, stack)
+            told = await _up(engine, directory, argv, environment, stack)
             processes |= {one["id"]: one["pid"] for one in told["processes"]}
             dialect: Dialect = "okome-websocket" if self.websocket else "okome"
+            dialect = "okome-scripted" if self.published else dialect
             metrics = {one["id"]: one["metrics"] for one in told["processes"] if one["metrics"]}
             yield Running(dialect, told["url"], told["api_key"], processes, metrics)
 
@@ -69,21 +78,18 @@ class Okome:
         text = single.read_text()
         assert SYNC in text
         single.write_text(text.replace(SYNC, f'sync_interval: "{self.synced}"'))
-        port, monitor, log = free_port(), free_port(), directory / "nats.log"
-        arguments = nats_server.arguments(
-            name="nats-1", store=directory / "store", port=port, monitor_port=monitor, config_dir=config
-        )
-        server = await stack.enter_async_context(process([nats_server.program(), *arguments], log))
-        await listens(monitor, server, log, "/healthz")
-        return f"nats://{LOOPBACK}:{port}", server.pid
+        server = await stack.enter_async_context(Nats(directory, config))
+        return server.url, server.pid
 
 
-async def _up(engine: str, directory: Path, more: list[str], stack: AsyncExitStack) -> Mapping[str, Any]:
+async def _up(
+    engine: str, directory: Path, more: list[str], environment: Mapping[str, str], stack: AsyncExitStack
+) -> Mapping[str, Any]:
     """Start it; its ready file."""
     ready, log = directory / "ready.json", directory / "okome.log"
     argv = [sys.executable, "-P", "-m", "compose.cli.main", "up", "--port", "0", *more]
     argv += ["--data", str(directory / "data"), "--ready-file", str(ready)]
-    environment = {**ENVIRONMENT, "OKOME_WORKER_OPENAI_URL": f"{engine}/v1"}
+    environment = {**environment, **ENVIRONMENT, "OKOME_WORKER_OPENAI_URL": f"{engine}/v1"}
     child = await stack.enter_async_context(process(argv, log, environment))
     try:
         async with asyncio.timeout(START_TIMEOUT):

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 
 from bench.markdown import table
+from bench.ours import PUBLISHED
 from bench.record import Failed, First, Line, Missing, Resumed, Run, Shape, runs
 from bench.summary import PATH, Row, per_stream, rows
 
@@ -19,28 +20,57 @@ def page(lines: Sequence[Line], command: str) -> str:
     measured = runs(lines)
     if not measured:
         raise ValueError("no run in these records")
-    parts = [_head(measured, command)]
+    parts = [_head(measured, _when(lines), command)]
     missing = {one.contender: one.cure for one in lines if isinstance(one, Missing)}
     if missing:
         said = "; ".join(f"{name} (`{cure}`)" for name, cure in missing.items())
         parts.append(f"Not in these tables, because not installed where they were made: {said}.")
     summed = rows(measured)
-    for shape, found in summed.items():
-        if not shape.rate:
+    failures = [one for one in lines if isinstance(one, Failed)]
+    for shape, all_found in summed.items():
+        found = asked(all_found)
+        if not shape.rate or not found:
             continue
-        failed = [one for one in lines if isinstance(one, Failed) and one.shape == shape]
         parts += [f"### {shape.name}", _table(found), *_verdicts(found), *_fewer(found, _rounds(measured))]
-        parts += [f"{one.contender} did not carry this load: {one.why.splitlines()[-1]}" for one in failed]
+        parts += _apart([one for one in measured if one.shape == shape and PUBLISHED not in one.contender])
+        parts += [_failure(one) for one in failures if one.shape == shape and PUBLISHED not in one.contender]
         parts.append(f"![latency](performance/{picture(shape)})")
+    published = [one for one in failures if PUBLISHED in one.contender]
+    if published or any(PUBLISHED in row.contender for found in summed.values() for row in found):
+        parts += ["### From a token's publish to its reader", _PUBLISHED, *_published(summed, _rounds(measured))]
+        parts += [f"{one.shape.name}: {_failure(one)}" for one in published]
     if first := [one for one in lines if isinstance(one, First)]:
         parts += ["### First tokens where nothing else runs", _FIRST, _firsts(first)]
     if resumed := [one for one in lines if isinstance(one, Resumed)]:
-        by_shape = {one.shape: [other for other in resumed if other.shape == one.shape] for one in resumed}
-        parts += ["### Coming back", *map(_resumes, by_shape.values())]
+        alike: dict[tuple[Shape, str], list[Resumed]] = {}
+        for one in resumed:
+            alike.setdefault((one.shape, one.contender), []).append(one)
+        parts += ["### Coming back", *map(_resumes, alike.values())]
     if memory := per_stream(summed, OURS):
         ours = [row for found in summed.values() for row in found if row.contender == OURS]
         parts += ["### Memory of a stream", _MEMORY, _memory(memory), *_fewer(ours, _rounds(measured))[:1]]
     return "\n\n".join(parts) + "\n"
+
+
+def asked(found: Sequence[Row]) -> list[Row]:
+    """Those that ask an engine: what makes its tokens itself has a table of its own."""
+    return [row for row in found if PUBLISHED not in row.contender]
+
+
+def _failure(one: Failed) -> str:
+    return f"{one.contender} did not carry this load: {one.why.splitlines()[-1]}"
+
+
+def _published(summed: Mapping[Shape, Sequence[Row]], rounds: int) -> list[str]:
+    """Its table, and what is to be said against it."""
+    lines, against = [["", "tokens/s", "p50 / p99", "CPU per token", "cores used"]], []
+    for shape, all_found in summed.items():
+        found = [row for row in all_found if PUBLISHED in row.contender]
+        for row in found:
+            name, latency = f"{shape.name}: {row.contender}", f"{row.p50:.2f} / {row.p99:.2f} ms"
+            lines.append([name, f"{row.rate:.0f}", latency, _cost(row.whole), f"{row.cores:.1f}"])
+        against += [f"{shape.name}: {said}" for said in (*_verdicts(found), *_fewer(found, rounds))]
+    return [table(lines), *against]
 
 
 def _firsts(found: Sequence[First]) -> str:
@@ -68,7 +98,7 @@ def _resumes(found: Sequence[Resumed]) -> str:
     )
     doubt = sum(one.wrong + one.lost for one in found)
     lines = [
-        f"While {shape.name} were watched (`okome bench resume`, rounds: {len(found)}):",
+        f"While {shape.name} were watched ({found[0].contender}; `okome bench resume`, rounds: {len(found)}):",
         "",
         "| | |",
         "|---|---|",
@@ -111,6 +141,13 @@ The routers and proxies keep nothing. What okome's lines pay for is that an answ
 sees it, and that any process may die."""
 
 
+_PUBLISHED = """\
+What our own part of the way takes where no step of an engine makes all tokens at once: the worker makes them itself
+(`scripted` engine; `"clock": true` has each token say when) and publishes each as soon as it is made. Each stream has
+its own time, in whole milliseconds, so that some are made together; how late the worker was at making one is not in
+the figures. Pacing is off, one viewer a stream."""
+
+
 _FIRST = """\
 From the request for an answer to its first token, one answer after another (`okome bench first`). With okome a viewer
 is there already, and the request is for an answer in its session: accepted, queued, taken and written down before the
@@ -122,12 +159,18 @@ Resident memory that one stream more costs each role: the difference between the
 rate, divided by how many more there were. One viewer a stream; 0 tokens/s are sessions in which nothing was asked."""
 
 
-def _head(measured: Sequence[Run], command: str) -> str:
+def _when(lines: Sequence[Line]) -> str:
+    """When the first and the last of them was measured."""
+    began = sorted(one.began for one in lines if isinstance(one, Run | First | Resumed))
+    return began[0] if began[0] == began[-1] else f"{began[0]} to {began[-1]}"
+
+
+def _head(measured: Sequence[Run], when: str, command: str) -> str:
     first = measured[0]
     rounds = _rounds(measured)
     return (
         "# What a token costs, beside what else there is\n\n"
-        f"Written by `{command}` ({first.began}, {first.machine}; {rounds} rounds in turned order, "
+        f"Written by `{command}` (measured {when}, {first.machine}; {rounds} rounds in turned order, "
         f"{first.loaded.seconds:.0f} s measured in each after a warm-up).\n\n{_INTRODUCTION}"
     )
 
@@ -180,6 +223,21 @@ def _rounds(measured: Sequence[Run]) -> int:
 def _fewer(found: Sequence[Row], rounds: int) -> list[str]:
     """Who was measured less often than the page says."""
     return [f"{row.contender}: in {row.rounds} of {rounds} rounds." for row in found if row.rounds < rounds]
+
+
+def _apart(measured: Sequence[Run]) -> list[str]:
+    """Those whose rounds were all before or all behind everybody else's: the machine may have been another then."""
+    spans: dict[str, tuple[str, str]] = {}
+    for one in measured:
+        first, last = spans.get(one.contender, (one.began, one.began))
+        spans[one.contender] = (min(first, one.began), max(last, one.began))
+    return [
+        f"{name}: not measured in turn with the others of this table."
+        for name, (first, last) in spans.items()
+        if first < last
+        and len(spans) > 1
+        and all(last < begun or over < first for other, (begun, over) in spans.items() if other != name)
+    ]
 
 
 def _verdicts(found: Sequence[Row]) -> list[str]:

@@ -108,6 +108,7 @@ class Resumed(msgspec.Struct, frozen=True, tag="resumed", tag_field="kind"):
     wrong: int
     lost: int
     attach: dict[str, float] = {}
+    contender: str = "okome"
 
 
 class First(msgspec.Struct, frozen=True, tag="first", tag_field="kind"):

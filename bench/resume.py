@@ -22,26 +22,33 @@ from compose.chaos.run import machine
 
 
 async def measure(
-    shape: Shape, resumes: float, history: int, rounds: int, timing: Timing, file: Path, said: Callable[[str], None]
+    okome: Okome,
+    shape: Shape,
+    resumes: float,
+    history: int,
+    rounds: int,
+    timing: Timing,
+    file: Path,
+    said: Callable[[str], None],
 ) -> None:
     """Every round in a system of its own; records go to `file`. Raises NotStarted, TimeoutError."""
     for number in range(rounds):
-        found = await once(shape, resumes, history, number, timing)
+        found = await once(okome, shape, resumes, history, number, timing)
         write(file, found)
         said(
-            f"{shape.name} {resumes:g} resumes/s: p50 {found.ring.p50:.1f} p99 {found.ring.p99:.1f} ms"
+            f"{okome.name} {shape.name} {resumes:g} resumes/s: p50 {found.ring.p50:.1f} p99 {found.ring.p99:.1f} ms"
             f"  {history} tokens in {found.events} events: {', '.join(f'{one:.2f}' for one in found.seconds)} s"
             f"  others' p99 {found.quiet.p99:.1f} / {found.resuming.p99:.1f} / {found.replaying.p99:.1f} ms"
         )
 
 
-async def once(shape: Shape, resumes: float, history: int, number: int, timing: Timing) -> Resumed:
+async def once(okome: Okome, shape: Shape, resumes: float, history: int, number: int, timing: Timing) -> Resumed:
     began = datetime.now(UTC).isoformat(timespec="seconds")
     with tempfile.TemporaryDirectory(prefix="okome-bench-", ignore_cleanup_errors=True) as name:
         directory = Path(name)
         async with (
             mock_engine(directory) as (engine, _),
-            Okome().start(engine, directory) as running,
+            okome.start(engine, directory) as running,
             asyncio.timeout(RUN_TIMEOUT + history / HISTORY_RATE),
         ):
             order = Order(running.dialect, running.url, running.key, shape, timing.ramp, timing.warm, timing.window)
@@ -53,6 +60,7 @@ async def once(shape: Shape, resumes: float, history: int, number: int, timing: 
     seen = msgspec.json.decode(told.splitlines()[-1], type=Seen)
     last = seen.replaying
     return Resumed(
+        contender=okome.name,
         shape=shape,
         round=number,
         began=began,
