@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 
 import structlog
 
-from broker.bus.errors import BusError, OkomeError
+from broker.bus.errors import BusError, BusUnavailable, OkomeError
 from broker.bus.health import Health, serve
 from broker.bus.log import logged_partitions
 from broker.bus.nats import Bus
@@ -32,6 +33,8 @@ from control.streams import partitions
 from control.sweeper import Sweeper
 
 HEALTH_INTERVAL = 0.25
+START_TIMEOUT = 60.0
+START_RETRY = 0.25
 
 log = structlog.get_logger("control")
 
@@ -45,9 +48,14 @@ class Okome:
         self.health = Health("control", self.id)
         self.port = 0
         self._stack = AsyncExitStack()
+        self._began = asyncio.get_running_loop().time()
 
     async def start(self) -> None:
-        """Ready to be asked when it returns. Raises BusError, and OSError where the port is taken."""
+        """Ready to be asked when it returns. Raises BusError, and OSError where the port is taken.
+
+        A cluster that has just come up has no leader for this or that stream yet, and a busy machine takes seconds to
+        answer: what is not answered is asked again, for START_TIMEOUT.
+        """
         settings = self.settings
         self.port = await self._stack.enter_async_context(serve(self.health, settings.host, settings.port))
         self.bus = bus = await Bus.connect(
@@ -58,11 +66,11 @@ class Okome:
         )
         self._stack.push_async_callback(bus.close)
         self.health.set("starting", "making streams and buckets")
-        await provision(bus, settings)
+        await provision(bus, settings, timeout=START_TIMEOUT)
         self.partitions = partitions(settings)
-        await keep_floors(bus, await logged_partitions(bus), PREFIX + self.id, settings.store_boot)
+        await self._answered(self._look_at_floors)
         self.keyring = Keyring(bus)
-        await self.keyring.open(settings.api_key.get_secret_value())
+        await self._answered(lambda: self.keyring.open(settings.api_key.get_secret_value()))
         await self._start_parts(bus)
         self.health.set("starting", None)
         log.info("control.started", id=self.id, port=self.port, version=VERSION, partitions=len(self.partitions))
@@ -74,7 +82,7 @@ class Okome:
         models = Models(bus, settings.default_model)
         for part in (self.pulse, opened, models):
             self._stack.push_async_callback(part.close)
-            await part.start()
+            await self._answered(part.start)
         logs = Partitions(bus, self.partitions)
         once = Once(bus)
         endings = Endings(bus, self.pulse.name)
@@ -87,7 +95,24 @@ class Okome:
         operations = endpoints(self.id, self.keyring, sessions, logins, generations, endings)
         service = await bus.serve(NAME, VERSION, DESCRIPTION, operations)
         self._stack.push_async_callback(service.close)
-        await bus.api("INFO")  # the server has read what was sent before: from here on every question finds us
+        # What the server answers it has read, and all that was sent before: from here on every question finds us.
+        await self._answered(lambda: bus.api("INFO"))
+
+    async def _look_at_floors(self) -> None:
+        await keep_floors(self.bus, await logged_partitions(self.bus), PREFIX + self.id, self.settings.store_boot)
+
+    async def _answered(self, step: Callable[[], Awaitable[object]]) -> None:
+        """A step of the start that may be repeated, repeated until NATS answers all that it asks. Raises BusError."""
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                await step()
+                return
+            except BusUnavailable as error:
+                if loop.time() - self._began > START_TIMEOUT:
+                    raise
+                log.info("start.put_off", error=str(error))
+            await asyncio.sleep(START_RETRY)
 
     async def run(self) -> None:
         """Beat, sweep, and keep what was provisioned, until cancelled."""

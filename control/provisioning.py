@@ -16,6 +16,7 @@ from control.streams import everything, repaired
 
 NAME_IN_USE = 10058  # there already, with another configuration: its own incarnation at least
 NO_PEERS = 10005  # "no suitable peers for placement": not enough servers, or not enough that have found one another yet
+PEER_OFFLINE = "peer offline"  # … because one that the others know does not answer them now
 PEERS_TIMEOUT = 10.0
 ABREAST = 8  # a replicated stream takes 75 ms to make
 REQUEST_TIMEOUT = 10.0
@@ -25,8 +26,8 @@ log = structlog.get_logger("control")
 
 
 async def provision(bus: Bus, settings: ControlSettings, *, timeout: float = 60.0) -> None:
-    """Make what is missing and repair what can be. A cluster that still elects its leaders is waited for, and so are,
-    for PEERS_TIMEOUT, servers that the others have not found yet.
+    """Make what is missing and repair what can be. A cluster that still elects its leaders is waited for, a server that
+    the others know and do not hear, and for PEERS_TIMEOUT those that they have not found yet.
 
     Raises BusUnavailable after `timeout` seconds, and StoreRejected where the server refuses (no space for
     `partitions` × `log_max_bytes`, fewer servers than `replicas`).
@@ -41,7 +42,7 @@ async def provision(bus: Bus, settings: ControlSettings, *, timeout: float = 60.
                 patience = 0.0
                 match error:
                     case StoreRejected(err_code=code) if code == NO_PEERS:
-                        patience = min(PEERS_TIMEOUT, timeout)
+                        patience = timeout if PEER_OFFLINE in str(error) else min(PEERS_TIMEOUT, timeout)
                     case StoreRejected(err_code=code) if code == STREAM_NOT_FOUND:
                         patience = timeout  # one that another replica is making is in use and not found, for a moment
                     case BusUnavailable():

@@ -35,7 +35,12 @@ class Service:
     async def start(
         self, client: Client, name: str, version: str, description: str, endpoints: Mapping[str, Handler]
     ) -> None:
-        self._service = await nats.micro.add_service(client, name=name, version=version, description=description)
+        """Whoever needs it to be heard asks the server something afterwards; a server that is gone by then is told of
+        it when the connection stands again."""
+        self._service = nats.micro.service.Service(client, nats.micro.service.ServiceConfig(name, version, description))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(2):  # it ends with a round trip, which takes 10 s where the connection breaks
+                await self._service.start()
         for operation, handler in endpoints.items():
             await self._service.add_endpoint(
                 name=operation,

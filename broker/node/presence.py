@@ -34,7 +34,7 @@ class Presence:
             self.state = state
             self._changed.set()
 
-    async def announce(self) -> None:
+    async def _announce(self) -> None:
         """Write the entry now; raises BusError."""
         self._changed.clear()
         await self._nodes.put(self._id, encode(Node(self._id, self._url, self.state, self.subscribers, now_ms())))
@@ -43,7 +43,7 @@ class Presence:
         """Until cancelled."""
         while True:
             try:
-                await self.announce()
+                await self._announce()
             except BusError as error:
                 log.debug("node.presence_not_written", error=repr(error))
             try:

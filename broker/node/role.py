@@ -94,7 +94,6 @@ async def main(settings: NodeSettings, stop: asyncio.Event) -> None:
         health.looks[NATS] = lambda: None if bus.round_trip_ok else "NATS does not answer"
         health.set("starting", None)
         presence.set("ready", 0)
-        await presence.announce()
         log.info("node.ready", id=node, port=port)
         async with asyncio.TaskGroup() as tasks:
             work = [

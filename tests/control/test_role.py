@@ -10,14 +10,24 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
 
 from broker.bus import operations as ops
 from broker.bus.errors import BusError, Refusal
 from broker.bus.kv import Bucket
+from broker.bus.nats import Bus
 from broker.bus.records import Idempotency, encode
+from control.app import Okome
 from control.idempotency import fingerprint
+from control.keyring import Keyring
+from control.models import Models
+from control.open_generations import OpenGenerations
 from tests.control.okome import connected, new_session, replica, until
 from tests.fixtures.nats_server import NatsServer
+
+UNANSWERED = 1.5  # seconds: the connection is let go, and another one is not given up yet
 
 
 @contextlib.asynccontextmanager
@@ -52,6 +62,31 @@ async def test_without_nats_it_cannot_start_and_says_so() -> None:
             _, told = await okome.communicate()
         assert okome.returncode == 3
         assert b"cannot start" in told
+
+
+STEPS = [(Okome, "_look_at_floors"), (Keyring, "open"), (OpenGenerations, "start"), (Models, "start"), (Bus, "serve")]
+
+
+@pytest.mark.parametrize("step", STEPS, ids=lambda step: step[0].__name__)
+async def test_a_start_waits_for_a_server_that_does_not_answer_for_a_while(
+    step: tuple[type[Any], str], fresh_nats: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For longer than a question waits: a cluster that elects its leaders on a busy machine does it to any step."""
+    does = getattr(*step)
+    frozen = False
+
+    async def do(*given: Any) -> Any:
+        nonlocal frozen
+        if not frozen:
+            frozen = True
+            fresh_nats.freeze()
+            asyncio.get_running_loop().call_later(UNANSWERED, fresh_nats.thaw)
+        return await does(*given)
+
+    monkeypatch.setattr(*step, do)
+    async with replica(fresh_nats.url), connected(fresh_nats.url) as bus:
+        assert frozen
+        await new_session(bus)
 
 
 def read(port: int, path: str) -> tuple[int, str]:
