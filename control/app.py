@@ -8,11 +8,13 @@ from contextlib import AsyncExitStack
 
 import structlog
 
-from broker.bus.errors import BusError, BusUnavailable, OkomeError
+from broker.bus.errors import BusError
 from broker.bus.health import Health, serve
+from broker.bus.insist import insist
 from broker.bus.log import logged_partitions
 from broker.bus.nats import Bus
 from broker.bus.subjects import random_id
+from broker.bus.unless import unless
 from broker.bus.version import VERSION
 from control.admission import Admission
 from control.endings import Endings
@@ -33,14 +35,13 @@ from control.streams import partitions
 from control.sweeper import Sweeper
 
 HEALTH_INTERVAL = 0.25
-START_TIMEOUT = 60.0
-START_RETRY = 0.25
+START_TIMEOUT = 45.0  # less than a supervisor waits, so that the reason is told
 
 log = structlog.get_logger("control")
 
 
 class Okome:
-    """One replica. `start`, then `run` until cancelled; `close` ends what was started, the bus last."""
+    """One replica. `start`, then `run`, or `live`, until cancelled; `close` ends what was started, the bus last."""
 
     def __init__(self, settings: ControlSettings) -> None:
         self.settings = settings
@@ -48,14 +49,10 @@ class Okome:
         self.health = Health("control", self.id)
         self.port = 0
         self._stack = AsyncExitStack()
-        self._began = asyncio.get_running_loop().time()
+        self._deadline = asyncio.get_running_loop().time() + START_TIMEOUT
 
     async def start(self) -> None:
-        """Ready to be asked when it returns. Raises BusError, and OSError where the port is taken.
-
-        A cluster that has just come up has no leader for this or that stream yet, and a busy machine takes seconds to
-        answer: what is not answered is asked again, for START_TIMEOUT.
-        """
+        """Ready to be asked when it returns. Raises BusError, and OSError where the port is taken."""
         settings = self.settings
         self.port = await self._stack.enter_async_context(serve(self.health, settings.host, settings.port))
         self.bus = bus = await Bus.connect(
@@ -68,9 +65,9 @@ class Okome:
         self.health.set("starting", "making streams and buckets")
         await provision(bus, settings, timeout=START_TIMEOUT)
         self.partitions = partitions(settings)
-        await self._answered(self._look_at_floors)
+        await self._insist(self._look_at_floors)
         self.keyring = Keyring(bus)
-        await self._answered(lambda: self.keyring.open(settings.api_key.get_secret_value()))
+        await self._insist(lambda: self.keyring.open(settings.api_key.get_secret_value()))
         await self._start_parts(bus)
         self.health.set("starting", None)
         log.info("control.started", id=self.id, port=self.port, version=VERSION, partitions=len(self.partitions))
@@ -82,7 +79,7 @@ class Okome:
         models = Models(bus, settings.default_model)
         for part in (self.pulse, opened, models):
             self._stack.push_async_callback(part.close)
-            await self._answered(part.start)
+            await self._insist(part.start)
         logs = Partitions(bus, self.partitions)
         once = Once(bus)
         endings = Endings(bus, self.pulse.name)
@@ -96,23 +93,18 @@ class Okome:
         service = await bus.serve(NAME, VERSION, DESCRIPTION, operations)
         self._stack.push_async_callback(service.close)
         # What the server answers it has read, and all that was sent before: from here on every question finds us.
-        await self._answered(lambda: bus.api("INFO"))
+        await self._insist(lambda: bus.api("INFO"))
 
     async def _look_at_floors(self) -> None:
         await keep_floors(self.bus, await logged_partitions(self.bus), PREFIX + self.id, self.settings.store_boot)
 
-    async def _answered(self, step: Callable[[], Awaitable[object]]) -> None:
-        """A step of the start that may be repeated, repeated until NATS answers all that it asks. Raises BusError."""
-        loop = asyncio.get_running_loop()
-        while True:
-            try:
-                await step()
-                return
-            except BusUnavailable as error:
-                if loop.time() - self._began > START_TIMEOUT:
-                    raise
-                log.info("start.put_off", error=str(error))
-            await asyncio.sleep(START_RETRY)
+    async def _insist(self, step: Callable[[], Awaitable[object]]) -> None:
+        await insist(step, self._deadline, lambda why: log.info("start.put_off", error=why))
+
+    async def live(self) -> None:
+        """Start, and run until cancelled."""
+        await self.start()
+        await self.run()
 
     async def run(self) -> None:
         """Beat, sweep, and keep what was provisioned, until cancelled."""
@@ -149,16 +141,7 @@ async def main(settings: ControlSettings, stop: asyncio.Event) -> None:
     """Serve until `stop` is set, then drain and return."""
     okome = Okome(settings)
     try:
-        await okome.start()
-        running = asyncio.create_task(okome.run(), name="okome")
-        stopped = asyncio.create_task(stop.wait(), name="stop")
-        await asyncio.wait({running, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        await unless(stop, okome.live())
         log.info("control.stopping", id=okome.id)
-        failed = running.done() and not running.cancelled()
-        for task in (running, stopped):
-            task.cancel()
-        await asyncio.gather(running, stopped, return_exceptions=True)
-        if failed:
-            raise OkomeError("a part of OKOME ended by itself") from running.exception()
     finally:
         await okome.close()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
 import msgspec
@@ -61,7 +61,7 @@ class Once:
         idempotency_key: str,
         kind: type[Answer],
         new_id: Callable[[], str],
-        check: Callable[[], Awaitable[None]],
+        check: Callable[[], Coroutine[Any, Any, None]],
         carry_out: Callable[[str, Reserved | None], Awaitable[Answer]],
     ) -> Answer:
         """`carry_out(id, reserved)` awaits `reserved` before it makes what counts; where that is None it must find what
@@ -77,12 +77,11 @@ class Once:
         mine = fingerprint(question)
         for _ in range(TRIES):
             # Beside one another: nearly every request is a first one. What `check` says is nothing to a repeat.
-            entry, refusal = await asyncio.gather(self._bucket.get(key), check(), return_exceptions=True)
-            if isinstance(entry, BaseException):
-                raise entry
+            async with begun(check()) as checking:
+                entry = await self._bucket.get(key)
+                if entry is None:
+                    await checking
             if entry is None:
-                if refusal is not None:
-                    raise refusal
                 with contextlib.suppress(Taken):
                     return await self._first(key, Idempotency(mine, {}, new_id()), kind, carry_out)
                 continue

@@ -17,7 +17,7 @@ from control.streams import everything, repaired
 NAME_IN_USE = 10058  # there already, with another configuration: its own incarnation at least
 NO_PEERS = 10005  # "no suitable peers for placement": not enough servers, or not enough that have found one another yet
 PEER_OFFLINE = "peer offline"  # … because one that the others know does not answer them now
-PEERS_TIMEOUT = 10.0
+PEERS_TIMEOUT = 30.0
 ABREAST = 8  # a replicated stream takes 75 ms to make
 REQUEST_TIMEOUT = 10.0
 RETRY_INTERVAL = 0.25

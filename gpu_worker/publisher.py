@@ -149,10 +149,8 @@ class Publisher:
         match answer:
             case int():
                 self._measured.acknowledged(self._loop.time() - self._sent_at)
-                self._probes.told(self._stream)
                 self.outbox.stored(answer)
             case WrongLastSequence(last=last):
-                self._probes.told(self._stream)
                 self.outbox.refused(last)
             case StoreRejected(err_code=code) if code == STREAM_FULL:
                 self._probes.told(self._stream)
@@ -169,6 +167,8 @@ class Publisher:
 
     def _proceed(self) -> None:
         state = self.outbox.state
+        if state is not State.UNDECIDED:  # which a leader without a quorum leaves it, whatever it answers
+            self._probes.told(self._stream)
         if state is State.IDLE:
             self._undecided_since = None
             if self.outbox.has_more:

@@ -22,12 +22,13 @@ from broker.bus.queue import Delivery
 from broker.bus.records import Beat, Job, Load, Model, decode, encode
 from broker.bus.subjects import encode as encode_name
 from broker.bus.subjects import log_stream, partition_of, random_id, worker_subject
+from broker.bus.unless import unless
 from broker.bus.warmth import prefix_hash
 from gpu_worker.answer import Lane, Place
 from gpu_worker.engines import Engine
 from gpu_worker.held import Held
 from gpu_worker.intake import Intake
-from gpu_worker.interruption import Interrupt, unless
+from gpu_worker.interruption import Interrupt
 from gpu_worker.metrics import Measured
 from gpu_worker.probes import Probes
 from gpu_worker.pulse import Pulse

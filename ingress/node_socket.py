@@ -137,8 +137,10 @@ class NodeSocket(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._member.closers.discard(self._fail)
-        self._go_through_rest()
-        self._lose(ABNORMAL, str(exc) if exc else "closed by the node")
+        try:
+            self._go_through_rest()
+        finally:
+            self._lose(ABNORMAL, str(exc) if exc else "closed by the node")
 
     def pause_writing(self) -> None:
         if self.on_pause is not None:

@@ -88,7 +88,8 @@ def store_soon(
 ) -> None:
     """Fenced publish for the hot path: `on_answer` is called once with the sequence or the error.
 
-    Every attempt has a reply token of its own; no answer in time (at most 1 s) is BusUnavailable, i.e. undecided.
+    Every attempt has a reply token of its own; no answer in time is BusUnavailable, i.e. undecided: in at most 1 s, or
+    as long behind the last answer to what was published to the same log before.
     Raises BusUnavailable (and never calls back) when not connected.
     """
     bus.call(

@@ -323,7 +323,8 @@ class Bus:
     # -- inside ----------------------------------------------------------------------------------------------------
 
     def _on_reply(self, msg: Heard) -> None:
-        self._replies.arrived(msg.subject[len(self._inbox) :], msg, nobody=no_responders(msg))
+        token, refused = msg.subject[len(self._inbox) :], msg.data.startswith(b'{"error"')
+        self._replies.arrived(token, msg, nobody=no_responders(msg), refused=refused)
 
     async def _watchdog(self) -> None:
         """Notice within PING_INTERVAL + PING_TIMEOUT that the server does not answer, and let go of it."""

@@ -84,8 +84,10 @@ class Replies(Generic[Answer]):
         if token.startswith(PUBLISH):
             self.futility.in_vain(self._loop.time())
 
-    def arrived(self, token: str, answer: Answer, *, nobody: bool = False) -> None:
-        """`nobody`: the answer is that there is nobody to answer."""
+    def arrived(self, token: str, answer: Answer, *, nobody: bool = False, refused: bool = False) -> None:
+        """`nobody`: the answer is that there is nobody to answer. `refused`: it is none of a publish that was stored.
+        Only what is stored is answered in order: a fence that does not hold is refused before what was published
+        earlier has its quorum."""
         take = self._waiting.get(token)
         if take is None:
             return
@@ -101,13 +103,12 @@ class Replies(Generic[Answer]):
                 self.futility.in_vain(now)
             else:
                 self.futility.decided()
-            if timed is not None:
+            if timed is not None and not (nobody or refused):
                 sent_at, number, way = timed
                 way.heard_at = now
                 if number > way.answered:
                     way.answered = number
-                if not nobody:
-                    self._patience.answered(now - sent_at, now)
+                self._patience.answered(now - sent_at, now)
         take(answer)
 
     def disconnected(self) -> None:
@@ -149,7 +150,7 @@ class Replies(Generic[Answer]):
             self._settle(token, None)
         self._timer = None
         if self._timed:
-            self._look_at(soonest)
+            self._look_at(max(soonest, now + LEAST / 4))  # thousands may be waiting their turn, each with its own time
 
     def _look_at(self, due: float) -> None:
         self._due = due

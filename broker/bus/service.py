@@ -39,7 +39,9 @@ class Service:
         it when the connection stands again."""
         self._service = nats.micro.service.Service(client, nats.micro.service.ServiceConfig(name, version, description))
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(2):  # it ends with a round trip, which takes 10 s where the connection breaks
+            # It ends with a round trip, which takes 10 s where the connection breaks. Given up, its pong may come late
+            # and end nats-py's read loop: that is what the connection's watchdog looks for.
+            async with asyncio.timeout(2):
                 await self._service.start()
         for operation, handler in endpoints.items():
             await self._service.add_endpoint(

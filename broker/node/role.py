@@ -11,11 +11,13 @@ import structlog
 
 from broker.bus.errors import BusError, BusUnavailable
 from broker.bus.health import NATS, Health, serve
+from broker.bus.insist import insist
 from broker.bus.kv import Watch
 from broker.bus.lifecycle import launch
 from broker.bus.log import get
 from broker.bus.nats import Bus, Msg
 from broker.bus.subjects import node_subject, random_id
+from broker.bus.unless import unless
 from broker.node import api, metrics
 from broker.node.access import Access
 from broker.node.app import App
@@ -85,7 +87,9 @@ async def main(settings: NodeSettings, stop: asyncio.Event) -> None:
                 http="httptools",
             )
         )
-        revoked = await _watch(stack, bus, node, access, viewers)
+        revoked = await unless(stop, _watch(stack, bus, node, access, viewers, health))
+        if revoked is None:
+            return
         await beats.start()
         stack.push_async_callback(beats.close)
         presence = Presence(bus, node, settings.public_url or f"http://{settings.host}:{port}")
@@ -112,8 +116,8 @@ async def main(settings: NodeSettings, stop: asyncio.Event) -> None:
         log.info("node.ended", id=node)
 
 
-async def _watch(stack: AsyncExitStack, bus: Bus, node: str, access: Access, viewers: Viewers) -> Watch:
-    """Follow what decides who may; returns the watch of revocations."""
+async def _watch(stack: AsyncExitStack, bus: Bus, node: str, access: Access, viewers: Viewers, health: Health) -> Watch:
+    """Follow what decides who may, as soon as OKOME has made it; returns the watch of revocations."""
 
     def revoke(key: str, value: bytes | None) -> None:
         access.revocations.take(key, value)
@@ -124,16 +128,13 @@ async def _watch(stack: AsyncExitStack, bus: Bus, node: str, access: Access, vie
     watches = {
         name: Watch(bus, name, f"{node}-{name}", on_change=takers[name], remember=name != "revoked") for name in WATCHED
     }
-    deadline = asyncio.get_running_loop().time() + 30
+
+    def waiting(why: str) -> None:
+        health.set("starting", "waiting for keys and revocations")
+        log.info("node.waiting", error=why)
+
     for watch in watches.values():
-        while True:
-            try:
-                await watch.start()
-                break
-            except BusError:  # OKOME may still be making the buckets
-                if asyncio.get_running_loop().time() > deadline:
-                    raise
-                await asyncio.sleep(0.1)
+        await insist(watch.start, unanswered=waiting)
         stack.push_async_callback(watch.close)
     return watches["revoked"]
 

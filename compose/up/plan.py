@@ -41,7 +41,7 @@ def make(options: Options, data: DataDir, ports: Ports, api_key: str, environmen
         part, redis_url = servers.redis(data, ports)
         foundation.append(part)
     certificate, ca = _certificate(options, data)
-    around = roles.Surroundings(nats_url, redis_url, api_key, environment, certificate)
+    around = roles.Surroundings(nats_url, redis_url, api_key, roles.environment(options, environment), certificate)
     return Plan(
         # OKOME lays streams, buckets and keys before anybody looks for them; from there on nobody waits for anybody.
         stages=tuple(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from compose.up.boot import boot
@@ -26,6 +26,14 @@ ALONE = {"OKOME_CONTROL_PARTITIONS": "8", "OKOME_CONTROL_LOG_MAX_BYTES": str(512
 def alone(environment: Mapping[str, str]) -> Mapping[str, str]:
     """What OKOME is told where one NATS server has all the logs: nothing that somebody has said something of."""
     return {} if ALONE.keys() & environment.keys() else ALONE
+
+
+def environment(options: Options, given: Mapping[str, str]) -> Mapping[str, str]:
+    """What the roles have from the environment, and what follows from it and from the system that they are in."""
+    told = {**given, **(alone(given) if options.nats == 1 and not options.nats_url else {})}
+    if partitions := told.get("OKOME_CONTROL_PARTITIONS"):
+        told.setdefault("OKOME_INGRESS_PARTITIONS", partitions)  # else it spreads those that have no sessions
+    return told
 
 
 @dataclass(frozen=True)
@@ -86,8 +94,6 @@ def controls(options: Options, ports: Ports, around: Surroundings) -> list[Part]
     if not options.nats_url:  # how many copies somebody else's servers can hold is for their owner to say
         settings["REPLICAS"] = str(options.nats)
         settings["STORE_BOOT"] = around.environment.get("OKOME_CONTROL_STORE_BOOT") or boot()
-        if options.nats == 1:
-            around = replace(around, environment={**around.environment, **alone(around.environment)})
     return [part("control", number, ports.free(), around, settings) for number in range(1, options.controls + 1)]
 
 

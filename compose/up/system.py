@@ -10,6 +10,7 @@ from contextlib import AsyncExitStack
 from typing import Any
 
 from broker.bus.errors import BusError, Refusal
+from broker.bus.insist import insist
 from broker.bus.nats import Bus
 from broker.bus.operations import CreateTicket, TicketCreated
 from compose.up import plan, readyfile
@@ -23,6 +24,7 @@ from compose.up.screen import Screen
 from compose.up.supervisor import Supervisor
 
 OK, USAGE, CANNOT_START, INTERRUPTED = 0, 2, 3, 130
+TICKET_TIMEOUT = 30.0
 
 
 async def up(options: Options) -> int:
@@ -176,7 +178,9 @@ async def login_ticket(nats_url: str) -> str:
     """A one-use ticket that opens the chat page. Raises BusError or Refusal."""
     bus = await Bus.connect(nats_url, "okome-up")
     try:
-        made = await bus.ask("ticket_create", CreateTicket(tenant="default", kind="login"), TicketCreated)
+        wanted = CreateTicket(tenant="default", kind="login")
+        deadline = asyncio.get_running_loop().time() + TICKET_TIMEOUT
+        made = await insist(lambda: bus.ask("ticket_create", wanted, TicketCreated), deadline)
     finally:
         await bus.close()
     return made.ticket

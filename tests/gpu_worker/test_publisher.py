@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable
 
 import pytest
+from nats.aio.client import Client
 
 from broker.bus import log
 from broker.bus.chain import Chain
 from broker.bus.errors import BusUnavailable
 from broker.bus.frames import ATTEMPT, DONE, START, TOKEN, encode_frame
-from broker.bus.nats import Bus, Msg
+from broker.bus.nats import Bus, Heard, Msg
+from broker.bus.subjects import log_subject
 from gpu_worker.metrics import Measured
 from gpu_worker.outbox import FULL_HIGH, Outbox, State, Stop
 from gpu_worker.probes import Probes
@@ -22,6 +25,7 @@ from tests.gpu_worker.bed import SID, Bed
 
 STARTED = (START, {"epoch": 1, "model": "m", "worker": "w1", "input": [], "t": 0})
 DONE_EVENT = (DONE, {"finish_reason": "stop", "t": 0})
+PROPOSED = b'{"error":{"code":400,"err_code":10164,"description":"a message is being proposed"},"stream":"","seq":0}'
 
 
 class Lossy(Bus):
@@ -45,9 +49,27 @@ class Lossy(Bus):
         super().call(subject, payload, headers, lose)
 
 
-def publisher_on(bus: Bus, *, lost_timeout: float = 60.0) -> Publisher:
+class Deciding(Bus):
+    """A connection to a leader that has lost its quorum: whatever is published is still being proposed."""
+
+    def __init__(self, client: Client, name: str) -> None:
+        super().__init__(client, name)
+        self.asked = Counter[str]()
+        self.enough = 12
+        self.often = asyncio.Event()
+
+    def call(
+        self, subject: str, payload: bytes, headers: dict[str, str] | None, on_reply: Callable[[Msg | None], None]
+    ) -> None:
+        self.asked[subject] += 1
+        if self.asked.total() == self.enough:
+            self.often.set()
+        asyncio.get_running_loop().call_soon(on_reply, Heard(subject, "", PROPOSED))
+
+
+def publisher_on(bus: Bus, *, sid: str = SID, probes: Probes | None = None, lost_timeout: float = 60.0) -> Publisher:
     outbox = Outbox("g1", 1, "attempt1", Chain())
-    return Publisher(bus, SID, outbox, Measured("test"), Reserve(bus), Probes(), lost_timeout=lost_timeout)
+    return Publisher(bus, sid, outbox, Measured("test"), Reserve(bus), probes or Probes(), lost_timeout=lost_timeout)
 
 
 async def answers(bus: Bus) -> None:
@@ -147,3 +169,19 @@ async def test_leaving_stops_it_at_once_and_late_answers_are_not_heard(bed: Bed,
     await bed.bus.request("$JS.API.INFO")  # behind the answer to the publish
     assert publisher.outbox.state is State.STOPPED
     await publisher.close()
+
+
+async def test_an_answer_that_decides_nothing_lets_nobody_go_but_the_one_who_tries(fresh_nats: NatsServer) -> None:
+    bus, probes = await Deciding.connect(fresh_nats.url, "deciding"), Probes()
+    assert isinstance(bus, Deciding)
+    first, second = (publisher_on(bus, sid=SID[:-1] + last, probes=probes) for last in "xy")
+    try:
+        for publisher in (first, second):
+            publisher.say(STARTED)
+        async with asyncio.timeout(10):
+            await bus.often.wait()
+        assert bus.asked[log_subject(SID[:-1] + "y")] <= 1, "it waits for the first one"
+    finally:
+        await first.close()
+        await second.close()
+        await bus.close()

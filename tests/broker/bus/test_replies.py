@@ -46,8 +46,8 @@ def test_a_publish_with_no_answer_is_given_up_sooner_where_answers_are_quick(clo
         return first, last
 
     first, last = clock.run(clock.loop(), play())
-    assert first == pytest.approx(MOST)
-    assert last == pytest.approx(LEAST)
+    assert MOST <= first <= MOST + LEAST / 2
+    assert LEAST <= last <= LEAST + LEAST / 2
 
 
 def test_publishes_given_up_together_are_one_wait_in_vain(clock: Clock) -> None:
@@ -83,7 +83,8 @@ async def quick(replies: Replies[str], way: str) -> None:
 
 
 def test_a_publish_waits_its_turn_as_long_as_those_before_it_are_answered(clock: Clock) -> None:
-    """A server that has much to do would be given most of it twice. What is quicker on another way says nothing."""
+    """A server that has much to do would be given most of it twice. What is quicker on another way says nothing, and
+    what is refused on the same way was not stored before what came before it."""
 
     async def play() -> int:
         replies: Replies[str] = Replies()
@@ -96,6 +97,7 @@ def test_a_publish_waits_its_turn_as_long_as_those_before_it_are_answered(clock:
         for token in tokens:
             replies.time(token, "a")
         other = asyncio.create_task(quick(replies, "b"))
+        replies.arrived(tokens.pop(), "refused", refused=True)
         for token in tokens:
             await asyncio.sleep(LEAST / 50)
             replies.arrived(token, "stored")
