@@ -15,16 +15,16 @@ from typing import Any
 import pytest
 
 from broker.bus import operations as ops
-from broker.bus.errors import BusError, Refusal
+from broker.bus.errors import BusError, BusUnavailable, Refusal
 from broker.bus.kv import Bucket
 from broker.bus.nats import Bus
 from broker.bus.records import Idempotency, encode
-from control.app import Okome
+from control.app import Okome, main
 from control.idempotency import fingerprint
 from control.keyring import Keyring
 from control.models import Models
 from control.open_generations import OpenGenerations
-from tests.control.okome import connected, new_session, replica, until
+from tests.control.okome import connected, new_session, replica, settings, until
 from tests.fixtures.nats_server import NatsServer
 
 UNANSWERED = 1.5  # seconds: the connection is let go, and another one is not given up yet
@@ -87,6 +87,24 @@ async def test_a_start_waits_for_a_server_that_does_not_answer_for_a_while(
     async with replica(fresh_nats.url), connected(fresh_nats.url) as bus:
         assert frozen
         await new_session(bus)
+
+
+async def test_a_start_that_is_put_off_ends_when_it_is_told_to(
+    fresh_nats: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop = asyncio.Event()
+    asked = 0
+
+    async def unanswered(_: Okome) -> None:
+        nonlocal asked
+        if (asked := asked + 1) == 2:
+            stop.set()
+        raise BusUnavailable("no leader")
+
+    monkeypatch.setattr(Okome, "_look_at_floors", unanswered)
+    async with asyncio.timeout(20):
+        await main(settings(fresh_nats.url), stop)
+    assert asked == 2
 
 
 def read(port: int, path: str) -> tuple[int, str]:

@@ -15,6 +15,7 @@ from broker.bus.credentials import CLOCK_HEADER
 from broker.bus.errors import BusUnavailable
 from broker.bus.follow import Follow
 from broker.bus.health import serve
+from broker.bus.insist import RETRY
 from broker.bus.kv import Bucket, Watch
 from broker.bus.log import stream_info
 from broker.bus.nats import Bus, Heard, Msg
@@ -228,6 +229,17 @@ async def test_before_keys_are_known_the_answer_is_come_back(
     finally:
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
+
+
+async def test_a_node_without_okome_waits_for_it_and_ends_when_it_is_told(fresh_nats: NatsServer) -> None:
+    """Buckets that are not there are no reason to end, however long they take; and waiting is none not to."""
+    stop = asyncio.Event()
+    running = asyncio.create_task(role.main(load(NodeSettings, id="node-s", nats_url=fresh_nats.url), stop))
+    await asyncio.sleep(2 * RETRY)
+    assert not running.done()
+    stop.set()
+    async with asyncio.timeout(5):
+        await running
 
 
 async def test_a_node_that_is_told_to_stop_says_so_first_then_sends_everybody_on(
