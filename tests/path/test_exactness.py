@@ -4,9 +4,11 @@ import asyncio
 import json
 import signal
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 
+from broker.bus.insist import insist
 from broker.bus.nats import Bus
 from broker.bus.operations import Explain, Route
 from broker.bus.script import Script
@@ -65,8 +67,8 @@ async def test_the_next_turn_goes_to_the_worker_that_holds_the_conversation_warm
     try:
         async with asyncio.timeout(DEADLINE), crowd_of(system) as crowd:
             for one in watched:
-                question = Explain("scripted", one.sid)
-                while not (await bus.ask("route", question, Route)).worker:  # noqa: ASYNC110  # no event tells it
+                ask = partial(bus.ask, "route", Explain("scripted", one.sid), Route)
+                while not (await insist(ask)).worker:  # noqa: ASYNC110  # no event tells it
                     await asyncio.sleep(0.05)
                 await crowd.ask(one, Script(tokens=10, rate=200))
                 await one.viewers[0].watch(2)
