@@ -5,6 +5,8 @@ What it works around, each with a test (tests/broker/bus/test_nats.py):
   aborts the transport when a ping is not answered in time;
 - the late pong of a ping that was given up (`flush` with a timeout) ends nats-py's read loop for good, silently: our
   pings are never cancelled, and a connection on which nothing is read any more is let go like a frozen one;
+- what a transport raises that was closed meanwhile (uvloop: RuntimeError) ends its reconnecting for good: the watchdog
+  begins it anew;
 - a server cut off from the others answers pings and stores nothing: after a while (`futility.py`) another one is tried;
 - `publish_async` never resolves on an error answer: one reply inbox is our own, and every attempt has its own token;
 - publishes while disconnected would be buffered and sent later, behind the fence: `pending_size=0` refuses them,
@@ -337,6 +339,10 @@ class Bus:
                     continue  # well, or moved meanwhile
                 log.warning("bus.server_silent", bus=self.id, server=self.server)
                 await self._let_go()
+            elif (task := self._client._reconnection_task) is not None and task.done() and not self._client.is_closed:
+                log.warning("bus.reconnect_broke_off", bus=self.id, error=repr(task.cancelled() or task.exception()))
+                self._client._status = Client.CONNECTING
+                await self._client._process_op_err(nats.errors.StaleConnectionError())
             elif self._writer is not None and self._current_writer() is self._writer:
                 self._writer.transport.abort()  # reconnecting waits for a frozen peer to take what is buffered
 
