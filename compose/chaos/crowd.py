@@ -162,7 +162,7 @@ class Crowd:
         return [one for one in self.running() if process in (one.node, one.ingress, one.worker)]
 
     async def underway(self, tokens: int = 3) -> None:
-        """Wait until every viewer has seen so many token events. The caller's deadline."""
+        """Wait until every viewer has seen so many token events, or the end. The caller's deadline."""
         await asyncio.gather(*(viewer.seen(tokens) for viewer in self.viewers))
 
     async def over_but(self, one: Viewer) -> None:

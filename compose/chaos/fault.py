@@ -10,6 +10,8 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
+from compose.chaos.answers import ANSWER_TIMEOUT, FAILED, Unanswered
+
 LOOK_INTERVAL = 0.01
 
 
@@ -44,11 +46,24 @@ async def shows(sign: Callable[[], str | None], what: str, timeout: float) -> st
 
 
 async def comes_true(sign: Callable[[], Awaitable[str | None]], what: str, timeout: float) -> str:
-    """The same for a sign that has to be asked for; a question that is not answered in time is no sign."""
+    """The same for a sign that has to be asked for; a question that is not answered is no sign.
+
+    Nor is it the want of one: the time is over when one has been answered. Raises Unanswered where none ever is.
+    """
     loop = asyncio.get_running_loop()
     deadline = loop.time() + timeout
-    while (proof := await sign()) is None:
-        if loop.time() > deadline:
+    answers, why = 0, ""
+    while True:
+        try:
+            proof = await sign()
+        except FAILED as error:
+            why = repr(error)
+        else:
+            answers += 1
+            if proof is not None:
+                return proof
+        if answers and loop.time() > deadline:
             raise DidNotHappen(f"{what} was not seen within {timeout:g} s")
+        if loop.time() > deadline + ANSWER_TIMEOUT:
+            raise Unanswered(f"{what} was asked for, and nobody answered: {why}")
         await asyncio.sleep(LOOK_INTERVAL)
-    return proof

@@ -11,8 +11,10 @@ import random
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from typing import NoReturn
 
 from broker.bus.script import Script
+from compose.chaos.answers import FAILED
 from compose.chaos.checker import Broken, check_log, check_transcript, takeovers
 from compose.chaos.crowd import Crowd, NotAdmitted, Watched
 from compose.chaos.fault import DidNotHappen, Fault
@@ -25,11 +27,15 @@ from compose.chaos.system import System
 from compose.chaos.viewer import Viewer, ViewerRefused
 from compose.chaos.whole import NotBack, Process
 
-UNDERWAY_TIMEOUT = 20.0
-PLAY_TIMEOUT = 90.0
+UNDERWAY_TIMEOUT = 45.0
+"""A loaded machine was silent for 22 s, and nothing was wrong with it."""
+PLAY_TIMEOUT = 240.0
+"""More than a crowd that begins, a proof and a restart may take together, each as long as it may."""
 OVER_TIMEOUT = 45.0
 """Seconds after the script's own length in which every answer must have ended."""
-LOG_TIMEOUT = 20.0
+LOG_TIMEOUT = 45.0
+LONGER = (1, 2, 4)
+"""Times its length that an answer takes, where the ones before it were over when the last of them had begun."""
 
 
 class Spoiled(Exception):
@@ -110,12 +116,18 @@ class Round:
         return Script(**{**drawn, **fields})  # type: ignore[arg-type]
 
     async def work(self, seconds: float, *, sessions: int = 0, viewers: int = 1, **script: object) -> list[Watched]:
-        """Put a crowd to work on answers of so many seconds, and wait until everybody is in the middle of one."""
-        scripts = [self.script(seconds, **script) for _ in range(sessions or self.sessions)]
-        watched = await self.crowd.gather(scripts, viewers=viewers)
-        async with asyncio.timeout(UNDERWAY_TIMEOUT):
-            await self.crowd.underway()
-        return watched
+        """Put a crowd to work on answers of so many seconds, and wait until everybody is in the middle of one.
+
+        Somebody's may be over by then. Where everybody's is, another crowd gets longer ones; raises Spoiled at last.
+        """
+        for longer in LONGER:
+            scripts = [self.script(longer * seconds, **script) for _ in range(sessions or self.sessions)]
+            watched = await self.crowd.gather(scripts, viewers=viewers)
+            async with asyncio.timeout(UNDERWAY_TIMEOUT):
+                await self.crowd.underway()
+            if not all(viewer.over for one in watched for viewer in one.viewers):
+                return watched
+        raise Spoiled("every answer was over when the last one had begun")
 
     def aim(self, victim: Process) -> Process:
         """The victim itself, or in a control run a decoy."""
@@ -144,7 +156,19 @@ class Round:
         except DidNotHappen as why:
             struck.proof = str(why)
             raise Spoiled(str(why)) from why
+        except Exception as why:
+            struck.proof = repr(why)
+            raise
         struck.verified = True
+
+    def spoil(self, why: str) -> NoReturn:
+        """The last fault struck when nothing was left that it could have hurt: it counts as one that did not happen.
+
+        Raises Spoiled.
+        """
+        for struck in self._struck[-1:]:
+            struck.verified, struck.proof = False, why
+        raise Spoiled(why)
 
     async def heal(self, fault: Fault) -> None:
         """Undo a fault now rather than at the end of the round."""
@@ -169,10 +193,12 @@ class Round:
                 async with asyncio.timeout(PLAY_TIMEOUT):
                     await self.scenario.play(self)
                 await self.system.whole()
-            except Spoiled:
-                pass  # recorded as not verified
+            except Spoiled as why:
+                self._spoiled(str(why))
             except TimeoutError as error:
                 self.broken("stuck", "", f"the scenario ran out of time: {error}")
+            except (*FAILED, KeyError) as error:
+                self.broken("stuck", "", f"a question of the scenario failed: {error!r}")
             except NotAdmitted as error:
                 self.broken("stuck", "", f"not admitted: {error}")
             except NotBack as error:
@@ -193,10 +219,21 @@ class Round:
             tokens, generations, taken, resets = await self._judge()
         return self._verdict(began, over, tokens, generations, taken, resets)
 
+    def _spoiled(self, why: str) -> None:
+        """What struck is recorded as not verified; where nothing could strike, that is. A control run counts proofs
+        that failed, and here none was looked for."""
+        if not self._struck and not self.control:
+            now = self._loop.time()
+            self._struck.append(_Struck(Fault("nobody", _nothing, _no_proof), now, [], until=now, proof=why))
+
     async def _undo(self, struck: _Struck) -> None:
-        if not struck.until:
-            struck.until = self._loop.time()
+        if struck.until:
+            return
+        struck.until = self._loop.time()
+        try:
             await struck.fault.undo()
+        except FAILED as error:
+            self.broken("stuck", "", f"{struck.fault.victim} could not be given back: {error!r}")
 
     async def _judge(self) -> tuple[int, int, int, int]:
         tokens = generations = taken = resets = 0
@@ -266,6 +303,14 @@ class Round:
             replay=self._replay,
         )
         return Verdict(tuple(injections), record)
+
+
+async def _nothing() -> None:
+    return
+
+
+async def _no_proof() -> str:
+    return ""
 
 
 def longest_silence(viewer: Viewer, at: float, horizon: float, zero: float) -> Stall | None:

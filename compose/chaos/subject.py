@@ -21,7 +21,7 @@ from compose.chaos.whole import NotBack, Process, answering, placed, until
 from compose.chaos.world import World
 from compose.up.child import alive
 
-BACK_TIMEOUT = 60.0
+BACK_TIMEOUT = 75.0
 
 
 class NoSystem(Exception):

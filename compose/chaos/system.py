@@ -31,7 +31,8 @@ from compose.up.probe import Probe
 from compose.up.supervisor import Supervisor
 
 LOOPBACK = "127.0.0.1"
-BACK_TIMEOUT = 40.0
+BACK_TIMEOUT = 75.0
+"""More than the longest time that a role may need to be ready."""
 SETTLED = 0.5
 """Seconds after which a part has earned a restart without a pause: here parts die because they are killed."""
 

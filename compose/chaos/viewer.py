@@ -92,6 +92,8 @@ class Viewer:
         self.worker = ""
         """Who writes the running answer, as the last `start` or `attempt` said."""
         self.ended = 0
+        """Generations whose end it has seen, since it was last told `reset`."""
+        self._terminals = 1
         self._door = door
         self._token = token
         self._after = after
@@ -108,6 +110,7 @@ class Viewer:
 
     async def watch(self, terminals: int = 1) -> None:
         """Until so many generations have ended. The caller has the deadline. Raises ViewerRefused."""
+        self._terminals = terminals
         pause = 0.0
         while self.ended < terminals:
             await self._reading.wait()
@@ -122,10 +125,8 @@ class Viewer:
                 await asyncio.sleep(wait)
 
     async def seen(self, tokens: int) -> None:
-        """Wait until so many token events have come."""
-        while sum(event.name == TOKEN for event in self.events) < tokens:
-            self._changed.clear()
-            await self._changed.wait()
+        """Wait until so many token events have come, or it is over: tokens that come late come many in an event."""
+        await self.changed(lambda one: one.over or sum(event.name == TOKEN for event in one.events) >= tokens)
 
     async def changed(self, holds: Callable[[Viewer], bool]) -> None:
         """Wait until something holds of what it has seen."""
@@ -160,6 +161,11 @@ class Viewer:
 
     def stored(self) -> list[Seen]:
         return [event for event in self.events if event.stored]
+
+    @property
+    def over(self) -> bool:
+        """It has seen all the ends that it came for, and is gone."""
+        return self.ended >= self._terminals
 
     def names(self) -> set[str]:
         return {event.name for event in self.events}
