@@ -16,6 +16,7 @@ import msgspec
 from prometheus_client.parser import text_string_to_metric_families
 
 from broker.bus.script import Script
+from compose.chaos.answers import answered
 from compose.chaos.crowd import Watched
 from compose.chaos.fault import Fault, comes_true
 from compose.chaos.http import call, reset
@@ -24,7 +25,8 @@ from compose.chaos.system import System
 
 LOOPBACK = "127.0.0.1"
 ABREAST = 12  # clients at a time
-SIGN_TIMEOUT = 5.0
+SIGN_TIMEOUT = 20.0
+WRONG_TIMEOUT = 5.0  # in a control run, where they do not reach it
 CLIENT_TIMEOUT = 10.0
 PATIENCE = 0.15  # seconds, at most, that a client waits before it goes
 ANSWER = 0.6  # seconds, at most, of the answers that they ask for
@@ -45,13 +47,15 @@ class Aborters:
         self._kinds = (self._stream, self._socket, self._generate, self._generate, self._cancel, self._open, self._chat)
 
     async def abort(self, times: int) -> None:
-        """So many clients, some of them at once. Raises nothing that the system could cause."""
+        """So many clients, some of them at once. Raises nothing that the system could cause: whoever is kept waiting
+        for too long breaks off as well."""
         left = iter(range(times))
 
         async def one_after_the_other() -> None:
             for _ in left:
-                async with asyncio.timeout(CLIENT_TIMEOUT):
-                    await self._one()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(CLIENT_TIMEOUT):
+                        await self._one()
 
         async with asyncio.TaskGroup() as tasks:
             for _ in range(ABREAST):
@@ -128,13 +132,13 @@ class Aborters:
         return msgspec.json.encode(Script(tokens=1 + int(seconds * rate), rate=rate, ttft_ms=ttft)).decode()
 
 
-def abort(system: System | Running, clients: Aborters, times: int) -> Fault:
-    """`times` clients break off. In a control run their door leads `nowhere`."""
+def abort(system: System | Running, clients: Aborters, times: int, *, wrong: bool) -> Fault:
+    """`times` clients break off. `wrong`: their door leads `nowhere`."""
     before = (0.0, 0.0)
 
     async def strike() -> None:
         nonlocal before
-        before = await _gone(system)
+        before = await answered(lambda: _gone(system))
         await clients.abort(times)
 
     async def counted() -> str | None:
@@ -144,9 +148,8 @@ def abort(system: System | Running, clients: Aborters, times: int) -> Fault:
         said = ", ".join(f"{count} {kind}" for kind, count in sorted(clients.did.items()))
         return f"{times} clients broke off ({said}); {requests:g} requests and {streams:g} streams lost their client"
 
-    return Fault(
-        f"{times} clients", strike, lambda: comes_true(counted, "requests that lost their client", SIGN_TIMEOUT)
-    )
+    timeout = WRONG_TIMEOUT if wrong else SIGN_TIMEOUT
+    return Fault(f"{times} clients", strike, lambda: comes_true(counted, "requests that lost their client", timeout))
 
 
 @contextlib.asynccontextmanager

@@ -10,20 +10,24 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from websockets.asyncio.client import connect
+from websockets.exceptions import WebSocketException
 
 from broker.bus.clock import now_ms
 from broker.bus.frames import CANCELLED, TERMINAL, TOKEN
+from compose.chaos.answers import answered
 from compose.chaos.checker import Asked
 from compose.chaos.crowd import Watched
 from compose.chaos.fault import DidNotHappen, Fault
 from compose.chaos.http import call
 from compose.chaos.viewer import Seen
 
-SIGN_TIMEOUT = 15.0
+SIGN_TIMEOUT = 20.0
 """Seconds in which a cancelled answer must have ended. What is waiting in the queue is ended by OKOME's sweeper."""
 WRONG_TIMEOUT = 3.0
 """The same in a control run, where it will not end."""
 CALL_TIMEOUT = 10.0
+PUT_OFF = ("unavailable", "overloaded")
+"""What is said to those who are to ask again later."""
 
 Told = tuple[bool, str]
 """Whether a cancel was accepted, and the generation's status as the answer has it, or why it was not."""
@@ -73,6 +77,27 @@ def over_socket(door: Callable[[], str], token: str) -> Device:
                     return said["event"] == "accepted", str(said["data"].get("status") or said["data"].get("error"))
         raise ConnectionResetError("no answer to a cancel")
 
+    async def as_connections_do(sid: str, gid: str, saying: Callable[[], None] = lambda: None) -> Told:
+        try:
+            return await cancel(sid, gid, saying)
+        except WebSocketException as error:
+            raise ConnectionResetError(f"no answer to a cancel: {error!r}") from error
+
+    return as_connections_do
+
+
+def insisting(device: Device) -> Device:
+    """It cancels until it is answered, and not put off: what is cancelled twice is cancelled. Raises Unanswered."""
+
+    async def cancel(sid: str, gid: str, saying: Callable[[], None] = lambda: None) -> Told:
+        async def once() -> Told:
+            accepted, said = await device(sid, gid, saying)
+            if not accepted and any(code in said for code in PUT_OFF):
+                raise ConnectionRefusedError(said)
+            return accepted, said
+
+        return await answered(once)
+
     return cancel
 
 
@@ -101,7 +126,8 @@ def cancel(session: Watched, asked: Asked, device: Device, *, wrong: bool) -> tu
 
     def saying() -> None:
         nonlocal wall
-        led.sent_at, wall = loop.time(), now_ms()
+        if not led.sent_at:  # the first one may have been heard, though nobody answered it
+            led.sent_at, wall = loop.time(), now_ms()
 
     async def strike() -> None:
         await device(session.sid, "0" * len(asked.gid) if wrong else asked.gid, saying)

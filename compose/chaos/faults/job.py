@@ -5,36 +5,38 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+from broker.bus.errors import BusError
 from broker.bus.jobs import consumer_name
 from broker.bus.log import Stored, page, store
 from broker.bus.nats import Bus, Msg
 from broker.bus.queue import nak
 from broker.bus.records import Beat, Job, decode
 from broker.bus.subjects import JOBS_STREAM, beat_subject
+from compose.chaos.answers import PATIENT, answered
 from compose.chaos.fault import DidNotHappen, Fault, comes_true
 
-SIGN_TIMEOUT = 10.0
+SIGN_TIMEOUT = 20.0
 WRONG_TIMEOUT = 3.0
-"""The same for a copy that will not be delivered."""
+"""The same in a control run, where it will not happen."""
 BEATS = 0.6
 """Seconds in which every worker has said twice what it holds."""
 
 
 async def deliveries(bus: Bus) -> dict[str, str]:
-    """gid → reply subject of the newest delivery of its job, as the workers' beats have it."""
+    """gid → reply subject of the newest delivery of its job, as the workers' beats have it. Raises Unanswered."""
     held: dict[str, str] = {}
 
     async def hear(msg: Msg) -> None:
         held.update(decode(msg.data, Beat).held)
 
-    subscription = await bus.subscribe(beat_subject("*"), hear)
+    subscription = await answered(lambda: bus.subscribe(beat_subject("*"), hear))
     await asyncio.sleep(BEATS)  # beats come by the clock
     await bus.unsubscribe(subscription)
     return held
 
 
 async def find_job(bus: Bus, gid: str) -> Stored:
-    """The job's message. Raises KeyError where it is no longer queued or held."""
+    """The job's message. Raises KeyError where it is no longer queued or held, and BusError."""
     after = 0
     while messages := await page(bus, JOBS_STREAM, "job.*.*", after):
         for message in messages:
@@ -56,13 +58,17 @@ def duplicate(bus: Bus, gid: str, *, wrong: bool) -> Fault:
 
     async def strike() -> None:
         nonlocal stored, before
-        job = await find_job(bus, gid)
-        before = await _delivered(bus)
+        try:
+            job = await answered(lambda: find_job(bus, gid))
+        except KeyError:
+            raise DidNotHappen(f"job {gid} has ended by itself") from None
+        before = await answered(lambda: _delivered(bus))
         id = (job.headers or {}).get("Nats-Msg-Id", gid) if wrong else f"{gid}@again{job.seq}"
         common = ".".join((*job.subject.split(".")[:2], "any"))
         try:
-            stored = await store(bus, common, job.data, msg_id=id)
-        except Exception as error:
+            # Asked twice it is the same copy: its message id says so.
+            stored = await answered(lambda: store(bus, common, job.data, msg_id=id, timeout=PATIENT))
+        except BusError as error:
             raise DidNotHappen(f"the copy was not stored: {error}") from error
 
     async def twice() -> str | None:
@@ -73,27 +79,34 @@ def duplicate(bus: Bus, gid: str, *, wrong: bool) -> Fault:
     return Fault(f"job of {gid}", strike, lambda: comes_true(twice, f"another delivery of {gid}", timeout))
 
 
-def redeliver(bus: Bus, gid: str, reply: str) -> Fault:
-    """A nak of a delivery although its worker lives: whether it is the newest one, or stale, `reply` says."""
+def redeliver(bus: Bus, gid: str, reply: str, *, wrong: bool) -> Fault:
+    """A nak of a delivery although its worker lives: whether it is the newest one, or stale, `reply` says.
+
+    `wrong`: it is nobody's.
+    """
     before = 0
 
     async def strike() -> None:
         nonlocal before
-        before = await _delivered(bus)
-        await nak(bus, reply)
+        before = await answered(lambda: _delivered(bus))
+        await answered(lambda: nak(bus, reply))
 
     async def again() -> str | None:
         now = await _delivered(bus)
         return f"{gid} was delivered again ({before} → {now})" if now > before else None
 
-    return Fault(f"delivery of {gid}", strike, lambda: comes_true(again, f"a redelivery of {gid}", SIGN_TIMEOUT))
+    timeout = WRONG_TIMEOUT if wrong else SIGN_TIMEOUT
+    return Fault(f"delivery of {gid}", strike, lambda: comes_true(again, f"a redelivery of {gid}", timeout))
 
 
-def settle(bus: Bus, gid: str, reply: str, running: Callable[[], bool]) -> Fault:
-    """An ack of a delivery whose job is not done: the job leaves the queue while it is `running`."""
+def settle(bus: Bus, gid: str, reply: str, running: Callable[[], bool], *, wrong: bool) -> Fault:
+    """An ack of a delivery whose job is not done: the job leaves the queue while it is `running`.
+
+    `wrong`: `reply` is nobody's.
+    """
 
     async def strike() -> None:
-        await bus.publish(reply, b"+ACK")
+        await answered(lambda: bus.publish(reply, b"+ACK"))
 
     async def gone() -> str | None:
         try:
@@ -102,4 +115,5 @@ def settle(bus: Bus, gid: str, reply: str, running: Callable[[], bool]) -> Fault
             return f"job {gid} is in the queue no more, and its answer goes on" if running() else None
         return None
 
-    return Fault(f"job of {gid}", strike, lambda: comes_true(gone, f"the loss of job {gid}", SIGN_TIMEOUT))
+    timeout = WRONG_TIMEOUT if wrong else SIGN_TIMEOUT
+    return Fault(f"job of {gid}", strike, lambda: comes_true(gone, f"the loss of job {gid}", timeout))

@@ -11,6 +11,7 @@ from broker.bus.frames import Frame, decode_frame
 from broker.bus.log import last
 from broker.bus.nats import Bus
 from broker.bus.subjects import log_stream, log_subject, partition_of
+from compose.chaos.answers import answered
 from compose.chaos.fault import Fault, comes_true
 from compose.chaos.http import call
 from compose.chaos.viewer import Viewer
@@ -33,7 +34,8 @@ class Engine:
 
     async def counted(self, name: str, by: str = "") -> float:
         """A counter of its worker, over all of its answers."""
-        told = (await call(self._worker.url, "GET", "/metrics", self._key)).body.decode()
+        answer = await answered(lambda: call(self._worker.url, "GET", "/metrics", self._key))
+        told = answer.body.decode()
         return sum(
             sample.value
             for family in text_string_to_metric_families(told)
@@ -43,7 +45,8 @@ class Engine:
 
     async def end(self) -> Frame:
         """The last frame of an answer that has begun."""
-        stored = await last(self._bus, log_stream(partition_of(self.sid)), log_subject(self.sid))
+        stream, subject = log_stream(partition_of(self.sid)), log_subject(self.sid)
+        stored = await answered(lambda: last(self._bus, stream, subject))
         assert stored is not None, "its viewers have seen it begin"
         return decode_frame(stored.data, stored.seq)
 

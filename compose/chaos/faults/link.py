@@ -7,7 +7,13 @@ from collections.abc import Sequence
 from compose.chaos.fault import Fault, shows
 from compose.chaos.link import Link
 
-SIGN_TIMEOUT = 3.0
+SIGN_TIMEOUT = 20.0
+WRONG_TIMEOUT = 3.0
+"""The same in a control run, where it will not happen."""
+
+
+def _within(link: Link, aim: Link) -> float:
+    return SIGN_TIMEOUT if aim is link else WRONG_TIMEOUT
 
 
 def cut(link: Link, aim: Link) -> Fault:
@@ -22,7 +28,7 @@ def cut(link: Link, aim: Link) -> Fault:
         ended = link.counters.cut - before
         return f"{ended} connections of {link.name} were ended by FIN" if ended else None
 
-    return Fault(f"link {link.name}", strike, lambda: shows(sign, f"a cut of {link.name}", SIGN_TIMEOUT))
+    return Fault(f"link {link.name}", strike, lambda: shows(sign, f"a cut of {link.name}", _within(link, aim)))
 
 
 def reset(link: Link, aim: Link) -> Fault:
@@ -37,7 +43,7 @@ def reset(link: Link, aim: Link) -> Fault:
         broken = link.counters.reset - before
         return f"{broken} connections of {link.name} were broken by RST" if broken else None
 
-    return Fault(f"link {link.name}", strike, lambda: shows(sign, f"a reset of {link.name}", SIGN_TIMEOUT))
+    return Fault(f"link {link.name}", strike, lambda: shows(sign, f"a reset of {link.name}", _within(link, aim)))
 
 
 def half_open(links: Sequence[Link], aims: Sequence[Link]) -> Fault:
@@ -56,7 +62,7 @@ def half_open(links: Sequence[Link], aims: Sequence[Link]) -> Fault:
         held = sum(link.held for link in links if link.silent)
         return f"{held} bytes were held back on {name}, and nothing passed" if held else None
 
-    return Fault(f"link {name}", strike, lambda: shows(sign, f"silence of {name}", SIGN_TIMEOUT), undo)
+    return Fault(f"link {name}", strike, lambda: shows(sign, f"silence of {name}", _within(links[0], aims[0])), undo)
 
 
 def delay(link: Link, aim: Link, seconds: float) -> Fault:
@@ -74,7 +80,7 @@ def delay(link: Link, aim: Link, seconds: float) -> Fault:
         late = link.counters.delayed - before
         return f"{late} bytes of {link.name} came {seconds * 1000:.0f} ms later" if late else None
 
-    return Fault(f"link {link.name}", strike, lambda: shows(sign, f"a delay of {link.name}", SIGN_TIMEOUT), undo)
+    return Fault(f"link {link.name}", strike, lambda: shows(sign, f"a delay of {link.name}", _within(link, aim)), undo)
 
 
 def trickle(link: Link, aim: Link, bytes_per_second: float) -> Fault:
@@ -92,4 +98,6 @@ def trickle(link: Link, aim: Link, bytes_per_second: float) -> Fault:
         slow = link.counters.throttled - before
         return f"{slow} bytes of {link.name} had to wait for their turn" if slow else None
 
-    return Fault(f"link {link.name}", strike, lambda: shows(sign, f"a trickle of {link.name}", SIGN_TIMEOUT), undo)
+    return Fault(
+        f"link {link.name}", strike, lambda: shows(sign, f"a trickle of {link.name}", _within(link, aim)), undo
+    )

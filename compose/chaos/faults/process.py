@@ -11,11 +11,11 @@ from pathlib import Path
 from compose.chaos.fault import DidNotHappen, Fault, shows
 from compose.chaos.whole import Process
 
-SIGN_TIMEOUT = 10.0
+SIGN_TIMEOUT = 20.0
 """Seconds in which a fault must have happened. Who is killed in the middle of a write ends behind it."""
 WRONG_TIMEOUT = 3.0
 """The same in a control run, where it will not happen."""
-DRAIN_TIMEOUT = 15.0
+DRAIN_TIMEOUT = 30.0
 
 
 def state(pid: int) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from compose.chaos.fault import DidNotHappen, Fault
 from compose.chaos.nats_wire import Loss, Message, NatsTap
 
-SIGN_TIMEOUT = 10.0
+SIGN_TIMEOUT = 20.0
 NOT_FOUND = b"NATS/1.0 404 Message Not Found\r\n\r\n"
 
 

@@ -9,15 +9,16 @@ from weakref import WeakKeyDictionary
 from broker.bus.chain import Chain
 from broker.bus.clock import now_ms
 from broker.bus.errors import ChainBroken
-from broker.bus.frames import CANCELLED, TERMINAL, Frame, decode_frame
+from broker.bus.frames import CANCELLED, DONE, TERMINAL, Frame, decode_frame
 from broker.bus.log import last
 from broker.bus.subjects import log_stream, log_subject, partition_of
 from compose.chaos import gauges
+from compose.chaos.answers import answered
 from compose.chaos.crowd import Watched
 from compose.chaos.faults.abort import Aborters, abort, nowhere
 from compose.chaos.faults.leave import leave
 from compose.chaos.log import read_log
-from compose.chaos.round import Round
+from compose.chaos.round import UNDERWAY_TIMEOUT, Round
 from compose.chaos.scenario import scenario
 from compose.chaos.viewer import Transport
 from compose.chaos.world import IMPATIENT
@@ -27,8 +28,9 @@ DEMAND_INTERVAL = 2.0 + 1.0
 """Seconds between two words of a node about its viewers, and of its looking whether one is due: the silence may have
 begun so long before they left."""
 LATENESS = 3.0  # seconds after the grace in which a worker has noticed
-END_TIMEOUT = 30.0
-BACK_TIMEOUT = 20.0
+RUNS = 40.0  # seconds that an answer would take which is cancelled long before
+END_TIMEOUT = 60.0
+BACK_TIMEOUT = 30.0
 ABORTS_PER_SESSION = 25
 
 NAMES = (
@@ -53,7 +55,7 @@ _first: WeakKeyDictionary[object, gauges.Reading] = WeakKeyDictionary()
 
 @scenario("everybody leaves in the middle of the answer: it is finished all the same, and waits for them", weight=4)
 async def disconnect(round: Round) -> None:
-    watched = await round.work(4, viewers=2)  # so that nobody's answer has ended when the last one's has begun
+    watched = await round.work(6, viewers=2)  # so that nobody's answer has ended when the last one's has begun
     viewers = [viewer for session in watched for viewer in session.viewers]
     fault = leave(round.system, viewers, wrong=round.control)
     await round.hurt(fault, [])
@@ -67,22 +69,17 @@ async def disconnect(round: Round) -> None:
     weight=3,
 )
 async def grace_cancel(round: Round) -> None:
-    seconds = 2 * GRACE + LATENESS
-    watched = [await round.crowd.open(on_disconnect="cancel") for _ in range(max(4, round.sessions))]
-    for number, session in enumerate(watched):
-        round.crowd.watch(session, Transport.WS if number % 3 == 2 else Transport.SSE)
-        await round.crowd.ask(session, round.script(seconds))
-    async with asyncio.timeout(END_TIMEOUT):
-        await round.crowd.underway()
+    watched = await _impatient(round)
     # Twice: nodes say it once a second, and who was never said to watch cannot have left.
     await asyncio.sleep(DEMAND_INTERVAL)
     fault = leave(round.system, round.crowd.viewers, wrong=round.control)
-    await round.hurt(fault, [])
     left_at = now_ms()
+    await round.hurt(fault, [])
     back, gone = watched[::2], watched[1::2]
+    if any(session.viewers[0].over for session in gone):
+        round.spoil("an answer that nobody was to watch was over when its viewer left")
     await asyncio.sleep(round.rng.uniform(0, GRACE - DEMAND_INTERVAL))
-    for session in back:
-        session.viewers[0].go_on()
+    await asyncio.gather(*(_come_back(session, left_at) for session in back))
     for session in gone:
         end = await _terminal(round, session.sid)
         after = (json.loads(end.data)["t"] - left_at) / 1000
@@ -95,6 +92,38 @@ async def grace_cancel(round: Round) -> None:
     await round.heal(fault)
 
 
+async def _impatient(round: Round) -> list[Watched]:
+    """Running answers of sessions that are not to be finished for nobody; every second viewer will not come back.
+
+    Those answers are long, because they are cancelled; in a control run they are not.
+    """
+
+    async def begin(number: int) -> Watched:
+        session = await round.crowd.open(on_disconnect="cancel")
+        round.crowd.watch(session, Transport.WS if number % 3 == 2 else Transport.SSE)
+        await round.crowd.ask(session, scripts[number])
+        return session
+
+    watched_to_the_end = 2 * GRACE + LATENESS
+    seconds = (watched_to_the_end, watched_to_the_end if round.control else RUNS)
+    scripts = [round.script(seconds[number % 2]) for number in range(max(4, round.sessions))]
+    watched = list(await asyncio.gather(*map(begin, range(len(scripts)))))
+    async with asyncio.timeout(UNDERWAY_TIMEOUT):
+        await round.crowd.underway()
+    return watched
+
+
+async def _come_back(session: Watched, left_at: int) -> None:
+    """Watch again. Whoever is not there again in time, on a machine that has much to do, may find it cancelled."""
+    viewer = session.viewers[0]
+    connections = viewer.connections
+    viewer.go_on()
+    async with asyncio.timeout(END_TIMEOUT):
+        await viewer.changed(lambda one: one.over or one.connections > connections)
+    if (now_ms() - left_at) / 1000 > GRACE - DEMAND_INTERVAL:
+        session.asked[0].ends = (DONE, CANCELLED)
+
+
 @scenario("hundreds of clients break off anywhere in what they say or hear; nothing of them is left", world=IMPATIENT)
 async def aborts(round: Round) -> None:
     """`okome chaos --scenario aborts --sessions 16 --faults 25` is 10 000 of them, every round of which is compared
@@ -105,7 +134,8 @@ async def aborts(round: Round) -> None:
     watched = await round.work(4)
     decoy = await round.stack.enter_async_context(nowhere())
     clients = Aborters((lambda: decoy) if round.control else round.door, round.system.api_key, sessions, round.rng)
-    await round.hurt(abort(round.system, clients, round.sessions * ABORTS_PER_SESSION))
+    times = round.sessions * ABORTS_PER_SESSION
+    await round.hurt(abort(round.system, clients, times, wrong=round.control))
     await asyncio.gather(*(_terminal(round, session.sid) for session in watched))
     await round.crowd.over(END_TIMEOUT)
     for session in sessions:
@@ -149,7 +179,7 @@ async def _terminal(round: Round, sid: str) -> Frame:
     """The last frame of a session's log, once it is a terminal."""
     async with asyncio.timeout(END_TIMEOUT):
         while True:
-            stored = await last(round.system.bus, log_stream(partition_of(sid)), log_subject(sid))
+            stored = await answered(lambda: last(round.system.bus, log_stream(partition_of(sid)), log_subject(sid)))
             if stored is not None and (frame := decode_frame(stored.data, stored.seq)).type in TERMINAL:
                 return frame
             await asyncio.sleep(0.05)  # the log is looked at; there is no event, because nobody watches
