@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from contextlib import AsyncExitStack
 from urllib.parse import urlsplit
 
 from broker.bus.errors import BusError
@@ -15,7 +16,7 @@ from compose.chaos.faults.process import kill, lame_duck
 from compose.chaos.faults.stream import step_down
 from compose.chaos.http import call
 from compose.chaos.link import Link
-from compose.chaos.round import Round
+from compose.chaos.round import UNDERWAY_TIMEOUT, Round, Spoiled
 from compose.chaos.scenario import scenario
 from compose.chaos.whole import Process
 from compose.chaos.world import CLUSTER
@@ -23,7 +24,8 @@ from compose.chaos.world import CLUSTER
 ELECTION = 9.0
 """Longest election by NATS's own constants (4 to 9 s), and what the failure table adds to it is 1 s."""
 CUT = 6.0
-SIGN_TIMEOUT = 25.0
+SIGN_TIMEOUT = 45.0
+ASK_TIMEOUT = 1.0  # of one question to a server that may be cut off
 BEHIND = 5  # frames by which a replica must lag, so that it is not only a moment late
 
 
@@ -108,8 +110,10 @@ async def replica_lags(round: Round) -> None:
     watched = await round.work(12)
     victim = round.rng.choice([one for one in round.system.processes("nats") if one.id != (await _busiest(round)).id])
     behind = [round.crowd.watch(session) for session in watched]
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(UNDERWAY_TIMEOUT):
         await asyncio.gather(*(viewer.seen(2) for viewer in behind))
+    if all(viewer.over for viewer in behind):
+        raise Spoiled("every answer was over when the last viewer had come")
     for viewer in behind:
         viewer.hold()
         viewer.kick()
@@ -135,25 +139,14 @@ def _cut_off(round: Round, victim: Process) -> Fault:
             link.hush()
 
     async def stale() -> str | None:
-        bus = await Bus.connect(addresses[victim.id], "okome-chaos-minority")
         others = ",".join(url for name, url in addresses.items() if name != victim.id)
-        majority = await Bus.connect(others, "okome-chaos-majority")
-        try:
-            for session in round.crowd.watched:
-                stream, subject = log_stream(partition_of(session.sid)), log_subject(session.sid)
-                try:
-                    newest = await get(majority, stream, last_by=subject, timeout=0.5)
-                    answer = await bus.request(f"$JS.API.DIRECT.GET.{stream}.{subject}", b"", timeout=0.5)
-                except BusError:
-                    continue
-                if newest is None or is_end_of_batch(answer):
-                    continue
-                told = int((answer.headers or {}).get("Nats-Sequence", 0))
-                if newest.seq - told > BEHIND:
-                    return f"{victim.id} says that {session.sid} ends at {told}, its leader says {newest.seq}"
-        finally:
-            await bus.close()
-            await majority.close()
+        async with AsyncExitStack() as connected:
+            bus = await _connect(connected, addresses[victim.id], "okome-chaos-minority")
+            majority = await _connect(connected, others, "okome-chaos-majority")
+            asked = (_lag(majority, bus, session.sid) for session in round.crowd.watched)
+            for sid, newest, told in filter(None, await asyncio.gather(*asked)):
+                if newest - told > BEHIND:
+                    return f"{victim.id} says that {sid} ends at {told}, its leader says {newest}"
         # A replica that has just been started answers no gets yet; but it misses its leader like everybody.
         health = await call(victim.url, "GET", "/healthz?js-meta-only=true", "")
         return f"{victim.id} has lost the others: {health.body[:120].decode()}" if health.status != 200 else None
@@ -166,3 +159,23 @@ def _cut_off(round: Round, victim: Process) -> Fault:
     what = f"a stale answer of {victim.id} at port {where.port}, or its loss of the others,"
     timeout = 2.0 if round.control else SIGN_TIMEOUT
     return Fault(f"routes of {victim.id}", strike, lambda: comes_true(stale, what, timeout), undo)
+
+
+async def _connect(stack: AsyncExitStack, url: str, name: str) -> Bus:
+    """Closed with the stack. Raises BusUnavailable."""
+    bus = await Bus.connect(url, name)
+    stack.push_async_callback(bus.close)
+    return bus
+
+
+async def _lag(majority: Bus, minority: Bus, sid: str) -> tuple[str, int, int] | None:
+    """A session, and where its log ends for the majority and, asked later, for the others; None: not both answered."""
+    stream, subject = log_stream(partition_of(sid)), log_subject(sid)
+    try:
+        newest = await get(majority, stream, last_by=subject, timeout=ASK_TIMEOUT)
+        answer = await minority.request(f"$JS.API.DIRECT.GET.{stream}.{subject}", b"", timeout=ASK_TIMEOUT)
+    except BusError:
+        return None
+    if newest is None or is_end_of_batch(answer):
+        return None
+    return sid, newest.seq, int((answer.headers or {}).get("Nats-Sequence", 0))
