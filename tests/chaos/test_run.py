@@ -14,7 +14,7 @@ from compose.chaos.scenarios import CATALOGUE
 
 FAULTS = 60
 SEED = "1"
-RUN_TIMEOUT = 420
+RUN_TIMEOUT = 600
 ONE_OF_EACH_PROOF = (
     "node-kill",  # the kernel's word
     "consumer-delete",  # JetStream's

@@ -22,9 +22,9 @@ SMALL = 4096  # bytes that a kernel keeps for a reader
 WORDY = 10**15  # a seed of that many digits makes every token sixteen bytes longer: buffers are soon full
 TORRENT = 20_000  # tokens per second
 LASTS = 7.0  # seconds that a torrent would take, if nobody held it up
-WAITS_TIMEOUT = 15.0  # until an engine waits
+WAITS_TIMEOUT = 30.0  # until an engine waits
 FLOWS_TIMEOUT = 6.0  # the same in a control run, where none does
-GOES_ON_TIMEOUT = 20.0
+GOES_ON_TIMEOUT = 30.0
 ENDS_TIMEOUT = 40.0
 
 NINE = 9

@@ -10,7 +10,8 @@ from compose.chaos.scenario import scenario
 from compose.chaos.viewer import Viewer
 from compose.chaos.world import TIGHT
 
-SIGN_TIMEOUT = 5.0
+SIGN_TIMEOUT = 20.0
+WRONG_TIMEOUT = 5.0  # in a control run, where nobody breaks off
 KICKS = 6
 AHEAD = 100  # events that the others see meanwhile
 UNDER_WAY = 20  # events that they see before
@@ -33,7 +34,8 @@ def _kick(viewers: list[Viewer], *, wrong: bool) -> Fault:
         return f"{again} of {len(viewers)} came over a new connection" if came == len(viewers) and again else None
 
     what = f"new connections of {len(viewers)} viewers"
-    return Fault(f"{len(viewers)} viewers", strike, lambda: shows(back, what, SIGN_TIMEOUT))
+    timeout = WRONG_TIMEOUT if wrong else SIGN_TIMEOUT
+    return Fault(f"{len(viewers)} viewers", strike, lambda: shows(back, what, timeout))
 
 
 @scenario("everybody is thrown out at once, again and again, while tokens are published", bound=1.0, weight=6)
@@ -77,6 +79,8 @@ async def reader_stops(round: Round) -> None:
         read = len(still.events)
         await _go_on(others, AHEAD)
         read = len(still.events) - read
+        if still.over:
+            raise DidNotHappen("the viewer had read everything when it was to stop")
         if read > ONE_WAKE_UP:
             raise DidNotHappen(f"the viewer went on reading ({read} events)")
         return f"the viewer has read nothing while {len(others)} others saw {AHEAD} more events each"

@@ -11,7 +11,7 @@ from compose.chaos.faults import link as faults
 from compose.chaos.faults import wire
 from compose.chaos.link import Link
 from compose.chaos.nats_wire import Message
-from compose.chaos.round import Round
+from compose.chaos.round import UNDERWAY_TIMEOUT, Round
 from compose.chaos.scenario import scenario
 from compose.chaos.viewer import Viewer
 from compose.chaos.world import TIGHT
@@ -21,6 +21,7 @@ LONG_SILENT = 6.0  # seconds: nobody waits for its end
 DELAY = 0.2
 TRICKLE = 1000.0  # bytes per second
 NODE, WORKER = "node-2", "worker-2"  # the parts that stand behind links
+CONNECTED_TIMEOUT = 30.0
 KICKS = 6  # one after the other, in one round
 PATIENCE = 1.0  # seconds without anything after which an impatient client comes back
 
@@ -45,7 +46,7 @@ async def _clients(round: Round) -> Link:
 
 async def _connected(round: Round, link: Link) -> None:
     """Everybody who still watches is (again) connected."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(CONNECTED_TIMEOUT):
         await round.system.until(lambda: link.connections >= len(round.crowd.running()))
 
 
@@ -96,7 +97,7 @@ async def client_half_open(round: Round) -> None:
     link = await _clients(round)
     scripts = [round.script(3.5) for _ in range(round.sessions)]
     await round.crowd.gather(scripts, patience=PATIENCE)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(UNDERWAY_TIMEOUT):
         await round.crowd.underway()
     fault = faults.half_open([link], [await _aim(round, link)])
     round.door = lambda: round.system.url
@@ -224,7 +225,7 @@ async def frame_lost(round: Round) -> None:
 
 @scenario("the last frame of an answer is lost on its way to a node", bound=1.5, links=True, weight=6)
 async def last_frame_lost(round: Round) -> None:
-    await _lost(round, NODE, wire.is_terminal, "the last frame of an answer", 1.5)
+    await _lost(round, NODE, wire.is_terminal, "the last frame of an answer", 3)
 
 
 @scenario(
@@ -232,11 +233,11 @@ async def last_frame_lost(round: Round) -> None:
 )
 async def page_refused(round: Round) -> None:
     watched = await round.work(3, rate=50, burst=1, tokens=150)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(UNDERWAY_TIMEOUT):
         await round.crowd.underway(40)  # the first frames are beyond every ring
     tap = round.system.taps[f"{NODE}.nats"]
     fault = wire.lose(tap, NODE, wire.is_page, "a page of the log", wrong=round.control, instead=wire.NOT_FOUND)
     late = [round.crowd.watch(session) for session in watched]
     await round.hurt(fault, [])
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(UNDERWAY_TIMEOUT):
         await asyncio.gather(*(viewer.changed(lambda one: one.ended > 0) for viewer in late))

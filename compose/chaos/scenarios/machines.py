@@ -13,7 +13,7 @@ from compose.chaos.scenario import scenario
 from compose.chaos.world import DISK, SKEWED
 
 SIGN = "no space left on device"
-SIGN_TIMEOUT = 10.0
+SIGN_TIMEOUT = 20.0
 FULL_FOR = 1.0
 SKEW_MS = 120_000
 

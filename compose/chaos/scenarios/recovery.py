@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import msgspec
 
@@ -12,6 +14,7 @@ from broker.bus.kv import Bucket
 from broker.bus.log import get, stream_info
 from broker.bus.script import Script
 from broker.bus.subjects import log_stream, partition_of
+from compose.chaos.answers import answered
 from compose.chaos.crowd import Watched
 from compose.chaos.fault import DidNotHappen, Fault
 from compose.chaos.faults.process import kill_all
@@ -24,7 +27,7 @@ from compose.chaos.world import RECOVERY
 
 RESUMED_TIMEOUT = 60.0
 ENDED_TIMEOUT = 60.0
-FLOORS_TIMEOUT = 10.0
+FLOORS_TIMEOUT = 45.0
 DEAD = 1.0  # seconds after a kill at which nothing that was under way can still arrive: it takes longer to start anew
 
 
@@ -38,11 +41,11 @@ async def everything_killed(round: Round) -> None:
     await round.work(4)
     family = system.family()
     running = round.crowd.running()
-    struck = asyncio.get_running_loop().time()
     await round.hurt(kill_all(family, [system.decoy] if round.control else family))
+    killed = asyncio.get_running_loop().time()
     await system.forget()
     await system.start()
-    await _resumed(round, running, struck)
+    await _resumed(round, running, killed)
 
 
 @scenario(
@@ -68,15 +71,18 @@ async def store_cut(round: Round) -> None:
     await round.crowd.ask(twice, round.script(6))  # longer: it must still run when all the others have begun
     watched = await round.work(4)
     hurt = [ended, twice, *round.rng.sample(watched, max(1, len(watched) // 2))]
-    fault = _cut(round, system, hurt, power)
-    before = {one.sid: await _incarnation(system, one) for one in round.crowd.watched}
+    moment = _Moment()
+    fault = _cut(round, system, hurt, power, moment)
+    incarnations = await asyncio.gather(*(_incarnation(system, one) for one in round.crowd.watched))
+    before = dict(zip((one.sid for one in round.crowd.watched), incarnations, strict=True))
     running = round.crowd.running()
-    struck = asyncio.get_running_loop().time()
     await round.hurt(fault)
     cut_off = {partition_of(one.sid) for one in hurt}
-    round.excused.update(ended.viewers)  # it left with what it had come for; what is told to one who returns counts
+    for viewer in round.crowd.viewers:
+        if _over_at(viewer, moment.killed) and (power or partition_of(viewer.sid) in cut_off):
+            round.excused.add(viewer)  # it left with what it had come for; what is told to one who returns counts
     returned = round.crowd.watch(ended, after=ended.viewers[0].cursor)
-    await _resumed(round, running, struck)
+    await _resumed(round, running, moment.killed)
     async with asyncio.timeout(ENDED_TIMEOUT):
         await asyncio.gather(*(viewer.changed(lambda one: one.ended > 0) for viewer in (*running, returned)))
     for one in round.crowd.watched:
@@ -93,8 +99,16 @@ async def store_cut(round: Round) -> None:
                 round.broken("gap", one.sid, "after its reset a viewer was not told everything from the start")
 
 
-def _cut(round: Round, system: Household, hurt: Sequence[Watched], power: bool) -> Fault:
-    """Kill everything, cut the logs of these sessions, start again. A control run cuts nothing."""
+@dataclass
+class _Moment:
+    """When everything was killed, in loop time."""
+
+    killed: float = 0.0
+
+
+def _cut(round: Round, system: Household, hurt: Sequence[Watched], power: bool, moment: _Moment) -> Fault:
+    """Kill everything, at a `moment` that is told, cut the logs of these sessions, start again. A control run cuts
+    nothing."""
     streams = sorted({log_stream(partition_of(one.sid)) for one in hurt})
     taken: dict[str, list[Record]] = {}
 
@@ -105,6 +119,7 @@ def _cut(round: Round, system: Household, hurt: Sequence[Watched], power: bool) 
         all_of_them = kill_all(family, family)
         await all_of_them.strike()
         await all_of_them.happened()
+        moment.killed = asyncio.get_running_loop().time()
         await system.forget()
         store = system.data / "nats-1"
         for stream in streams if not round.control else ():
@@ -120,7 +135,7 @@ def _cut(round: Round, system: Household, hurt: Sequence[Watched], power: bool) 
             lost = taken.get(stream)
             if not lost:
                 raise DidNotHappen(f"{stream} lost nothing")
-            first = await get(system.bus, stream, lost[0].seq)
+            first = await answered(functools.partial(get, system.bus, stream, lost[0].seq))
             if first is not None and first.data in lost[0].data:
                 raise DidNotHappen(f"{stream} has message {lost[0].seq} still")
             proofs.append(f"{stream} lost {lost[0].seq} to {lost[-1].seq}")
@@ -136,7 +151,7 @@ async def _floor(system: Household, stream: str) -> int:
 
     async def seen() -> int:
         nonlocal seq
-        entry = await secrets.get(f"floor.{stream.removeprefix('TOK_')}")
+        entry = await answered(lambda: secrets.get(f"floor.{stream.removeprefix('TOK_')}"))
         seq = int(msgspec.json.decode(entry.value)["seq"]) if entry else 0
         return seq
 
@@ -145,26 +160,35 @@ async def _floor(system: Household, stream: str) -> int:
 
 
 async def _incarnation(system: Household, one: Watched) -> str:
-    return (await stream_info(system.bus, log_stream(partition_of(one.sid)))).incarnation
+    return (await answered(lambda: stream_info(system.bus, log_stream(partition_of(one.sid))))).incarnation
 
 
 async def _recorded(system: Household, one: Watched) -> bool:
     """OKOME's record of its answer is closed."""
-    entry = await Bucket(system.bus, "generations").get(f"{one.sid}.{one.asked[0].gid}")
+    records = Bucket(system.bus, "generations")
+    entry = await answered(lambda: records.get(f"{one.sid}.{one.asked[0].gid}"))
     return entry is not None and bool(msgspec.json.decode(entry.value).get("last_seq"))
 
 
-async def _resumed(round: Round, running: Sequence[Viewer], struck: float) -> None:
-    """Wait until every viewer's answer goes on, and note how long that took."""
+async def _resumed(round: Round, running: Sequence[Viewer], killed: float) -> None:
+    """Wait until every viewer's answer goes on, and note how long that took; somebody's must not have ended before."""
+    cut_short = [viewer for viewer in running if not _over_at(viewer, killed)]
+    if not cut_short:
+        round.spoil("every answer was over when everything was killed")
     async with asyncio.timeout(RESUMED_TIMEOUT):
-        await asyncio.gather(*(viewer.changed(lambda one: _after(one, struck) > 0) for viewer in running))
-    for viewer in running:
-        round.figure("killed_to_next_token", _after(viewer, struck) - struck)
+        await asyncio.gather(*(viewer.changed(lambda one: _after(one, killed) > 0) for viewer in cut_short))
+    for viewer in cut_short:
+        round.figure("killed_to_next_token", _after(viewer, killed) - killed)
 
 
-def _after(viewer: Viewer, struck: float) -> float:
+def _after(viewer: Viewer, killed: float) -> float:
     """When the first stored event came that was not under way when everything was killed; 0 while none has."""
-    return next((event.at for event in viewer.events if event.stored and event.at > struck + DEAD), 0.0)
+    return next((event.at for event in viewer.events if event.stored and event.at > killed + DEAD), 0.0)
+
+
+def _over_at(viewer: Viewer, killed: float) -> bool:
+    """It had seen the end, or was about to, when everything was killed."""
+    return viewer.over and viewer.stored()[-1].at <= killed + DEAD
 
 
 def _from_the_start(viewer: Viewer, gid: str) -> bool:

@@ -6,10 +6,12 @@ import asyncio
 
 from broker.bus.log import StreamInfo, stream_info
 from broker.bus.subjects import log_stream, partition_of
+from compose.chaos.answers import answered
 from compose.chaos.crowd import Watched
 from compose.chaos.faults.stream import consumers, delete_consumer, fill, last_sequence, purge, recreate
-from compose.chaos.round import Round
+from compose.chaos.round import UNDERWAY_TIMEOUT, Round, Spoiled
 from compose.chaos.scenario import scenario
+from compose.chaos.viewer import Viewer
 from compose.chaos.world import TIGHT
 
 NOBODY = "00" + "0" * 20  # a session that does not exist: what a control run strikes
@@ -40,19 +42,28 @@ async def frames_purged(round: Round) -> None:
     live = session.viewers[0]
     late = round.crowd.watch(session)
     await late.seen(2)
+    if late.over:
+        raise Spoiled("the late viewer had seen the end before it could fall behind")
     late.hold()
     late.kick()
     behind = late.stored()[-1].seq
-    await live.changed(lambda viewer: sum(event.seq > behind for event in viewer.stored()) > MISSED)
+    await live.changed(lambda viewer: viewer.over or _missed(viewer, behind) > MISSED)
+    if _missed(live, behind) <= MISSED:
+        raise Spoiled(f"{_missed(live, behind)} frames followed, too few for a viewer to be behind")
     last = await last_sequence(round.system.bus, session.sid)
     _forget(round, session)
     aim = NOBODY if round.control else session.sid
     await round.hurt(purge(round.system.bus, session.sid, aim, before=last - 3), [live])
     late.go_on()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(UNDERWAY_TIMEOUT):
         await late.changed(lambda viewer: viewer.ended > 0)
     if "reset" not in late.names():
         round.broken("reset", session.sid, "what the viewer had not seen was taken away, and it was not told")
+
+
+def _missed(viewer: Viewer, behind: int) -> int:
+    """How many frames it has seen that another one, `behind`, has not."""
+    return sum(event.seq > behind for event in viewer.stored())
 
 
 @scenario("a whole log is purged under its writer and its viewers", world=TIGHT, resets=True, takeovers=True, weight=1)
@@ -75,7 +86,7 @@ async def stream_recreated(round: Round) -> None:
     watched = await round.work(3)
     session = round.rng.choice(watched)
     partition = partition_of(session.sid)
-    info = await stream_info(round.system.bus, log_stream(partition))
+    info = await answered(lambda: stream_info(round.system.bus, log_stream(partition)))
     same = [one for one in watched if partition_of(one.sid) == partition]
     for one in same:
         _forget(round, one)
@@ -88,7 +99,7 @@ async def stream_recreated(round: Round) -> None:
 @scenario("a partition is full: its running answer ends in words, and the others go on", weight=3)
 async def stream_full(round: Round) -> None:
     watched = await round.work(5, rate=300, burst=4, tokens=1500)
-    session = round.rng.choice(watched)
+    session = round.rng.choice([one for one in watched if not one.viewers[0].over])
     partition = partition_of(session.sid)
     for one in watched:
         if partition_of(one.sid) == partition:
@@ -96,16 +107,17 @@ async def stream_full(round: Round) -> None:
     other = next(name for name in ("00", "01") if name != partition)
     aim = log_stream(other if round.control else partition)
     fault = fill(round.system.bus, partition, aim)
-    roomy = await stream_info(round.system.bus, log_stream(partition))
+    roomy = await answered(lambda: stream_info(round.system.bus, log_stream(partition)))
     await round.hurt(fault, [])
+    proven = asyncio.get_running_loop().time()
     viewer = session.viewers[0]
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(UNDERWAY_TIMEOUT):
         await viewer.changed(lambda one: one.ended > 0)
     ended = viewer.stored()[-1]
-    full = await stream_info(round.system.bus, log_stream(partition))
+    full = await answered(lambda: stream_info(round.system.bus, log_stream(partition)))
     # Room again: OKOME has repaired the limit, or purged a session of an earlier round.
     room = full.max_bytes == roomy.max_bytes or _taken_away(full) != _taken_away(roomy)
-    if b'"log_full"' not in ended.data and not room:
+    if b'"log_full"' not in ended.data and ended.at > proven and not room:
         round.broken("terminal", session.sid, f"the log was full, and the answer ended with {ended.data!r}")
     await round.heal(fault)
 
