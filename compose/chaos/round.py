@@ -125,9 +125,13 @@ class Round:
             watched = await self.crowd.gather(scripts, viewers=viewers)
             async with asyncio.timeout(UNDERWAY_TIMEOUT):
                 await self.crowd.underway()
-            if not all(viewer.over for one in watched for viewer in one.viewers):
+            if self.going(watched):
                 return watched
         raise Spoiled("every answer was over when the last one had begun")
+
+    def going(self, watched: Sequence[Watched]) -> list[Watched]:
+        """Those of them that somebody still watches: directly after `work`, at least one."""
+        return [one for one in watched if not all(viewer.over for viewer in one.viewers)]
 
     def aim(self, victim: Process) -> Process:
         """The victim itself, or in a control run a decoy."""
@@ -243,7 +247,7 @@ class Round:
             try:
                 async with asyncio.timeout(LOG_TIMEOUT):
                     frames, incarnation = await read_log(self.system.bus, one.sid)
-            except TimeoutError:
+            except FAILED:
                 self.broken("stuck", one.sid, "the log could not be read")
                 continue
             whole = one.sid not in self.purged

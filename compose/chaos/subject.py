@@ -13,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from broker.bus.errors import BusUnavailable
 from broker.bus.nats import Bus
 from compose.chaos.decoy import Decoy
 from compose.chaos.link import Link
@@ -113,8 +114,9 @@ class Running:
 
     @property
     def bus(self) -> Bus:
-        """A connection of our own."""
-        assert self._bus is not None
+        """A connection of our own. Raises BusUnavailable where the system did not come back."""
+        if self._bus is None:
+            raise BusUnavailable("nothing runs")
         return self._bus
 
     async def connect(self) -> None:
