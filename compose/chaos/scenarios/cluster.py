@@ -108,7 +108,8 @@ async def minority_cut(round: Round) -> None:
 @scenario("viewers come back while a replica that lags answers for the log", world=CLUSTER, takeovers=True, weight=2)
 async def replica_lags(round: Round) -> None:
     watched = await round.work(12)
-    victim = round.rng.choice([one for one in round.system.processes("nats") if one.id != (await _busiest(round)).id])
+    busiest = (await _busiest(round)).id
+    victim = round.rng.choice([one for one in round.system.processes("nats") if one.id != busiest])
     behind = [round.crowd.watch(session) for session in watched]
     async with asyncio.timeout(UNDERWAY_TIMEOUT):
         await asyncio.gather(*(viewer.seen(2) for viewer in behind))

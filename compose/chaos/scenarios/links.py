@@ -116,7 +116,7 @@ async def client_delay(round: Round) -> None:
 @scenario("one reader gets a thousand bytes a second; it disturbs nobody", world=TIGHT, bound=0.25)
 async def reader_trickles(round: Round) -> None:
     watched = await round.work(3, rate=200, burst=2, tokens=600)
-    session = round.rng.choice(watched)
+    session = round.rng.choice(round.going(watched))
     where = urlsplit(round.system.url)
     link = await round.stack.enter_async_context(Link("a slow client"))
     link.aim(where.hostname or "127.0.0.1", where.port or 0)

@@ -38,7 +38,7 @@ async def consumer_delete(round: Round) -> None:
 )
 async def frames_purged(round: Round) -> None:
     watched = await round.work(6, rate=50, burst=1, tokens=300)
-    session = round.rng.choice(watched)
+    session = round.rng.choice(round.going(watched))
     live = session.viewers[0]
     late = round.crowd.watch(session)
     await late.seen(2)
@@ -99,7 +99,7 @@ async def stream_recreated(round: Round) -> None:
 @scenario("a partition is full: its running answer ends in words, and the others go on", weight=3)
 async def stream_full(round: Round) -> None:
     watched = await round.work(5, rate=300, burst=4, tokens=1500)
-    session = round.rng.choice([one for one in watched if not one.viewers[0].over])
+    session = round.rng.choice(round.going(watched))
     partition = partition_of(session.sid)
     for one in watched:
         if partition_of(one.sid) == partition:
