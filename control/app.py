@@ -10,9 +10,9 @@ import structlog
 
 from broker.bus.errors import BusError
 from broker.bus.health import Health, serve
-from broker.bus.insist import insist
 from broker.bus.log import logged_partitions
 from broker.bus.nats import Bus
+from broker.bus.retry import retry
 from broker.bus.subjects import random_id
 from broker.bus.unless import unless
 from broker.bus.version import VERSION
@@ -65,9 +65,9 @@ class Okome:
         self.health.set("starting", "making streams and buckets")
         await provision(bus, settings, timeout=START_TIMEOUT)
         self.partitions = partitions(settings)
-        await self._insist(self._look_at_floors)
+        await self._answered(self._look_at_floors)
         self.keyring = Keyring(bus)
-        await self._insist(lambda: self.keyring.open(settings.api_key.get_secret_value()))
+        await self._answered(lambda: self.keyring.open(settings.api_key.get_secret_value()))
         await self._start_parts(bus)
         self.health.set("starting", None)
         log.info("control.started", id=self.id, port=self.port, version=VERSION, partitions=len(self.partitions))
@@ -79,7 +79,7 @@ class Okome:
         models = Models(bus, settings.default_model)
         for part in (self.pulse, opened, models):
             self._stack.push_async_callback(part.close)
-            await self._insist(part.start)
+            await self._answered(part.start)
         logs = Partitions(bus, self.partitions)
         once = Once(bus)
         endings = Endings(bus, self.pulse.name)
@@ -93,13 +93,13 @@ class Okome:
         service = await bus.serve(NAME, VERSION, DESCRIPTION, operations)
         self._stack.push_async_callback(service.close)
         # What the server answers it has read, and all that was sent before: from here on every question finds us.
-        await self._insist(lambda: bus.api("INFO"))
+        await self._answered(lambda: bus.api("INFO"))
 
     async def _look_at_floors(self) -> None:
         await keep_floors(self.bus, await logged_partitions(self.bus), PREFIX + self.id, self.settings.store_boot)
 
-    async def _insist(self, step: Callable[[], Awaitable[object]]) -> None:
-        await insist(step, self._deadline, lambda why: log.info("start.put_off", error=why))
+    async def _answered(self, step: Callable[[], Awaitable[object]]) -> None:
+        await retry(step, self._deadline, unanswered=lambda error: log.info("start.put_off", error=str(error)))
 
     async def live(self) -> None:
         """Start, and run until cancelled."""

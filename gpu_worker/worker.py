@@ -20,6 +20,7 @@ from broker.bus.kv import Bucket
 from broker.bus.nats import Bus, Msg
 from broker.bus.queue import Delivery
 from broker.bus.records import Beat, Job, Load, Model, decode, encode
+from broker.bus.retry import retry
 from broker.bus.subjects import encode as encode_name
 from broker.bus.subjects import log_stream, partition_of, random_id, worker_subject
 from broker.bus.unless import unless
@@ -126,28 +127,35 @@ class Worker:
     async def _provisioned(self) -> bool:
         """Register the models and make the consumers, as soon as OKOME has made what they live in."""
         models = Bucket(self._bus, "models")
-        while True:
-            try:
-                for model, lane in self._lanes.items():
-                    card = lane.card
-                    record = Model(card.id, card.engine, card.context_length, now_ms())
-                    await models.change(encode_name(model), lambda old, new=record: _newer(old, new))  # type: ignore[misc]
-                    await self._intakes[model].prepare()
-                return True
-            except (BusUnavailable, StoreRejected) as error:
-                log.debug("worker.not_provisioned", error=repr(error))
-                self._health.set("starting", f"waiting for streams and buckets: {error}")
-                await asyncio.sleep(PROVISIONED_INTERVAL)
+
+        async def prepare() -> None:
+            for model, lane in self._lanes.items():
+                card = lane.card
+                record = Model(card.id, card.engine, card.context_length, now_ms())
+                await models.change(encode_name(model), lambda old, new=record: _newer(old, new))  # type: ignore[misc]
+                await self._intakes[model].prepare()
+
+        def waiting(error: Exception) -> None:
+            log.debug("worker.not_provisioned", error=repr(error))
+            self._health.set("starting", f"waiting for streams and buckets: {error}")
+
+        await retry(
+            prepare,
+            again=lambda error: isinstance(error, (BusUnavailable, StoreRejected)),
+            unanswered=waiting,
+            pause=PROVISIONED_INTERVAL,
+        )
+        return True
 
     async def _heard_by_nats(self) -> bool:
         """Subscriptions count once the server has read them, which it has when it answers what was sent after them."""
-        while True:
-            try:
-                await self._bus.api("INFO")
-                return True
-            except BusError as error:
-                log.debug("worker.not_heard", error=repr(error))
-                await asyncio.sleep(PROVISIONED_INTERVAL)
+        await retry(
+            lambda: self._bus.api("INFO"),
+            again=lambda error: isinstance(error, BusError),
+            unanswered=lambda error: log.debug("worker.not_heard", error=repr(error)),
+            pause=PROVISIONED_INTERVAL,
+        )
+        return True
 
     # -- jobs --------------------------------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ from broker.bus.health import Health
 from broker.bus.kv import Watch
 from broker.bus.lifecycle import launch
 from broker.bus.nats import Bus
+from broker.bus.retry import retry
 from broker.bus.subjects import random_id
 from ingress.limits import Limits
 from ingress.listener import Listener
@@ -22,8 +23,6 @@ from ingress.surroundings import Surroundings
 from ingress.trust import INTERNAL_KEY, Trust
 
 log = structlog.get_logger("ingress")
-
-START_RETRY = 0.25
 
 
 def run() -> int:
@@ -75,15 +74,13 @@ async def serve(settings: IngressSettings, stop: asyncio.Event) -> None:
 
 async def _watch(bus: Bus, ingress: str, trust: Trust, nodes: Nodes, health: Health, watches: list[Watch]) -> None:
     """Follow the buckets; OKOME, which makes them, may start after us, so this tries until it is cancelled."""
+
+    def waiting(error: Exception) -> None:
+        health.set("starting", f"waiting for the system's buckets: {error}")
+
     for bucket, keys, on_change in (("keys", INTERNAL_KEY, trust.learn), ("nodes", ">", nodes.update)):
-        while True:
-            watch = Watch(bus, bucket, f"{ingress}-{bucket}", keys=keys, on_change=on_change)
-            try:
-                await watch.start()
-                watches.append(watch)
-                break
-            except BusError as error:
-                health.set("starting", f"waiting for the system's buckets: {error}")
-                await asyncio.sleep(START_RETRY)
+        watch = Watch(bus, bucket, f"{ingress}-{bucket}", keys=keys, on_change=on_change)
+        await retry(watch.start, again=lambda error: isinstance(error, BusError), unanswered=waiting)
+        watches.append(watch)
     health.set("starting", None)
     log.info("ingress.ready", id=ingress)

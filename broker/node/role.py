@@ -11,11 +11,11 @@ import structlog
 
 from broker.bus.errors import BusError, BusUnavailable
 from broker.bus.health import NATS, Health, serve
-from broker.bus.insist import insist
 from broker.bus.kv import Watch
 from broker.bus.lifecycle import launch
 from broker.bus.log import get
 from broker.bus.nats import Bus, Msg
+from broker.bus.retry import retry
 from broker.bus.subjects import node_subject, random_id
 from broker.bus.unless import unless
 from broker.node import api, metrics
@@ -129,12 +129,12 @@ async def _watch(stack: AsyncExitStack, bus: Bus, node: str, access: Access, vie
         name: Watch(bus, name, f"{node}-{name}", on_change=takers[name], remember=name != "revoked") for name in WATCHED
     }
 
-    def waiting(why: str) -> None:
+    def waiting(error: Exception) -> None:
         health.set("starting", "waiting for keys and revocations")
-        log.info("node.waiting", error=why)
+        log.info("node.waiting", error=str(error))
 
     for watch in watches.values():
-        await insist(watch.start, unanswered=waiting)
+        await retry(watch.start, again=lambda error: isinstance(error, BusError), unanswered=waiting)
         stack.push_async_callback(watch.close)
     return watches["revoked"]
 

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from broker.bus.errors import BusError, BusUnavailable
+from broker.bus.retry import retry
 
 ANSWER_TIMEOUT = 30.0
 RETRY_PAUSE = 0.2
@@ -38,12 +39,8 @@ async def answered(
 
     A question may take effect although its answer is lost: what is asked for must bear being done twice.
     """
-    loop = asyncio.get_running_loop()
-    deadline = loop.time() + timeout
-    while True:
-        try:
-            return await ask()
-        except again as error:
-            if loop.time() > deadline:
-                raise Unanswered(f"nobody answered within {timeout:g} s: {error!r}") from error
-        await asyncio.sleep(RETRY_PAUSE)
+    deadline = asyncio.get_running_loop().time() + timeout
+    try:
+        return await retry(ask, deadline, again=lambda error: isinstance(error, again), pause=RETRY_PAUSE)
+    except again as error:
+        raise Unanswered(f"nobody answered within {timeout:g} s: {error!r}") from error

@@ -10,9 +10,9 @@ from contextlib import AsyncExitStack
 from typing import Any
 
 from broker.bus.errors import BusError, Refusal
-from broker.bus.insist import insist
 from broker.bus.nats import Bus
 from broker.bus.operations import CreateTicket, TicketCreated
+from broker.bus.retry import retry
 from compose.up import plan, readyfile
 from compose.up.datadir import DataDir, DirectoryBusy, KeyInvalid
 from compose.up.keeper import Keeper, StartFailed, State
@@ -180,7 +180,7 @@ async def login_ticket(nats_url: str) -> str:
     try:
         wanted = CreateTicket(tenant="default", kind="login")
         deadline = asyncio.get_running_loop().time() + TICKET_TIMEOUT
-        made = await insist(lambda: bus.ask("ticket_create", wanted, TicketCreated), deadline)
+        made = await retry(lambda: bus.ask("ticket_create", wanted, TicketCreated), deadline)
     finally:
         await bus.close()
     return made.ticket

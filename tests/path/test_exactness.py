@@ -8,9 +8,9 @@ from functools import partial
 
 import pytest
 
-from broker.bus.insist import insist
 from broker.bus.nats import Bus
 from broker.bus.operations import Explain, Route
+from broker.bus.retry import retry
 from broker.bus.script import Script
 from compose.chaos.http import call
 from compose.chaos.viewer import Viewer
@@ -68,7 +68,7 @@ async def test_the_next_turn_goes_to_the_worker_that_holds_the_conversation_warm
         async with asyncio.timeout(DEADLINE), crowd_of(system) as crowd:
             for one in watched:
                 ask = partial(bus.ask, "route", Explain("scripted", one.sid), Route)
-                while not (await insist(ask)).worker:  # noqa: ASYNC110  # no event tells it
+                while not (await retry(ask)).worker:  # noqa: ASYNC110  # no event tells it
                     await asyncio.sleep(0.05)
                 await crowd.ask(one, Script(tokens=10, rate=200))
                 await one.viewers[0].watch(2)

@@ -15,11 +15,11 @@ from broker.bus.credentials import CLOCK_HEADER
 from broker.bus.errors import BusUnavailable
 from broker.bus.follow import Follow
 from broker.bus.health import serve
-from broker.bus.insist import RETRY
 from broker.bus.kv import Bucket, Watch
 from broker.bus.log import stream_info
 from broker.bus.nats import Bus, Heard, Msg
 from broker.bus.records import Node, Revocation, decode, encode
+from broker.bus.retry import PAUSE
 from broker.bus.settings import load
 from broker.bus.subjects import log_stream, worker_subject
 from broker.node import role, viewers
@@ -235,7 +235,7 @@ async def test_a_node_without_okome_waits_for_it_and_ends_when_it_is_told(fresh_
     """Buckets that are not there are no reason to end, however long they take; and waiting is none not to."""
     stop = asyncio.Event()
     running = asyncio.create_task(role.main(load(NodeSettings, id="node-s", nats_url=fresh_nats.url), stop))
-    await asyncio.sleep(2 * RETRY)
+    await asyncio.sleep(2 * PAUSE)
     assert not running.done()
     stop.set()
     async with asyncio.timeout(5):

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import pytest
 
 from broker.bus.errors import BusError, BusUnavailable, Refusal, StoreRejected
-from broker.bus.insist import RETRY, insist
 from broker.bus.log import STREAM_FULL, STREAM_NOT_FOUND
+from broker.bus.retry import PAUSE, retry
 from tests.models.virtual_loop import Clock
 
 NOT_NOW: list[BusError | Refusal] = [
@@ -42,17 +42,17 @@ class Step:
 
 
 def test_what_is_not_answered_yet_is_asked_again_and_told(clock: Clock) -> None:
-    step, told = Step(*NOT_NOW), list[str]()
-    assert clock.run(clock.loop(), insist(step, unanswered=told.append)) == "answer"
+    step, told = Step(*NOT_NOW), list[Exception]()
+    assert clock.run(clock.loop(), retry(step, unanswered=told.append)) == "answer"
     assert step.asked == len(NOT_NOW) + 1
-    assert told == [str(error) for error in NOT_NOW]
+    assert told == NOT_NOW
 
 
 @pytest.mark.parametrize("error", NEVER, ids=str)
 def test_what_a_repeat_would_not_change_is_raised_at_once(clock: Clock, error: BusError | Refusal) -> None:
     step = Step(error)
     with pytest.raises(type(error)):
-        clock.run(clock.loop(), insist(step))
+        clock.run(clock.loop(), retry(step))
     assert step.asked == 1
 
 
@@ -60,7 +60,7 @@ def test_behind_the_deadline_the_last_reason_is_raised(clock: Clock) -> None:
     step = Step(*[BusUnavailable("first")] * 3, *[BusUnavailable("last")] * 97)
 
     async def play() -> None:
-        await insist(step, asyncio.get_running_loop().time() + 20 * RETRY)
+        await retry(step, asyncio.get_running_loop().time() + 20 * PAUSE)
 
     with pytest.raises(BusUnavailable, match="last"):
         clock.run(clock.loop(), play())
