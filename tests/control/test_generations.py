@@ -18,7 +18,7 @@ from broker.bus.records import Generation, Job, Load, Message, Request, decode
 from broker.bus.subjects import job_subject, log_stream, log_subject, parse_cursor, partition_of
 from broker.bus.warmth import prefix_hash
 from control.app import Okome
-from control.generations import queue_job
+from control.generations import Generations, queue_job
 from control.idempotency import fingerprint
 from tests.control.okome import (
     SCRIPT,
@@ -348,7 +348,8 @@ async def test_a_repeat_gets_the_first_answer_and_makes_nothing(okome: Okome, bu
 async def test_a_repeat_is_answered_whatever_a_new_request_would_be_told(
     okome: Okome, bus: Bus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its log cannot be read, or has rubbish at its end; or nobody runs the model any more. And it writes nothing."""
+    """Its log cannot be read, or has rubbish at its end; nobody runs the model any more; or whether there could be an
+    answer is not known. And it writes nothing."""
     sid = await new_session(bus)
     async with worker(okome, bus) as played:
         first = await generate(bus, sid, key="k")
@@ -360,6 +361,12 @@ async def test_a_repeat_is_answered_whatever_a_new_request_would_be_told(
         await store(bus, log_subject(sid), b"rubbish")
         assert await generate(bus, sid, key="k") == first
         await bus.api(f"STREAM.DELETE.{log_stream(partition_of(sid))}")
+        assert await generate(bus, sid, key="k") == first
+
+        async def unanswered(*_: object) -> None:
+            await asyncio.Event().wait()
+
+        monkeypatch.setattr(Generations, "_ground", unanswered)
         assert await generate(bus, sid, key="k") == first
         assert await last_sequences(bus, kept) == before
 
