@@ -5,6 +5,8 @@ What it works around, each with a test (tests/broker/bus/test_nats.py, test_reco
   aborts the transport when a ping is not answered in time;
 - the late pong of a ping that was given up (`flush` with a timeout) ends nats-py's read loop for good, silently: our
   pings are never cancelled, and a connection on which nothing is read any more is let go like a frozen one;
+- the cancel of its reconnecting is lost where it meets the end of an attempt (`asyncio.wait_for` raises that instead),
+  which then goes on for ever and the process with it: it is cancelled until it has heard;
 - what a transport raises that was closed meanwhile (uvloop: RuntimeError) ends its reconnecting for good: the watchdog
   begins it anew;
 - a server cut off from the others answers pings and stores nothing: after a while (`futility.py`) another one is tried;
@@ -45,6 +47,7 @@ Answer = TypeVar("Answer")
 
 PING_INTERVAL = 0.25
 PING_TIMEOUT = 0.75
+CANCEL_INTERVAL = 0.1
 NOT_NOW = frozenset({10006, 10008, 10009, 10118})  # API errors of a cluster that starts, has no leader, or is cut
 
 log = structlog.get_logger("bus")
@@ -123,7 +126,11 @@ class Bus:
         self._replies.close()
         if not (self.connected and await self._pong()):  # a round trip: what was published just now has arrived
             await self._let_go()  # nats-py's close would wait for a frozen peer to take what is buffered
+        reconnecting = self._client._reconnection_task
         await self._client.close()
+        while reconnecting is not None and not reconnecting.done():
+            reconnecting.cancel()
+            await asyncio.wait({reconnecting}, timeout=CANCEL_INTERVAL)
 
     # -- state -----------------------------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ import asyncio
 import pytest
 from nats.aio.client import Client
 
+from broker.bus.nats import Bus
 from tests.broker.bus.conftest import connected, eventually
 from tests.fixtures.nats_server import NatsServer
 
@@ -30,3 +31,36 @@ async def test_reconnecting_goes_on_behind_an_error_that_nats_py_does_not_expect
         fresh_nats.restart()
         await eventually(lambda: broke_off.is_set() and bus.connected, 10)
         assert await bus.api("INFO")
+
+
+async def test_closing_ends_a_reconnect_that_did_not_hear_its_cancel(
+    fresh_nats: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A role whose supervisor and NATS were killed together once lived on for hours."""
+    bus = await Bus.connect(fresh_nats.url, "test")
+    trying = asyncio.Event()
+    lost = False
+
+    async def connect(client: Client, server: object) -> None:
+        nonlocal lost
+        trying.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            if lost:
+                raise
+            lost = True
+            raise ConnectionRefusedError from None  # what `wait_for` makes of a cancel when the attempt has just ended
+
+    monkeypatch.setattr(Client, "_connect_to_server", connect)
+    fresh_nats.kill()
+    async with asyncio.timeout(10):
+        await trying.wait()
+        reconnecting = bus._client._reconnection_task
+        await bus.close()
+    assert lost
+    assert reconnecting is not None
+    try:
+        assert reconnecting.done()
+    finally:
+        reconnecting.cancel()
