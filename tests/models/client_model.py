@@ -64,6 +64,7 @@ class ClientModel:
         self._pending: list[bytes] = []  # as nats-py names what it has not written
         self._pending_data_size = 0
         self._transport = None
+        self._reconnection_task: asyncio.Task[None] | None = None  # a lost connection is joined again at once
         self._listeners: dict[str, Callback] = {}
         self._connection = 0  # what was on its way in an older one is lost
         self._up = Wire(server.loop)  # what has been sent has left this process, frozen or not
