@@ -1,4 +1,4 @@
-"""A load client: a process of its own that is given its order on stdin and says on stdout what it saw."""
+"""A load client: a process of its own that is given its order as a line on stdin and says on stdout what it saw."""
 
 from __future__ import annotations
 
@@ -24,8 +24,7 @@ async def child(module: str, order: msgspec.Struct) -> AsyncIterator[asyncio.sub
     )
     try:
         assert process.stdin is not None
-        process.stdin.write(msgspec.json.encode(order))
-        process.stdin.close()
+        process.stdin.write(msgspec.json.encode(order) + b"\n")
         yield process
     finally:
         if process.returncode is None:

@@ -45,7 +45,7 @@ async def firsts(ordered: FirstOrder) -> Times:
 
 
 async def main() -> None:
-    await tell(firsts(msgspec.json.decode(sys.stdin.buffer.read(), type=FirstOrder)))
+    await tell(firsts(msgspec.json.decode(sys.stdin.buffer.readline(), type=FirstOrder)))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 One protocol object a connection, one regular expression a read, no JSON: what relays differ in is not looked at, the
 tokens' own text is (`bench.ask`). Orders come as JSON on stdin; `begin` and `end` of the window are said on stdout, so
-that whoever measures the other processes knows when; the last line is what was seen.
+that whoever measures the other processes knows when; the last line is what was seen. Nobody leaves before stdin ends:
+thousands who leave at once are not what was to be measured.
 
     python -m bench.load < order.json
 """
@@ -97,6 +98,8 @@ class Load:
         """Everything, from the first connection to the last."""
         await self.begin()
         seen = await self.watch()
+        async with asyncio.timeout(SPARE):
+            await asyncio.to_thread(sys.stdin.buffer.read)  # nothing comes behind the order but the end
         self.leave()
         return seen
 
@@ -346,7 +349,7 @@ async def tell(seeing: Awaitable[msgspec.Struct]) -> None:
 
 
 async def main() -> None:
-    await tell(Load(msgspec.json.decode(sys.stdin.buffer.read(), type=Order)).run())
+    await tell(Load(msgspec.json.decode(sys.stdin.buffer.readline(), type=Order)).run())
 
 
 if __name__ == "__main__":

@@ -100,6 +100,8 @@ async def once(contender: Contender, shape: Shape, number: int, timing: Timing) 
                 await load.stdout.readline()
                 after = used(processes)
                 lag = late(looked, await looks(running.metrics))
+                assert load.stdin is not None
+                load.stdin.close()
                 if not (told := await load.stdout.readline()):
                     raise NotStarted(f"{contender.name}: {last_line(await load.stderr.read())}")
                 seen = msgspec.json.decode(told, type=Loaded)

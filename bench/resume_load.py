@@ -197,7 +197,7 @@ class ResumeLoad:
 
 
 async def main() -> None:
-    await tell(ResumeLoad(msgspec.json.decode(sys.stdin.buffer.read(), type=ResumeOrder)).run())
+    await tell(ResumeLoad(msgspec.json.decode(sys.stdin.buffer.readline(), type=ResumeOrder)).run())
 
 
 if __name__ == "__main__":

@@ -5,11 +5,16 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+import pytest
+
 from bench import first, record, relay, resume
+from bench.child import child
 from bench.contender import Contender, Running, mock_engine
+from bench.load import Order
 from bench.ours import Okome
 from bench.peers import Direct
-from bench.record import Failed, First, Missing, Resumed, Run, Shape
+from bench.record import Failed, First, Loaded, Missing, Resumed, Run, Shape
 
 DEADLINE = 60.0
 TIMING = relay.Timing(ramp=0.2, warm=0.2, window=2.0)
@@ -73,6 +78,20 @@ async def test_the_mock_engine_ends_with_its_block(tmp_path: Path) -> None:
     async with asyncio.timeout(DEADLINE), mock_engine(tmp_path) as (url, pid):
         assert url.startswith("http://127.0.0.1:")
         assert pid
+
+
+async def test_no_viewer_leaves_before_everything_is_measured(tmp_path: Path) -> None:
+    """Thousands who left at once were in the figures of how late loops are."""
+    async with asyncio.timeout(DEADLINE), mock_engine(tmp_path) as (url, _):
+        order = Order("chat", url, "", Shape(1, 20.0), TIMING.ramp, TIMING.warm, 0.1)
+        async with child("bench.load", order) as load:
+            assert load.stdout is not None
+            assert load.stdin is not None
+            assert [await load.stdout.readline() for _ in range(2)] == [b"begin\n", b"end\n"]
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(asyncio.shield(told := asyncio.create_task(load.stdout.readline())), 0.3)
+            load.stdin.close()
+            assert msgspec.json.decode(await told, type=Loaded).lost == 0
 
 
 async def test_whoever_comes_back_is_timed_and_the_others_are_watched(tmp_path: Path) -> None:
