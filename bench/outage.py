@@ -28,6 +28,7 @@ from gpu_worker.outbox import Outbox
 from gpu_worker.probes import Probes
 from gpu_worker.publisher import Publisher
 from gpu_worker.reserve import Reserve
+from gpu_worker.turns import Turns
 
 MANY = 4000
 PARTITIONS = [f"{number:02}" for number in range(8)]
@@ -43,9 +44,11 @@ class Writers:
 
     def __init__(self, bus: Bus) -> None:
         self._loop = asyncio.get_running_loop()
-        probes, reserve, measured = Probes(), Reserve(bus), Measured("bench")
+        probes, turns, reserve, measured = Probes(), Turns(), Reserve(bus), Measured("bench")
         self._all = [
-            Publisher(bus, f"{PARTITIONS[n % 8]}s{n:06}", Outbox("g1", 1, "a", Chain()), measured, reserve, probes)
+            Publisher(
+                bus, f"{PARTITIONS[n % 8]}s{n:06}", Outbox("g1", 1, "a", Chain()), measured, reserve, probes, turns
+            )
             for n in range(MANY)
         ]
 

@@ -38,6 +38,7 @@ from gpu_worker.publisher import Publisher
 from gpu_worker.pulse import Pulse
 from gpu_worker.reserve import Reserve
 from gpu_worker.settings import WorkerSettings
+from gpu_worker.turns import Turns
 
 ENGINE_PAUSE = (0.1, 0.5)  # seconds, at random between, before an engine that failed is asked again
 OVERLOADED_TIMEOUT = 30.0  # seconds that an engine may refuse although a slot is free
@@ -82,6 +83,7 @@ class Place:
     pulse: Pulse
     reserve: Reserve
     probes: Probes
+    turns: Turns
 
 
 class Answer:
@@ -334,6 +336,7 @@ class Answer:
             self._lane.measured,
             self._place.reserve,
             self._place.probes,
+            self._place.turns,
             lost_timeout=timeout,
             on_over=self._publisher_over,
         )

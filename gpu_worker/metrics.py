@@ -17,6 +17,7 @@ BETWEEN = Spreads(
     "okome_worker_between_tokens_seconds", "Between two pieces of one engine's answer", ["model"], buckets=_FAST
 )
 PUBLISH = Spreads("okome_worker_publish_ack_seconds", "From a fenced publish to its acknowledgement", buckets=_FAST)
+WAITING = Gauge("okome_worker_publishes_waiting", "Answers whose next frame waits until its log has taken others")
 RETRIES = Counter(
     "okome_worker_publish_retries_total",
     "Publishes tried again: nothing was said of the first, or no room",

@@ -24,6 +24,7 @@ from gpu_worker.metrics import RETRIES, Measured
 from gpu_worker.outbox import FULL_HIGH, FULL_LOW, Outbox, State, Stop
 from gpu_worker.probes import Probes
 from gpu_worker.reserve import Reserve
+from gpu_worker.turns import Turns
 
 PAUSE_LOW, PAUSE_HIGH = 0.020, 0.050  # seconds before an undecided publish is tried again, at random between
 PARKED = 4.0  # seconds, about, after which it is tried although another one tries for all
@@ -49,6 +50,7 @@ class Publisher:
         measured: Measured,
         reserve: Reserve,
         probes: Probes,
+        turns: Turns,
         *,
         lost_timeout: float = 60.0,
         on_over: Callable[[], None] | None = None,
@@ -61,6 +63,7 @@ class Publisher:
         self._measured = measured
         self._reserve = reserve
         self._probes = probes
+        self._turns = turns
         self._lost_timeout = lost_timeout
         self._on_over = on_over
         self._loop = asyncio.get_running_loop()
@@ -73,6 +76,8 @@ class Publisher:
         self._sent_at = 0.0
         self._undecided_since: float | None = None
         self._full = False
+        self._in_line = False
+        self._streaming = False  # what was stored last were tokens
 
     # -- for the generation ------------------------------------------------------------------------------------------
 
@@ -80,7 +85,7 @@ class Publisher:
         """`n` more tokens: published at once when nothing is in flight, else part of the next frame. Never waits."""
         outbox = self.outbox
         outbox.piece(kind, text, n)
-        if outbox.state is State.IDLE:
+        if outbox.state is State.IDLE and not self._in_line:
             self._send()
         if outbox.waiting >= FULL_HIGH:
             self._room.clear()
@@ -97,7 +102,7 @@ class Publisher:
         """Events behind all that was offered. Never waits."""
         for kind, data in events:
             self.outbox.event(kind, data)
-        if self.outbox.state is State.IDLE:
+        if self.outbox.state is State.IDLE and not self._in_line:
             self._send()
 
     async def write(self, *events: tuple[str, dict[str, Any]]) -> bool:
@@ -129,13 +134,26 @@ class Publisher:
 
     def _send(self) -> None:
         self._timer = None
+        if self.outbox.has_more:
+            if self._turns.ask(self._stream, self._my_turn, first=not self._streaming):
+                self._publish()
+            else:
+                self._in_line = True
+
+    def _my_turn(self) -> None:
+        self._in_line = False
+        self._publish()
+
+    def _publish(self) -> None:
         publish = self.outbox.take()
-        if publish is None:
+        if publish is None:  # stopped meanwhile
+            self._turns.over(self._stream)
             return
         self._sent_at = self._loop.time()
         if self._undecided_since is not None:
             RETRIES.inc()
         if self.outbox.sends_tokens and not self._reserve.take(self._stream, len(publish.payload)):
+            self._turns.over(self._stream)
             self._stream_full()
             return
         try:
@@ -144,11 +162,13 @@ class Publisher:
             self._answered(error)
 
     def _answered(self, answer: int | BusError) -> None:
+        self._turns.over(self._stream)
         if self.outbox.state is not State.IN_FLIGHT:
             return  # stopped meanwhile
         match answer:
             case int():
                 self._measured.acknowledged(self._loop.time() - self._sent_at)
+                self._streaming = self.outbox.sends_tokens
                 self.outbox.stored(answer)
             case WrongLastSequence(last=last):
                 self.outbox.refused(last)

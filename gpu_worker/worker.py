@@ -30,11 +30,12 @@ from gpu_worker.engines import Engine
 from gpu_worker.held import Held
 from gpu_worker.intake import Intake
 from gpu_worker.interruption import Interrupt
-from gpu_worker.metrics import Measured
+from gpu_worker.metrics import WAITING, Measured
 from gpu_worker.probes import Probes
 from gpu_worker.pulse import Pulse
 from gpu_worker.reserve import Reserve
 from gpu_worker.settings import WorkerSettings
+from gpu_worker.turns import Turns
 
 IN_PROGRESS_INTERVAL = ACK_WAIT / 3
 WATCH_INTERVAL = 1.0
@@ -77,7 +78,9 @@ class Worker:
         self._tasks: set[asyncio.Task[None]] = set()
         self._warm: OrderedDict[str, None] = OrderedDict()
         self._pulse = Pulse(bus, id, self._beat)
-        self._place = Place(bus, id, settings, Bucket(bus, "generations"), self._pulse, Reserve(bus), Probes())
+        turns = Turns()
+        WAITING.set_function(lambda: turns.waiting)
+        self._place = Place(bus, id, settings, Bucket(bus, "generations"), self._pulse, Reserve(bus), Probes(), turns)
         self._intakes = {
             model: Intake(bus, id, model, lane.capacity, self._receive) for model, lane in self._lanes.items()
         }

@@ -20,6 +20,7 @@ from gpu_worker.outbox import FULL_HIGH, Outbox, State, Stop
 from gpu_worker.probes import Probes
 from gpu_worker.publisher import Publisher
 from gpu_worker.reserve import Reserve
+from gpu_worker.turns import Turns
 from tests.fixtures.nats_server import NatsServer
 from tests.gpu_worker.bed import SID, Bed
 
@@ -69,7 +70,9 @@ class Deciding(Bus):
 
 def publisher_on(bus: Bus, *, sid: str = SID, probes: Probes | None = None, lost_timeout: float = 60.0) -> Publisher:
     outbox = Outbox("g1", 1, "attempt1", Chain())
-    return Publisher(bus, sid, outbox, Measured("test"), Reserve(bus), probes or Probes(), lost_timeout=lost_timeout)
+    return Publisher(
+        bus, sid, outbox, Measured("test"), Reserve(bus), probes or Probes(), Turns(), lost_timeout=lost_timeout
+    )
 
 
 async def answers(bus: Bus) -> None:

@@ -21,6 +21,7 @@ from gpu_worker.probes import Probes
 from gpu_worker.publisher import Publisher
 from gpu_worker.pulse import Pulse
 from gpu_worker.reserve import Reserve
+from gpu_worker.turns import Turns
 from tests.fixtures.nats_server import NatsServer
 from tests.gpu_worker.bed import DEADLINE, SID, Bed
 from tests.gpu_worker.test_worker import text
@@ -61,7 +62,9 @@ class Undecided(Bus):
 async def publisher_on(url: str) -> tuple[Publisher, Undecided]:
     bus = await Undecided.connect(url, "undecided")
     assert isinstance(bus, Undecided)
-    publisher = Publisher(bus, SID, Outbox("g1", 1, "attempt1", Chain()), Measured("test"), Reserve(bus), Probes())
+    publisher = Publisher(
+        bus, SID, Outbox("g1", 1, "attempt1", Chain()), Measured("test"), Reserve(bus), Probes(), Turns()
+    )
     assert await publisher.write(STARTED)
     return publisher, bus
 
@@ -91,7 +94,7 @@ async def test_of_many_whom_nobody_answers_one_tries_for_all(bed: Bed, monkeypat
     first, bus = await publisher_on(bed.url)
     probes, reserve, measured = Probes(), Reserve(bus), Measured("test")
     many = [
-        Publisher(bus, f"{SID[:-2]}{number:02}", Outbox("g1", 1, "a", Chain()), measured, reserve, probes)
+        Publisher(bus, f"{SID[:-2]}{number:02}", Outbox("g1", 1, "a", Chain()), measured, reserve, probes, Turns())
         for number in range(10)
     ]
     await asyncio.gather(*(publisher.write(STARTED) for publisher in many))
@@ -119,7 +122,7 @@ async def test_one_that_tries_for_all_and_is_stopped_leaves_it_to_the_next(
     await first.write(DONE_EVENT)
     probes, reserve, measured = Probes(), Reserve(bus), Measured("test")
     one, other = (
-        Publisher(bus, f"{SID[:-1]}{number}", Outbox("g1", 1, "a", Chain()), measured, reserve, probes)
+        Publisher(bus, f"{SID[:-1]}{number}", Outbox("g1", 1, "a", Chain()), measured, reserve, probes, Turns())
         for number in range(2)
     )
     bus.undecided = 1000

@@ -1,0 +1,216 @@
+"""A few publish to a log at a time; who waits collects, and nobody waits for ever."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from hypothesis import given
+from hypothesis import strategies as st
+from nats.aio.client import Client
+
+from broker.bus.chain import Chain
+from broker.bus.frames import START, TOKEN, Frame, decode_frame
+from broker.bus.nats import Bus, Heard, Msg
+from gpu_worker.metrics import Measured
+from gpu_worker.outbox import Outbox, State, Stop
+from gpu_worker.probes import Probes
+from gpu_worker.publisher import Publisher
+from gpu_worker.reserve import Reserve
+from gpu_worker.turns import Turns
+from tests.fixtures.nats_server import NatsServer
+from tests.gpu_worker.bed import SID
+
+STARTED = (START, {"epoch": 1, "model": "m", "worker": "w1", "input": [], "t": 0})
+
+
+class Asking:
+    """Those who ask for turns at one log or another, and in which order they got one."""
+
+    def __init__(self, window: int) -> None:
+        self.turns = Turns(window)
+        self.went: list[str] = []
+
+    def ask(self, name: str, *, first: bool = False) -> None:
+        if self.turns.ask(name[0], lambda: self.went.append(name), first=first):
+            self.went.append(name)
+
+
+def test_a_few_go_at_a_time_and_each_that_is_done_lets_the_next_one_go() -> None:
+    asking = Asking(window=2)
+    for name in ("A1", "A2", "A3", "A4"):
+        asking.ask(name)
+    assert asking.went == ["A1", "A2"]
+    asking.turns.over("A")
+    assert asking.went == ["A1", "A2", "A3"]
+    for _ in range(3):
+        asking.turns.over("A")
+    assert asking.went == ["A1", "A2", "A3", "A4"]
+    asking.ask("A5")
+    asking.ask("A6")
+    asking.ask("A7")
+    assert asking.went[4:] == ["A5", "A6"], "turns that were over are given again"
+
+
+def test_one_log_does_not_wait_for_another() -> None:
+    asking = Asking(window=1)
+    for name in ("A1", "A2", "B1", "B2"):
+        asking.ask(name)
+    assert asking.went == ["A1", "B1"]
+    asking.turns.over("B")
+    assert asking.went == ["A1", "B1", "B2"]
+
+
+def test_first_tokens_go_first_but_every_second_turn_is_the_others() -> None:
+    asking = Asking(window=1)
+    asking.ask("A0")
+    for number in range(3):
+        asking.ask(f"A-token{number}")
+    for number in range(5):
+        asking.ask(f"A-first{number}", first=True)
+    for _ in range(8):
+        asking.turns.over("A")
+    assert asking.went[1:] == [
+        *("A-first0", "A-token0", "A-first1", "A-token1", "A-first2", "A-token2"),
+        *("A-first3", "A-first4"),
+    ]
+
+
+def test_those_whose_turn_is_over_at_once_are_as_many_as_they_like() -> None:
+    """Nobody is connected, say: each fails within its turn. A chain of calls would end with RecursionError."""
+    turns = Turns(window=1)
+    went = 0
+
+    def fail() -> None:
+        nonlocal went
+        went += 1
+        turns.over("A")
+
+    assert turns.ask("A", fail, first=False)
+    for _ in range(100_000):
+        assert not turns.ask("A", fail, first=False)
+    turns.over("A")
+    assert went == 100_000
+    assert turns.ask("A", fail, first=False)
+
+
+@given(st.integers(1, 5), st.lists(st.sampled_from(["ask", "first", "over"]), max_size=200))
+def test_no_more_than_the_window_are_on_their_way_and_everybody_has_his_turn_once(
+    window: int, steps: list[str]
+) -> None:
+    asking = Asking(window)
+    asked = over = 0
+    for step in steps:
+        if step == "over":
+            if over == len(asking.went):
+                continue
+            over += 1
+            asking.turns.over("A")
+        else:
+            asking.ask(f"A{asked}", first=step == "first")
+            asked += 1
+        assert len(asking.went) == min(asked, over + window)
+    assert len(set(asking.went)) == len(asking.went)
+
+
+class Slow(Bus):
+    """A connection to a log that answers when the test says so, one after another; what was sent, by subject."""
+
+    def __init__(self, client: Client, name: str) -> None:
+        super().__init__(client, name)
+        self.sent: list[tuple[str, Frame]] = []
+        self._asking: list[Callable[[Msg | None], None]] = []
+
+    def call(
+        self, subject: str, payload: bytes, headers: dict[str, str] | None, on_reply: Callable[[Msg | None], None]
+    ) -> None:
+        self.sent.append((subject, decode_frame(payload, len(self.sent) + 1)))
+        self._asking.append(on_reply)
+
+    @property
+    def unanswered(self) -> int:
+        return len(self._asking)
+
+    def answer(self, seq: int) -> None:
+        self._asking.pop(0)(Heard("_INBOX", "", b'{"stream":"TOK_00","seq":%d}' % seq))
+
+
+async def several(bus: Bus, count: int, window: int) -> list[Publisher]:
+    probes, turns, reserve, measured = Probes(), Turns(window), Reserve(bus), Measured("test")
+    return [
+        Publisher(bus, f"{SID[:-1]}{number}", Outbox("g1", 1, "a", Chain()), measured, reserve, probes, turns)
+        for number in range(count)
+    ]
+
+
+async def test_what_comes_while_one_waits_for_his_turn_is_one_frame(nats: NatsServer) -> None:
+    bus = await Slow.connect(nats.url, "slow")
+    assert isinstance(bus, Slow)
+    one, other = await several(bus, 2, window=1)
+    for publisher in (one, other):
+        publisher.say(STARTED)
+    bus.answer(1)
+    bus.answer(2)
+    one.offer(TOKEN, "a ", 1)
+    for piece in ("b ", "c ", "d "):
+        other.offer(TOKEN, piece, 1)
+    assert [frame.n for _, frame in bus.sent[2:]] == [1]
+    assert other._turns.waiting == 1, "once, whatever comes"
+    bus.answer(3)
+    assert [(frame.offset, frame.n) for _, frame in bus.sent[3:]] == [(0, 3)]
+    bus.answer(4)
+    for publisher in (one, other):
+        await publisher.close()
+    await bus.close()
+
+
+async def test_an_answer_that_begins_goes_before_those_that_run(nats: NatsServer) -> None:
+    bus = await Slow.connect(nats.url, "slow")
+    assert isinstance(bus, Slow)
+    one, other, new = await several(bus, 3, window=1)
+    for seq, publisher in enumerate((one, other), start=1):
+        publisher.say(STARTED)
+        bus.answer(seq)
+    for seq, publisher in enumerate((one, other), start=3):
+        publisher.offer(TOKEN, "a ", 1)
+        bus.answer(seq)
+    for publisher in (one, other):
+        publisher.offer(TOKEN, "b ", 1)
+    new.say(STARTED)
+    new.offer(TOKEN, "a ", 1)
+    for seq in range(5, 9):
+        bus.answer(seq)
+    assert [(subject[-1], frame.type) for subject, frame in bus.sent[4:]] == [
+        *(("0", TOKEN), ("2", START), ("1", TOKEN), ("2", TOKEN)),
+    ]
+    for publisher in (one, other, new):
+        await publisher.close()
+    await bus.close()
+
+
+async def test_who_is_stopped_while_he_waits_holds_up_nobody(nats: NatsServer) -> None:
+    bus = await Slow.connect(nats.url, "slow")
+    assert isinstance(bus, Slow)
+    one, other, third = await several(bus, 3, window=1)
+    for publisher in (one, other, third):
+        publisher.say(STARTED)
+    await other.close()
+    await one.close()
+    assert bus.unanswered == 1
+    bus.answer(1)  # of one that does not hear it any more: its turn is over all the same
+    assert [subject[-1] for subject, _ in bus.sent] == ["0", "2"]
+    bus.answer(2)
+    assert third.outbox.state is State.IDLE
+    assert one.outbox.stopped is Stop.LEFT
+    await third.close()
+    await bus.close()
+
+
+async def test_nobody_is_connected_and_everybody_tries_again(nats: NatsServer) -> None:
+    bus = await Bus.connect(nats.url, "gone")
+    await bus.close()
+    many = await several(bus, 9, window=2)
+    for publisher in many:
+        publisher.say(STARTED)
+    assert {publisher.outbox.state for publisher in many} == {State.UNDECIDED}
+    await asyncio.gather(*(publisher.close() for publisher in many))
