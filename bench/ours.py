@@ -38,12 +38,14 @@ class Okome:
 
     synced: how often NATS syncs its files, as it does with three servers; "" is the default of one: before every ack.
     processes: nodes, and ingresses. published: the worker makes the tokens itself, just before it publishes them.
+    frames: seconds between two frames of an answer (OKOME_WORKER_FRAME_INTERVAL).
     """
 
     websocket: bool = False
     synced: str = ""
     processes: int = 1
     published: bool = False
+    frames: float = 0.0
     version: str = VERSION
     missing: str = ""
 
@@ -51,7 +53,12 @@ class Okome:
     def name(self) -> str:
         many = f", {self.processes} nodes and ingresses" * (self.processes > 1)
         what = "okome" + PUBLISHED * self.published + " over WebSocket" * self.websocket
-        return what + f", synced every {self.synced}" * bool(self.synced) + many
+        return (
+            what
+            + f", synced every {self.synced}" * bool(self.synced)
+            + many
+            + f", a frame every {self.frames:g} s" * bool(self.frames)
+        )
 
     @asynccontextmanager
     async def start(self, engine: str, directory: Path) -> AsyncIterator[Running]:
@@ -64,6 +71,8 @@ class Okome:
                 argv += ["--nats-url", url]
                 environment = ALONE
                 processes["nats-1"] = pid
+            if self.frames:
+                environment = {**environment, "OKOME_WORKER_FRAME_INTERVAL": str(self.frames)}
             told = await _up(engine, directory, argv, environment, stack)
             processes |= {one["id"]: one["pid"] for one in told["processes"]}
             dialect: Dialect = "okome-websocket" if self.websocket else "okome"

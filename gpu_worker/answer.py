@@ -328,7 +328,7 @@ class Answer:
 
     def _new_publisher(self, chain: Chain, epoch: int) -> Publisher:
         outbox = Outbox(self._job.gid, epoch, random_id(8), chain)
-        timeout = self._place.settings.lost_timeout
+        settings = self._place.settings
         publisher = Publisher(
             self._place.bus,
             self._job.sid,
@@ -337,7 +337,8 @@ class Answer:
             self._place.reserve,
             self._place.probes,
             self._place.turns,
-            lost_timeout=timeout,
+            lost_timeout=settings.lost_timeout,
+            frame_interval=settings.frame_interval,
             on_over=self._publisher_over,
         )
         self._publisher = publisher

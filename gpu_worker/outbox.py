@@ -83,6 +83,7 @@ class Outbox:
         self.state = State.IDLE
         self.stopped: Stop | None = None
         self.waiting = 0  # bytes of text that no stored frame covers
+        self.events = 0  # that no stored frame is yet
         self.wrote = False  # something of this attempt is known to be in the log
         self._entries: deque[_Entry] = deque()
         self._next = chain.next_offset if chain.open else 0  # offset of the next piece
@@ -106,6 +107,7 @@ class Outbox:
             return
         self._closed = kind in TERMINAL
         self._entries.append(_Entry(kind, self._next, 0, "", 0, data))
+        self.events += 1
 
     def full(self, failed: dict[str, Any]) -> None:
         """The stream took no more: what waits is given up for the terminal `failed`, for which there may be room."""
@@ -113,6 +115,7 @@ class Outbox:
         self.waiting = 0
         self._next = self.chain.next_offset if self.chain.open else 0
         self._entries.append(_Entry(FAILED, self._next, 0, "", 0, failed))
+        self.events = 1
         self._closed = True
         self.state = State.UNDECIDED
 
@@ -188,7 +191,7 @@ class Outbox:
         self.state = State.STOPPED
         self.stopped = why
         self._entries.clear()
-        self.waiting = 0
+        self.waiting = self.events = 0
 
     def _advance(self, frame: Frame) -> None:
         """`frame` is mine and in the log. After a lost ack it may cover less than what was sent last."""
@@ -197,7 +200,7 @@ class Outbox:
         if frame.terminal:
             self.state = State.ENDED
             self._entries.clear()
-            self.waiting = 0
+            self.waiting = self.events = 0
             return
         end = frame.offset + frame.n
         entries = self._entries
@@ -206,6 +209,7 @@ class Outbox:
                 self.waiting -= entries.popleft().size
         elif entries and entries[0].kind == frame.type:
             entries.popleft()
+            self.events -= 1
         if self._closed and len(entries) == 1 and entries[0].offset != end:
             # Tokens given up for `log_full` had been stored after all: the terminal comes behind them.
             entries[0] = msgspec.structs.replace(entries[0], offset=end)

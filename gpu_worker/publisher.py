@@ -21,7 +21,7 @@ from broker.bus.log import STREAM_FULL, STREAM_NOT_FOUND
 from broker.bus.nats import Bus
 from broker.bus.subjects import log_stream, log_subject, partition_of
 from gpu_worker.metrics import RETRIES, Measured
-from gpu_worker.outbox import FULL_HIGH, FULL_LOW, Outbox, State, Stop
+from gpu_worker.outbox import FRAME_TEXT, FULL_HIGH, FULL_LOW, Outbox, State, Stop
 from gpu_worker.probes import Probes
 from gpu_worker.reserve import Reserve
 from gpu_worker.turns import Turns
@@ -40,6 +40,8 @@ class Publisher:
 
     `over` is set when it has ended or stopped; `on_over` is called once, then. `lost_timeout`: seconds without any
     decision on a publish after which the attempt gives up: the job is delivered again, and its next holder reads on.
+    `frame_interval`: seconds between two frames of tokens at least. Those that come meanwhile are one frame, the first
+    ones and whatever is not a token go at once.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class Publisher:
         turns: Turns,
         *,
         lost_timeout: float = 60.0,
+        frame_interval: float = 0.0,
         on_over: Callable[[], None] | None = None,
     ) -> None:
         self.outbox = outbox
@@ -65,6 +68,7 @@ class Publisher:
         self._probes = probes
         self._turns = turns
         self._lost_timeout = lost_timeout
+        self._frame_interval = frame_interval
         self._on_over = on_over
         self._loop = asyncio.get_running_loop()
         self._room = asyncio.Event()
@@ -85,7 +89,7 @@ class Publisher:
         """`n` more tokens: published at once when nothing is in flight, else part of the next frame. Never waits."""
         outbox = self.outbox
         outbox.piece(kind, text, n)
-        if outbox.state is State.IDLE and not self._in_line:
+        if outbox.state is State.IDLE and not self._in_line and (self._timer is None or not self._pause()):
             self._send()
         if outbox.waiting >= FULL_HIGH:
             self._room.clear()
@@ -111,9 +115,10 @@ class Publisher:
         True: it is, and after a terminal nothing can follow. False: the attempt was stopped, see `outbox.stopped`.
         Cancelling loses nothing: what was said is still published.
         """
-        self.say(*events)
         if not self.over.is_set():
             self._settled.clear()
+        self.say(*events)
+        if not self.over.is_set():
             self._settle()  # there may have been nothing left to say
             await self._settled.wait()
         return self.outbox.state is not State.STOPPED
@@ -133,12 +138,25 @@ class Publisher:
     # -- the way to the log ------------------------------------------------------------------------------------------
 
     def _send(self) -> None:
-        self._timer = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         if self.outbox.has_more:
-            if self._turns.ask(self._stream, self._my_turn, first=not self._streaming):
+            if pause := self._pause():
+                self._again(pause)
+            elif self._turns.ask(self._stream, self._my_turn, first=not self._streaming):
                 self._publish()
             else:
                 self._in_line = True
+
+    def _pause(self) -> float:
+        """Seconds for which what there is to say collects more."""
+        outbox = self.outbox
+        if not self._frame_interval or not self._streaming or outbox.state is not State.IDLE:
+            return 0.0
+        if outbox.events or outbox.waiting >= FRAME_TEXT or not self._settled.is_set():
+            return 0.0
+        return max(0.0, self._sent_at + self._frame_interval - self._loop.time())
 
     def _my_turn(self) -> None:
         self._in_line = False

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 
 from hypothesis import given
 from hypothesis import strategies as st
-from nats.aio.client import Client
 
 from broker.bus.chain import Chain
-from broker.bus.frames import START, TOKEN, Frame, decode_frame
-from broker.bus.nats import Bus, Heard, Msg
+from broker.bus.frames import START, TOKEN
+from broker.bus.nats import Bus
 from gpu_worker.metrics import Measured
 from gpu_worker.outbox import Outbox, State, Stop
 from gpu_worker.probes import Probes
@@ -20,8 +18,7 @@ from gpu_worker.reserve import Reserve
 from gpu_worker.turns import Turns
 from tests.fixtures.nats_server import NatsServer
 from tests.gpu_worker.bed import SID
-
-STARTED = (START, {"epoch": 1, "model": "m", "worker": "w1", "input": [], "t": 0})
+from tests.gpu_worker.slow import STARTED, Slow
 
 
 class Asking:
@@ -111,28 +108,6 @@ def test_no_more_than_the_window_are_on_their_way_and_everybody_has_his_turn_onc
             asked += 1
         assert len(asking.went) == min(asked, over + window)
     assert len(set(asking.went)) == len(asking.went)
-
-
-class Slow(Bus):
-    """A connection to a log that answers when the test says so, one after another; what was sent, by subject."""
-
-    def __init__(self, client: Client, name: str) -> None:
-        super().__init__(client, name)
-        self.sent: list[tuple[str, Frame]] = []
-        self._asking: list[Callable[[Msg | None], None]] = []
-
-    def call(
-        self, subject: str, payload: bytes, headers: dict[str, str] | None, on_reply: Callable[[Msg | None], None]
-    ) -> None:
-        self.sent.append((subject, decode_frame(payload, len(self.sent) + 1)))
-        self._asking.append(on_reply)
-
-    @property
-    def unanswered(self) -> int:
-        return len(self._asking)
-
-    def answer(self, seq: int) -> None:
-        self._asking.pop(0)(Heard("_INBOX", "", b'{"stream":"TOK_00","seq":%d}' % seq))
 
 
 async def several(bus: Bus, count: int, window: int) -> list[Publisher]:

@@ -1,0 +1,37 @@
+"""A connection to a log that answers when the test says so."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from nats.aio.client import Client
+
+from broker.bus.frames import START, Frame, decode_frame
+from broker.bus.nats import Bus, Heard, Msg
+
+STARTED = (START, {"epoch": 1, "model": "m", "worker": "w1", "input": [], "t": 0})
+
+
+class Slow(Bus):
+    """A connection to a log that answers when the test says so, one after another; what was sent, by subject."""
+
+    def __init__(self, client: Client, name: str) -> None:
+        super().__init__(client, name)
+        self.sent: list[tuple[str, Frame]] = []
+        self.news = asyncio.Event()
+        self._asking: list[Callable[[Msg | None], None]] = []
+
+    def call(
+        self, subject: str, payload: bytes, headers: dict[str, str] | None, on_reply: Callable[[Msg | None], None]
+    ) -> None:
+        self.sent.append((subject, decode_frame(payload, len(self.sent) + 1)))
+        self._asking.append(on_reply)
+        self.news.set()
+
+    @property
+    def unanswered(self) -> int:
+        return len(self._asking)
+
+    def answer(self, seq: int) -> None:
+        self._asking.pop(0)(Heard("_INBOX", "", b'{"stream":"TOK_00","seq":%d}' % seq))
