@@ -1,9 +1,9 @@
 """The load: viewers who read as fast as tokens come, in a process of their own, as lean as Python can be.
 
 One protocol object a connection, one regular expression a read, no JSON: what relays differ in is not looked at, the
-tokens' own text is (`bench.ask`). Orders come as JSON on stdin; `begin` and `end` of the window are said on stdout, so
-that whoever measures the other processes knows when; the last line is what was seen. Nobody leaves before stdin ends:
-thousands who leave at once are not what was to be measured.
+tokens' own text is (`bench.ask`). Orders come as a line of JSON on stdin; `begin` and `end` of the window are said on
+stdout, so that whoever measures the other processes knows when; the last line is what was seen. Nobody leaves before
+stdin ends: thousands who leave at once are not what was to be measured.
 
     python -m bench.load < order.json
 """

@@ -221,6 +221,11 @@ class Outbox:
         return self._sent.kind
 
     @property
+    def next_type(self) -> str:
+        """Type of the frame that is to be published next; "" where there is nothing to say."""
+        return self._entries[0].kind if self._entries else ""
+
+    @property
     def sends_tokens(self) -> bool:
         return self._sent.kind in (TOKEN, REASONING)
 

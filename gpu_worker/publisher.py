@@ -28,6 +28,7 @@ from gpu_worker.turns import Turns
 
 PAUSE_LOW, PAUSE_HIGH = 0.020, 0.050  # seconds before an undecided publish is tried again, at random between
 PARKED = 4.0  # seconds, about, after which it is tried although another one tries for all
+MOMENT = 0.001  # seconds: what uvloop tells apart; a timer for less would fire in the same moment again and again
 FULL_PAUSE = 1.0  # seconds between tries to get a terminal into a full stream
 # The same as no answer: the stream has more waiting than it may hold, or is being restored.
 RETRIED = frozenset({429, STREAM_NOT_FOUND})
@@ -81,7 +82,7 @@ class Publisher:
         self._undecided_since: float | None = None
         self._full = False
         self._in_line = False
-        self._streaming = False  # what was stored last were tokens
+        self._streaming = False  # tokens of this attempt are in the log
 
     # -- for the generation ------------------------------------------------------------------------------------------
 
@@ -154,9 +155,12 @@ class Publisher:
         outbox = self.outbox
         if not self._frame_interval or not self._streaming or outbox.state is not State.IDLE:
             return 0.0
-        if outbox.events or outbox.waiting >= FRAME_TEXT or not self._settled.is_set():
+        if outbox.next_type != outbox.frame_type or outbox.events or outbox.waiting >= FRAME_TEXT:
             return 0.0
-        return max(0.0, self._sent_at + self._frame_interval - self._loop.time())
+        if not self._settled.is_set():  # somebody waits until all is in the log
+            return 0.0
+        left = self._sent_at + self._frame_interval - self._loop.time()
+        return left if left >= MOMENT else 0.0
 
     def _my_turn(self) -> None:
         self._in_line = False
@@ -178,6 +182,11 @@ class Publisher:
             bus_log.store_soon(self._bus, self._subject, publish.payload, publish.expect_last, self._answered)
         except BusError as error:  # not connected: nothing was sent, so nothing will call back
             self._answered(error)
+        except Exception as error:  # the safety net of a turn: whoever handed it on would not hear his own answer
+            log.error("worker.publish_failed", subject=self._subject, exc_info=error)
+            self.outbox.stop(Stop.REFUSED)
+            self._turns.over(self._stream)
+            self._settle()
 
     def _answered(self, answer: int | BusError) -> None:
         self._turns.over(self._stream)
@@ -186,7 +195,6 @@ class Publisher:
         match answer:
             case int():
                 self._measured.acknowledged(self._loop.time() - self._sent_at)
-                self._streaming = self.outbox.sends_tokens
                 self.outbox.stored(answer)
             case WrongLastSequence(last=last):
                 self.outbox.refused(last)
@@ -209,6 +217,7 @@ class Publisher:
             self._probes.told(self._stream)
         if state is State.IDLE:
             self._undecided_since = None
+            self._streaming = self._streaming or self.outbox.sends_tokens
             if self.outbox.has_more:
                 self._send()
         elif state is State.UNDECIDED:

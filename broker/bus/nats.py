@@ -124,13 +124,18 @@ class Bus:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._replies.close()
+        reconnecting = self._client._reconnection_task
         if not (self.connected and await self._pong()):  # a round trip: what was published just now has arrived
             await self._let_go()  # nats-py's close would wait for a frozen peer to take what is buffered
-        reconnecting = self._client._reconnection_task
         await self._client.close()
-        while reconnecting is not None and not reconnecting.done():
-            reconnecting.cancel()
-            await asyncio.wait({reconnecting}, timeout=CANCEL_INTERVAL)
+        while going := {
+            task for task in (reconnecting, self._client._reconnection_task) if task is not None and not task.done()
+        }:
+            for task in going:
+                task.cancel()
+            await asyncio.wait(going, timeout=CANCEL_INTERVAL)
+            if not self._client.is_closed:  # what was being made stands after all
+                await self._client.close()
 
     # -- state -----------------------------------------------------------------------------------------------------
 

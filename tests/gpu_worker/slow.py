@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from nats.aio.client import Client
 
+from broker.bus.errors import BusUnavailable
 from broker.bus.frames import START, Frame, decode_frame
 from broker.bus.nats import Bus, Heard, Msg
 
@@ -20,11 +21,14 @@ class Slow(Bus):
         super().__init__(client, name)
         self.sent: list[tuple[str, Frame]] = []
         self.news = asyncio.Event()
+        self.gone = False
         self._asking: list[Callable[[Msg | None], None]] = []
 
     def call(
         self, subject: str, payload: bytes, headers: dict[str, str] | None, on_reply: Callable[[Msg | None], None]
     ) -> None:
+        if self.gone:
+            raise BusUnavailable("not connected")
         self.sent.append((subject, decode_frame(payload, len(self.sent) + 1)))
         self._asking.append(on_reply)
         self.news.set()
@@ -32,6 +36,12 @@ class Slow(Bus):
     @property
     def unanswered(self) -> int:
         return len(self._asking)
+
+    def lose(self) -> None:
+        """No answer to anything that is on its way."""
+        asking, self._asking = self._asking, []
+        for on_reply in asking:
+            on_reply(None)
 
     def answer(self, seq: int) -> None:
         self._asking.pop(0)(Heard("_INBOX", "", b'{"stream":"TOK_00","seq":%d}' % seq))

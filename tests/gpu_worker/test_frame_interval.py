@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from broker.bus.chain import Chain
-from broker.bus.frames import DONE, TOKEN
+from broker.bus.frames import DONE, REASONING, TOKEN
 from gpu_worker.metrics import Measured
 from gpu_worker.outbox import FRAME_TEXT, Outbox, State
 from gpu_worker.probes import Probes
@@ -116,8 +116,34 @@ async def test_a_frames_worth_of_text_does_not_wait(bus: Slow) -> None:
 
 
 async def test_an_answer_that_is_given_up_while_it_collects_publishes_nothing_more(bus: Slow) -> None:
-    publisher = await begun(bus, 0.05)
+    publisher = await begun(bus, 1.0)
     publisher.offer(TOKEN, "b ", 1)
+    timer = publisher._timer
+    assert timer is not None
     await publisher.close()
-    await asyncio.sleep(0.1)
+    assert timer.cancelled()
     assert frames(bus) == []
+
+
+async def test_the_first_token_of_another_kind_waits_for_no_interval_of_its_own(bus: Slow) -> None:
+    publisher = await begun(bus, 0.5)
+    bus.news.clear()
+    publisher.offer(TOKEN, "b ", 1)
+    publisher.offer(REASONING, "so ", 1)
+    async with asyncio.timeout(DEADLINE):
+        await bus.news.wait()
+    assert frames(bus) == [(TOKEN, 1)]
+    bus.answer(3)
+    assert frames(bus) == [(TOKEN, 1), (REASONING, 1)]
+    await publisher.close()
+
+
+async def test_a_timer_for_less_than_a_moment_is_none(bus: Slow, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of uvloop's clock, which counts milliseconds, it would fire at once, and so again."""
+    publisher = await begun(bus, 1.0)
+    due = publisher._sent_at + 1.0
+    monkeypatch.setattr(publisher._loop, "time", lambda: due - 1e-10)
+    publisher.offer(TOKEN, "b ", 1)
+    monkeypatch.undo()
+    assert frames(bus) == [(TOKEN, 1)]
+    await publisher.close()

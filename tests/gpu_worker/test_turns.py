@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
-from hypothesis import given
+import pytest
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from broker.bus.chain import Chain
-from broker.bus.frames import START, TOKEN
+from broker.bus.frames import START, TOKEN, USAGE
 from broker.bus.nats import Bus
 from gpu_worker.metrics import Measured
 from gpu_worker.outbox import Outbox, State, Stop
@@ -17,7 +19,7 @@ from gpu_worker.publisher import Publisher
 from gpu_worker.reserve import Reserve
 from gpu_worker.turns import Turns
 from tests.fixtures.nats_server import NatsServer
-from tests.gpu_worker.bed import SID
+from tests.gpu_worker.bed import DEADLINE, SID
 from tests.gpu_worker.slow import STARTED, Slow
 
 
@@ -91,6 +93,7 @@ def test_those_whose_turn_is_over_at_once_are_as_many_as_they_like() -> None:
     assert turns.ask("A", fail, first=False)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 5), st.lists(st.sampled_from(["ask", "first", "over"]), max_size=200))
 def test_no_more_than_the_window_are_on_their_way_and_everybody_has_his_turn_once(
     window: int, steps: list[str]
@@ -149,13 +152,15 @@ async def test_an_answer_that_begins_goes_before_those_that_run(nats: NatsServer
     for seq, publisher in enumerate((one, other), start=3):
         publisher.offer(TOKEN, "a ", 1)
         bus.answer(seq)
+    other.say((USAGE, {}))  # it runs all the same
+    bus.answer(5)
     for publisher in (one, other):
         publisher.offer(TOKEN, "b ", 1)
     new.say(STARTED)
     new.offer(TOKEN, "a ", 1)
-    for seq in range(5, 9):
+    for seq in range(6, 10):
         bus.answer(seq)
-    assert [(subject[-1], frame.type) for subject, frame in bus.sent[4:]] == [
+    assert [(subject[-1], frame.type) for subject, frame in bus.sent[5:]] == [
         *(("0", TOKEN), ("2", START), ("1", TOKEN), ("2", TOKEN)),
     ]
     for publisher in (one, other, new):
@@ -181,11 +186,65 @@ async def test_who_is_stopped_while_he_waits_holds_up_nobody(nats: NatsServer) -
     await bus.close()
 
 
-async def test_nobody_is_connected_and_everybody_tries_again(nats: NatsServer) -> None:
-    bus = await Bus.connect(nats.url, "gone")
+async def test_whoever_cannot_be_published_for_holds_up_nobody_else(nats: NatsServer) -> None:
+    class Broken(Slow):
+        def call(self, subject: str, *rest: Any) -> None:
+            if subject.endswith("1"):
+                raise ValueError("not to be sent")
+            super().call(subject, *rest)
+
+    bus = await Broken.connect(nats.url, "broken")
+    assert isinstance(bus, Broken)
+    one, broken, third = await several(bus, 3, window=1)
+    for publisher in (one, broken, third):
+        publisher.say(STARTED)
+    bus.answer(1)
+    assert one.outbox.state is State.IDLE
+    assert broken.outbox.stopped is Stop.REFUSED
+    assert broken.over.is_set()
+    assert [subject[-1] for subject, _ in bus.sent] == ["0", "2"]
+    for publisher in (one, broken, third):
+        await publisher.close()
     await bus.close()
+
+
+async def test_a_full_log_takes_nobodys_turn(nats: NatsServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    bus = await Slow.connect(nats.url, "slow")
+    assert isinstance(bus, Slow)
+    one, other = await several(bus, 2, window=1)
+    for seq, publisher in enumerate((one, other), start=1):
+        publisher.say(STARTED)
+        bus.answer(seq)
+    monkeypatch.setattr(Reserve, "take", lambda *_: False)
+    one.offer(TOKEN, "a ", 1)
+    monkeypatch.undo()
+    other.offer(TOKEN, "a ", 1)
+    assert [(subject[-1], frame.type) for subject, frame in bus.sent[2:]] == [("1", TOKEN)]
+    for publisher in (one, other):
+        await publisher.close()
+    await bus.close()
+
+
+async def test_a_connection_that_is_lost_lets_everybody_in_line_try_by_himself(nats: NatsServer) -> None:
+    bus = await Slow.connect(nats.url, "slow")
+    assert isinstance(bus, Slow)
     many = await several(bus, 9, window=2)
     for publisher in many:
         publisher.say(STARTED)
+    assert bus.unanswered == 2
+    bus.gone = True
+    bus.lose()
     assert {publisher.outbox.state for publisher in many} == {State.UNDECIDED}
-    await asyncio.gather(*(publisher.close() for publisher in many))
+    assert all(publisher._timer is not None for publisher in many)
+    bus.gone = False
+    for _ in many:
+        bus.news.clear()
+        async with asyncio.timeout(DEADLINE):
+            while not bus.unanswered:
+                await bus.news.wait()
+                bus.news.clear()
+        bus.answer(len(bus.sent))
+    assert {subject for subject, _ in bus.sent} == {f"tok.00.{SID[:-1]}{number}" for number in range(9)}
+    for publisher in many:
+        await publisher.close()
+    await bus.close()

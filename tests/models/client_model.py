@@ -55,6 +55,7 @@ class ClientModel:
 
     def __init__(self, server: Server, loop: VirtualLoop) -> None:
         self.is_connected = True
+        self.is_closed = False
         self.connected_url = None
         self.max_payload = 1024 * 1024
         self.servers: list[str] = []
@@ -85,7 +86,7 @@ class ClientModel:
         self._listeners.pop(subject, None)
 
     async def close(self) -> None:
-        self.is_connected = False
+        self.is_connected, self.is_closed = False, True
 
     async def force_reconnect(self) -> None:
         self.cut()
