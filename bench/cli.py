@@ -56,14 +56,13 @@ def shape(text: str) -> Shape:
 def chosen(only: Sequence[str], option: str = "--only") -> list[Contender]:
     """Raises WrongUse."""
     ours = [
-        *(
-            Okome(),
-            Okome(synced="1s"),
-            Okome(synced="1s", frames=0.2),
-            Okome(synced="1s", processes=2),
-            Okome(websocket=True),
-        ),
-        *(Okome(published=True), Okome(published=True, synced="1s")),
+        Okome(),
+        Okome(synced="1s"),
+        Okome(synced="1s", frames=0.2),
+        Okome(synced="1s", processes=2),
+        Okome(websocket=True),
+        Okome(published=True),
+        Okome(published=True, synced="1s"),
     ]
     all_there: list[Contender] = [Direct(), *ours, *peers()]
     there = {one.name: one for one in all_there}

@@ -44,7 +44,7 @@ class Turns:
         return sum(len(log.first) + len(log.waiting) for log in self._logs.values())
 
     def ask(self, stream: str, go: Go, *, first: bool) -> bool:
-        """True: now. False: `go` is called when it is his turn; sooner for who says something that others wait for."""
+        """True: now. False: `go` is called when it is his turn, sooner for one who says his `first`."""
         log = self._logs.get(stream)
         if log is None:
             log = self._logs[stream] = _Log()

@@ -10,6 +10,7 @@ from broker.bus import patience
 from broker.bus.nats import Bus
 from tests.fixtures.nats_server import NatsServer
 from tests.gpu_worker.bed import DEADLINE, Bed
+from tests.gpu_worker.slow import Slow
 
 
 @pytest.fixture
@@ -19,6 +20,15 @@ async def bed(fresh_nats: NatsServer) -> AsyncIterator[Bed]:
     await bed.make()
     yield bed
     await bed.close()
+
+
+@pytest.fixture
+async def slow(nats: NatsServer) -> AsyncIterator[Slow]:
+    """A connection that is answered when the test says so."""
+    slow = await Slow.connect(nats.url, "slow")
+    assert isinstance(slow, Slow)
+    yield slow
+    await slow.close()
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ class Slow(Bus):
         self.sent: list[tuple[str, Frame]] = []
         self.news = asyncio.Event()
         self.gone = False
+        self.unsendable = ""  # a subject
         self._asking: list[Callable[[Msg | None], None]] = []
 
     def call(
@@ -29,6 +30,8 @@ class Slow(Bus):
     ) -> None:
         if self.gone:
             raise BusUnavailable("not connected")
+        if subject == self.unsendable:
+            raise ValueError("not to be sent")
         self.sent.append((subject, decode_frame(payload, len(self.sent) + 1)))
         self._asking.append(on_reply)
         self.news.set()

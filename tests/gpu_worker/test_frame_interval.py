@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 
 import pytest
 
@@ -15,135 +14,126 @@ from gpu_worker.probes import Probes
 from gpu_worker.publisher import Publisher
 from gpu_worker.reserve import Reserve
 from gpu_worker.turns import Turns
-from tests.fixtures.nats_server import NatsServer
 from tests.gpu_worker.bed import DEADLINE, SID
 from tests.gpu_worker.slow import STARTED, Slow
 
 
-@pytest.fixture
-async def bus(nats: NatsServer) -> AsyncIterator[Slow]:
-    bus = await Slow.connect(nats.url, "slow")
-    assert isinstance(bus, Slow)
-    yield bus
-    await bus.close()
-
-
-async def begun(bus: Slow, frame_interval: float) -> Publisher:
+async def begun(slow: Slow, frame_interval: float) -> Publisher:
     """An answer whose start and first token are in the log."""
     publisher = Publisher(
-        bus,
+        slow,
         SID,
         Outbox("g1", 1, "a", Chain()),
         Measured("test"),
-        Reserve(bus),
+        Reserve(slow),
         Probes(),
         Turns(),
         frame_interval=frame_interval,
     )
     publisher.say(STARTED)
-    bus.answer(1)
+    slow.answer(1)
     publisher.offer(TOKEN, "a ", 1)
-    assert len(bus.sent) == 2, "the first token goes at once"
-    bus.answer(2)
+    assert len(slow.sent) == 2, "the first token goes at once"
+    slow.answer(2)
     return publisher
 
 
-def frames(bus: Slow) -> list[tuple[str, int]]:
-    return [(frame.type, frame.n) for _, frame in bus.sent[2:]]
+def frames(slow: Slow) -> list[tuple[str, int]]:
+    return [(frame.type, frame.n) for _, frame in slow.sent[2:]]
 
 
-async def test_tokens_collect_until_the_interval_is_over(bus: Slow) -> None:
+async def test_tokens_collect_until_the_interval_is_over(slow: Slow) -> None:
     since = asyncio.get_running_loop().time()
-    publisher = await begun(bus, 0.5)
-    bus.news.clear()
+    publisher = await begun(slow, 0.5)
+    slow.news.clear()
     for piece in ("b ", "c ", "d "):
         publisher.offer(TOKEN, piece, 1)
-    assert frames(bus) == []
+    assert frames(slow) == []
     async with asyncio.timeout(DEADLINE):
-        await bus.news.wait()
+        await slow.news.wait()
     assert asyncio.get_running_loop().time() - since > 0.49
-    assert frames(bus) == [(TOKEN, 3)]
+    assert frames(slow) == [(TOKEN, 3)]
     publisher.offer(TOKEN, "e ", 1)  # while that is on its way
     await asyncio.sleep(0.55)
-    bus.answer(3)
-    assert frames(bus) == [(TOKEN, 3), (TOKEN, 1)], "it waited long enough"
-    bus.answer(4)
+    slow.answer(3)
+    assert frames(slow) == [(TOKEN, 3), (TOKEN, 1)], "it waited long enough"
+    slow.answer(4)
     await publisher.close()
 
 
-async def test_one_that_comes_after_the_interval_goes_at_once(bus: Slow) -> None:
-    publisher = await begun(bus, 0.05)
+async def test_one_that_comes_after_the_interval_goes_at_once(slow: Slow) -> None:
+    publisher = await begun(slow, 0.05)
     await asyncio.sleep(0.06)
     publisher.offer(TOKEN, "b ", 1)
-    assert frames(bus) == [(TOKEN, 1)]
+    assert frames(slow) == [(TOKEN, 1)]
     await publisher.close()
 
 
-async def test_what_is_not_a_token_goes_at_once_and_takes_along_what_waits(bus: Slow) -> None:
-    publisher = await begun(bus, 1.0)
+async def test_what_is_not_a_token_goes_at_once_and_takes_along_what_waits(slow: Slow) -> None:
+    publisher = await begun(slow, 1.0)
     publisher.offer(TOKEN, "b ", 1)
     publisher.offer(TOKEN, "c ", 1)
     publisher.say((DONE, {"finish_reason": "stop", "t": 0}))
-    assert frames(bus) == [(TOKEN, 2)]
-    bus.answer(3)
-    assert frames(bus) == [(TOKEN, 2), (DONE, 0)]
-    bus.answer(4)
+    assert frames(slow) == [(TOKEN, 2)]
+    slow.answer(3)
+    assert frames(slow) == [(TOKEN, 2), (DONE, 0)]
+    slow.answer(4)
     assert publisher.outbox.state is State.ENDED
     await publisher.close()
 
 
-async def test_whoever_waits_until_all_is_in_the_log_does_not_wait_for_the_interval(bus: Slow) -> None:
-    publisher = await begun(bus, 1.0)
+async def test_whoever_waits_until_all_is_in_the_log_does_not_wait_for_the_interval(slow: Slow) -> None:
+    publisher = await begun(slow, 1.0)
     publisher.offer(TOKEN, "b ", 1)
     writing = asyncio.create_task(publisher.write())
     await asyncio.sleep(0)
-    assert frames(bus) == [(TOKEN, 1)]
+    assert frames(slow) == [(TOKEN, 1)]
     publisher.offer(TOKEN, "c ", 1)
-    bus.answer(3)
-    assert frames(bus) == [(TOKEN, 1), (TOKEN, 1)]
-    bus.answer(4)
+    slow.answer(3)
+    assert frames(slow) == [(TOKEN, 1), (TOKEN, 1)]
+    slow.answer(4)
     assert await writing
     await publisher.close()
 
 
-async def test_a_frames_worth_of_text_does_not_wait(bus: Slow) -> None:
-    publisher = await begun(bus, 1.0)
+async def test_a_frames_worth_of_text_does_not_wait(slow: Slow) -> None:
+    publisher = await begun(slow, 1.0)
     publisher.offer(TOKEN, "b" * (FRAME_TEXT - 1), 1)
-    assert frames(bus) == []
+    assert frames(slow) == []
     publisher.offer(TOKEN, "c", 1)
-    assert frames(bus) == [(TOKEN, 2)]
+    assert frames(slow) == [(TOKEN, 2)]
     await publisher.close()
 
 
-async def test_an_answer_that_is_given_up_while_it_collects_publishes_nothing_more(bus: Slow) -> None:
-    publisher = await begun(bus, 1.0)
+async def test_an_answer_that_is_given_up_while_it_collects_publishes_nothing_more(slow: Slow) -> None:
+    publisher = await begun(slow, 1.0)
     publisher.offer(TOKEN, "b ", 1)
     timer = publisher._timer
     assert timer is not None
     await publisher.close()
     assert timer.cancelled()
-    assert frames(bus) == []
+    assert frames(slow) == []
 
 
-async def test_the_first_token_of_another_kind_waits_for_no_interval_of_its_own(bus: Slow) -> None:
-    publisher = await begun(bus, 0.5)
-    bus.news.clear()
+async def test_the_first_token_of_another_kind_waits_for_no_interval_of_its_own(slow: Slow) -> None:
+    publisher = await begun(slow, 0.5)
+    slow.news.clear()
     publisher.offer(TOKEN, "b ", 1)
     publisher.offer(REASONING, "so ", 1)
     async with asyncio.timeout(DEADLINE):
-        await bus.news.wait()
-    assert frames(bus) == [(TOKEN, 1)]
-    bus.answer(3)
-    assert frames(bus) == [(TOKEN, 1), (REASONING, 1)]
+        await slow.news.wait()
+    assert frames(slow) == [(TOKEN, 1)]
+    slow.answer(3)
+    assert frames(slow) == [(TOKEN, 1), (REASONING, 1)]
     await publisher.close()
 
 
-async def test_a_timer_for_less_than_a_moment_is_none(bus: Slow, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_timer_for_less_than_a_moment_is_none(slow: Slow, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of uvloop's clock, which counts milliseconds, it would fire at once, and so again."""
-    publisher = await begun(bus, 1.0)
+    publisher = await begun(slow, 1.0)
     due = publisher._sent_at + 1.0
     monkeypatch.setattr(publisher._loop, "time", lambda: due - 1e-10)
     publisher.offer(TOKEN, "b ", 1)
     monkeypatch.undo()
-    assert frames(bus) == [(TOKEN, 1)]
+    assert frames(slow) == [(TOKEN, 1)]
     await publisher.close()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import pytest
 from hypothesis import given, settings
@@ -11,14 +12,12 @@ from hypothesis import strategies as st
 
 from broker.bus.chain import Chain
 from broker.bus.frames import START, TOKEN, USAGE
-from broker.bus.nats import Bus
 from gpu_worker.metrics import Measured
 from gpu_worker.outbox import Outbox, State, Stop
 from gpu_worker.probes import Probes
 from gpu_worker.publisher import Publisher
 from gpu_worker.reserve import Reserve
 from gpu_worker.turns import Turns
-from tests.fixtures.nats_server import NatsServer
 from tests.gpu_worker.bed import DEADLINE, SID
 from tests.gpu_worker.slow import STARTED, Slow
 
@@ -113,138 +112,111 @@ def test_no_more_than_the_window_are_on_their_way_and_everybody_has_his_turn_onc
     assert len(set(asking.went)) == len(asking.went)
 
 
-async def several(bus: Bus, count: int, window: int) -> list[Publisher]:
-    probes, turns, reserve, measured = Probes(), Turns(window), Reserve(bus), Measured("test")
-    return [
-        Publisher(bus, f"{SID[:-1]}{number}", Outbox("g1", 1, "a", Chain()), measured, reserve, probes, turns)
+@asynccontextmanager
+async def writing(slow: Slow, count: int, window: int) -> AsyncIterator[list[Publisher]]:
+    """So many answers in one log, whose sids end with their numbers."""
+    probes, turns, reserve, measured = Probes(), Turns(window), Reserve(slow), Measured("test")
+    publishers = [
+        Publisher(slow, f"{SID[:-1]}{number}", Outbox("g1", 1, "a", Chain()), measured, reserve, probes, turns)
         for number in range(count)
     ]
+    try:
+        yield publishers
+    finally:
+        for publisher in publishers:
+            await publisher.close()
 
 
-async def test_what_comes_while_one_waits_for_his_turn_is_one_frame(nats: NatsServer) -> None:
-    bus = await Slow.connect(nats.url, "slow")
-    assert isinstance(bus, Slow)
-    one, other = await several(bus, 2, window=1)
-    for publisher in (one, other):
+def start(slow: Slow, *publishers: Publisher) -> None:
+    """One after another, each stored."""
+    for seq, publisher in enumerate(publishers, start=1):
         publisher.say(STARTED)
-    bus.answer(1)
-    bus.answer(2)
-    one.offer(TOKEN, "a ", 1)
-    for piece in ("b ", "c ", "d "):
-        other.offer(TOKEN, piece, 1)
-    assert [frame.n for _, frame in bus.sent[2:]] == [1]
-    assert other._turns.waiting == 1, "once, whatever comes"
-    bus.answer(3)
-    assert [(frame.offset, frame.n) for _, frame in bus.sent[3:]] == [(0, 3)]
-    bus.answer(4)
-    for publisher in (one, other):
-        await publisher.close()
-    await bus.close()
+        slow.answer(seq)
 
 
-async def test_an_answer_that_begins_goes_before_those_that_run(nats: NatsServer) -> None:
-    bus = await Slow.connect(nats.url, "slow")
-    assert isinstance(bus, Slow)
-    one, other, new = await several(bus, 3, window=1)
-    for seq, publisher in enumerate((one, other), start=1):
-        publisher.say(STARTED)
-        bus.answer(seq)
-    for seq, publisher in enumerate((one, other), start=3):
-        publisher.offer(TOKEN, "a ", 1)
-        bus.answer(seq)
-    other.say((USAGE, {}))  # it runs all the same
-    bus.answer(5)
-    for publisher in (one, other):
-        publisher.offer(TOKEN, "b ", 1)
-    new.say(STARTED)
-    new.offer(TOKEN, "a ", 1)
-    for seq in range(6, 10):
-        bus.answer(seq)
-    assert [(subject[-1], frame.type) for subject, frame in bus.sent[5:]] == [
-        *(("0", TOKEN), ("2", START), ("1", TOKEN), ("2", TOKEN)),
-    ]
-    for publisher in (one, other, new):
-        await publisher.close()
-    await bus.close()
+async def test_what_comes_while_one_waits_for_his_turn_is_one_frame(slow: Slow) -> None:
+    async with writing(slow, 2, window=1) as (one, other):
+        start(slow, one, other)
+        one.offer(TOKEN, "a ", 1)
+        for piece in ("b ", "c ", "d "):
+            other.offer(TOKEN, piece, 1)
+        assert [frame.n for _, frame in slow.sent[2:]] == [1]
+        assert other._turns.waiting == 1, "once, whatever comes"
+        slow.answer(3)
+        assert [(frame.offset, frame.n) for _, frame in slow.sent[3:]] == [(0, 3)]
+        slow.answer(4)
 
 
-async def test_who_is_stopped_while_he_waits_holds_up_nobody(nats: NatsServer) -> None:
-    bus = await Slow.connect(nats.url, "slow")
-    assert isinstance(bus, Slow)
-    one, other, third = await several(bus, 3, window=1)
-    for publisher in (one, other, third):
-        publisher.say(STARTED)
-    await other.close()
-    await one.close()
-    assert bus.unanswered == 1
-    bus.answer(1)  # of one that does not hear it any more: its turn is over all the same
-    assert [subject[-1] for subject, _ in bus.sent] == ["0", "2"]
-    bus.answer(2)
-    assert third.outbox.state is State.IDLE
-    assert one.outbox.stopped is Stop.LEFT
-    await third.close()
-    await bus.close()
+async def test_an_answer_that_begins_goes_before_those_that_run(slow: Slow) -> None:
+    async with writing(slow, 3, window=1) as (one, other, new):
+        start(slow, one, other)
+        for seq, publisher in enumerate((one, other), start=3):
+            publisher.offer(TOKEN, "a ", 1)
+            slow.answer(seq)
+        other.say((USAGE, {}))  # it runs all the same
+        slow.answer(5)
+        for publisher in (one, other):
+            publisher.offer(TOKEN, "b ", 1)
+        new.say(STARTED)
+        new.offer(TOKEN, "a ", 1)
+        for seq in range(6, 10):
+            slow.answer(seq)
+        assert [(subject[-1], frame.type) for subject, frame in slow.sent[5:]] == [
+            *(("0", TOKEN), ("2", START), ("1", TOKEN), ("2", TOKEN)),
+        ]
 
 
-async def test_whoever_cannot_be_published_for_holds_up_nobody_else(nats: NatsServer) -> None:
-    class Broken(Slow):
-        def call(self, subject: str, *rest: Any) -> None:
-            if subject.endswith("1"):
-                raise ValueError("not to be sent")
-            super().call(subject, *rest)
-
-    bus = await Broken.connect(nats.url, "broken")
-    assert isinstance(bus, Broken)
-    one, broken, third = await several(bus, 3, window=1)
-    for publisher in (one, broken, third):
-        publisher.say(STARTED)
-    bus.answer(1)
-    assert one.outbox.state is State.IDLE
-    assert broken.outbox.stopped is Stop.REFUSED
-    assert broken.over.is_set()
-    assert [subject[-1] for subject, _ in bus.sent] == ["0", "2"]
-    for publisher in (one, broken, third):
-        await publisher.close()
-    await bus.close()
+async def test_who_is_stopped_while_he_waits_holds_up_nobody(slow: Slow) -> None:
+    async with writing(slow, 3, window=1) as (one, other, third):
+        for publisher in (one, other, third):
+            publisher.say(STARTED)
+        await other.close()
+        await one.close()
+        assert slow.unanswered == 1
+        slow.answer(1)  # of one that does not hear it any more: its turn is over all the same
+        assert [subject[-1] for subject, _ in slow.sent] == ["0", "2"]
+        slow.answer(2)
+        assert third.outbox.state is State.IDLE
+        assert one.outbox.stopped is Stop.LEFT
 
 
-async def test_a_full_log_takes_nobodys_turn(nats: NatsServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    bus = await Slow.connect(nats.url, "slow")
-    assert isinstance(bus, Slow)
-    one, other = await several(bus, 2, window=1)
-    for seq, publisher in enumerate((one, other), start=1):
-        publisher.say(STARTED)
-        bus.answer(seq)
-    monkeypatch.setattr(Reserve, "take", lambda *_: False)
-    one.offer(TOKEN, "a ", 1)
-    monkeypatch.undo()
-    other.offer(TOKEN, "a ", 1)
-    assert [(subject[-1], frame.type) for subject, frame in bus.sent[2:]] == [("1", TOKEN)]
-    for publisher in (one, other):
-        await publisher.close()
-    await bus.close()
+async def test_whoever_cannot_be_published_for_holds_up_nobody_else(slow: Slow) -> None:
+    async with writing(slow, 3, window=1) as (one, broken, third):
+        slow.unsendable = broken._subject
+        for publisher in (one, broken, third):
+            publisher.say(STARTED)
+        slow.answer(1)
+        assert one.outbox.state is State.IDLE
+        assert broken.outbox.stopped is Stop.REFUSED
+        assert broken.over.is_set()
+        assert [subject[-1] for subject, _ in slow.sent] == ["0", "2"]
 
 
-async def test_a_connection_that_is_lost_lets_everybody_in_line_try_by_himself(nats: NatsServer) -> None:
-    bus = await Slow.connect(nats.url, "slow")
-    assert isinstance(bus, Slow)
-    many = await several(bus, 9, window=2)
-    for publisher in many:
-        publisher.say(STARTED)
-    assert bus.unanswered == 2
-    bus.gone = True
-    bus.lose()
-    assert {publisher.outbox.state for publisher in many} == {State.UNDECIDED}
-    assert all(publisher._timer is not None for publisher in many)
-    bus.gone = False
-    for _ in many:
-        bus.news.clear()
-        async with asyncio.timeout(DEADLINE):
-            while not bus.unanswered:
-                await bus.news.wait()
-                bus.news.clear()
-        bus.answer(len(bus.sent))
-    assert {subject for subject, _ in bus.sent} == {f"tok.00.{SID[:-1]}{number}" for number in range(9)}
-    for publisher in many:
-        await publisher.close()
-    await bus.close()
+async def test_a_full_log_takes_nobodys_turn(slow: Slow, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with writing(slow, 2, window=1) as (one, other):
+        start(slow, one, other)
+        monkeypatch.setattr(Reserve, "take", lambda *_: False)
+        one.offer(TOKEN, "a ", 1)
+        monkeypatch.undo()
+        other.offer(TOKEN, "a ", 1)
+        assert [(subject[-1], frame.type) for subject, frame in slow.sent[2:]] == [("1", TOKEN)]
+
+
+async def test_a_connection_that_is_lost_lets_everybody_in_line_try_by_himself(slow: Slow) -> None:
+    async with writing(slow, 9, window=2) as many:
+        for publisher in many:
+            publisher.say(STARTED)
+        assert slow.unanswered == 2
+        slow.gone = True
+        slow.lose()
+        assert {publisher.outbox.state for publisher in many} == {State.UNDECIDED}
+        assert all(publisher._timer is not None for publisher in many)
+        slow.gone = False
+        for _ in many:
+            slow.news.clear()
+            async with asyncio.timeout(DEADLINE):
+                while not slow.unanswered:
+                    await slow.news.wait()
+                    slow.news.clear()
+            slow.answer(len(slow.sent))
+        assert {subject for subject, _ in slow.sent} == {f"tok.00.{SID[:-1]}{number}" for number in range(9)}
