@@ -215,9 +215,11 @@ class Answer:
         engine, model = self._lane.engine, self._lane.card.id
         if isinstance(engine, Pouring):
             gate = self._loop.create_task(self._reopen(publisher, tap, shut), name="answer-gate")
+            publisher.follow(tap)
             try:
                 return await poured(engine, model, prompt, prefix, say, tap)
             finally:
+                publisher.unfollow()
                 gate.cancel()
                 await asyncio.gather(gate, return_exceptions=True)
         async with aclosing(believed(engine, model, prompt, prefix)) as items:

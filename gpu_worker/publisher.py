@@ -20,6 +20,7 @@ from broker.bus.frames import Frame, decode_frame
 from broker.bus.log import STREAM_FULL, STREAM_NOT_FOUND
 from broker.bus.nats import Bus
 from broker.bus.subjects import log_stream, log_subject, partition_of
+from gpu_worker.engines import Tap
 from gpu_worker.metrics import RETRIES, Measured
 from gpu_worker.outbox import FRAME_TEXT, FULL_HIGH, FULL_LOW, Outbox, State, Stop
 from gpu_worker.probes import Probes
@@ -28,6 +29,8 @@ from gpu_worker.turns import Turns
 
 PAUSE_LOW, PAUSE_HIGH = 0.020, 0.050  # seconds before an undecided publish is tried again, at random between
 PARKED = 4.0  # seconds, about, after which it is tried although another one tries for all
+GRID = 8  # moments in an interval of frames, at which all go that are due about then (docs/decisions/publishing.md)
+DRAWS = 8  # reads for one frame at most
 MOMENT = 0.001  # seconds: what uvloop tells apart; a timer for less would fire in the same moment again and again
 FULL_PAUSE = 1.0  # seconds between tries to get a terminal into a full stream
 # The same as no answer: the stream has more waiting than it may hold, or is being restored.
@@ -82,18 +85,28 @@ class Publisher:
         self._undecided_since: float | None = None
         self._full = False
         self._in_line = False
+        self._tap = Tap()
+        self._drawing = False  # what is offered is for the frame that is being made
         self._streaming = False  # tokens of this attempt are in the log
 
     # -- for the generation ------------------------------------------------------------------------------------------
 
     def offer(self, kind: str, text: str, n: int) -> None:
         """`n` more tokens: published at once when nothing is in flight, else part of the next frame. Never waits."""
-        outbox = self.outbox
-        outbox.piece(kind, text, n)
-        if outbox.state is State.IDLE and not self._in_line and (self._timer is None or not self._pause()):
-            self._send()
-        if outbox.waiting >= FULL_HIGH:
+        self.outbox.piece(kind, text, n)
+        if not self._drawing:
+            self._news()
+        if self.outbox.waiting >= FULL_HIGH:
             self._room.clear()
+
+    def follow(self, tap: Tap) -> None:
+        """Of an engine that can leave its tokens where they are, take what there is when a frame can be made of it."""
+        self._tap = tap
+        tap.on_unread = self._news
+
+    def unfollow(self) -> None:
+        self._tap.on_unread = None
+        self._tap = Tap()
 
     @property
     def has_room(self) -> bool:
@@ -138,11 +151,15 @@ class Publisher:
 
     # -- the way to the log ------------------------------------------------------------------------------------------
 
+    def _news(self) -> None:
+        if self.outbox.state is State.IDLE and not self._in_line and (self._timer is None or not self._pause()):
+            self._send()
+
     def _send(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self.outbox.has_more:
+        if self.outbox.has_more or self._tap.source.unread:
             if pause := self._pause():
                 self._again(pause)
             elif self._turns.ask(self._stream, self._my_turn, first=not self._streaming):
@@ -155,11 +172,12 @@ class Publisher:
         outbox = self.outbox
         if not self._frame_interval or not self._streaming or outbox.state is not State.IDLE:
             return 0.0
-        if outbox.next_type != outbox.frame_type or outbox.events or outbox.waiting >= FRAME_TEXT:
+        if (outbox.has_more and outbox.next_type != outbox.frame_type) or outbox.events or outbox.waiting >= FRAME_TEXT:
             return 0.0
         if not self._settled.is_set():  # somebody waits until all is in the log
             return 0.0
-        left = self._sent_at + self._frame_interval - self._loop.time()
+        grid = self._frame_interval / GRID
+        left = round((self._sent_at + self._frame_interval) / grid) * grid - self._loop.time()
         return left if left >= MOMENT else 0.0
 
     def _my_turn(self) -> None:
@@ -167,8 +185,10 @@ class Publisher:
         self._publish()
 
     def _publish(self) -> None:
+        if self._tap.source.unread and self.outbox.state is State.IDLE:
+            self._draw()
         publish = self.outbox.take()
-        if publish is None:  # stopped meanwhile
+        if publish is None:  # stopped meanwhile, or what was there is no token
             self._turns.over(self._stream)
             return
         self._sent_at = self._loop.time()
@@ -187,6 +207,17 @@ class Publisher:
             self.outbox.stop(Stop.REFUSED)
             self._turns.over(self._stream)
             self._settle()
+
+    def _draw(self) -> None:
+        draw = self._tap.source.draw
+        self._drawing = True
+        try:
+            if draw():
+                for _ in range(DRAWS):
+                    if self.outbox.waiting >= FRAME_TEXT or not draw():
+                        break
+        finally:
+            self._drawing = False
 
     def _answered(self, answer: int | BusError) -> None:
         self._turns.over(self._stream)
@@ -218,8 +249,7 @@ class Publisher:
         if state is State.IDLE:
             self._undecided_since = None
             self._streaming = self._streaming or self.outbox.sends_tokens
-            if self.outbox.has_more:
-                self._send()
+            self._send()
         elif state is State.UNDECIDED:
             if self._still_hoping():
                 tries = self._probes.wait(self._stream, self._go)

@@ -11,6 +11,7 @@ import msgspec
 
 FinishReason = Literal["stop", "length", "content_filter", "tool_calls"]
 FailureCode = Literal["engine_failed", "context_length_exceeded", "overloaded"]
+Kind = Literal["token", "reasoning"]
 Resume = Literal["continue", "prefill", "refuse"]
 
 
@@ -59,7 +60,7 @@ class Piece(msgspec.Struct, frozen=True, gc=False):
 
     text: str
     n: int
-    kind: Literal["token", "reasoning"] = "token"
+    kind: Kind = "token"
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,14 +138,41 @@ class EngineSettings:
     openai_extra: Mapping[str, Any] = field(default_factory=dict)
 
 
-class Tap:
-    """Whether pieces may come, for whoever takes them to say. `on_turn` is the engine's: told of every change."""
+class Source(Protocol):
+    """Where an engine's pieces are that came and were left. `unread`: there may be some."""
 
-    __slots__ = ("is_shut", "on_turn")
+    @property
+    def unread(self) -> bool: ...
+
+    def draw(self) -> bool:
+        """Give some of them, in one breath; True: more are there already."""
+
+
+class _Dry:
+    unread = False
+
+    def draw(self) -> bool:
+        return False
+
+
+DRY: Source = _Dry()
+"""Of an engine that gives everything as it comes."""
+
+
+class Tap:
+    """Whether pieces may come, for whoever takes them to say. `on_turn` is the engine's: told of every change.
+
+    With `on_unread` set, an engine that can leave what comes where it is does so: it says once that something came, and
+    its `source` gives it when it is asked. Several pieces cost little more than one then.
+    """
+
+    __slots__ = ("is_shut", "on_turn", "on_unread", "source")
 
     def __init__(self) -> None:
         self.is_shut = False
         self.on_turn: Callable[[bool], None] = lambda is_shut: None
+        self.on_unread: Callable[[], None] | None = None
+        self.source = DRY
 
     def turn(self, *, shut: bool) -> None:
         if shut is not self.is_shut:

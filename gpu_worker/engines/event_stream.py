@@ -24,6 +24,8 @@ class Chunks:
             newline = data.find(b"\r\n", 0, 10)
             if newline > 0 and (size := self._size(data[:newline])) and len(data) == newline + 4 + size:
                 return data[newline + 2 : -2]
+            if (whole := self._all_whole(data)) is not None:
+                return whole
         if self._rest:
             data = self._rest + data
             self._rest = b""
@@ -48,6 +50,18 @@ class Chunks:
                 self.ended = True
         return body[0] if len(body) == 1 else b"".join(body)
 
+    def _all_whole(self, data: bytes) -> bytes | None:
+        """What several tokens come as: whole chunks, and none with a line end of theirs inside. None: another."""
+        *lines, rest = data.split(b"\r\n")
+        sizes, bodies = lines[::2], lines[1::2]
+        if rest or len(sizes) != len(bodies) or not all(bodies):
+            return None
+        try:
+            whole = [self._size(line) for line in sizes] == [len(body) for body in bodies]
+        except Malformed:  # a line of a body, it may be
+            return None
+        return b"".join(bodies) if whole else None
+
     @staticmethod
     def _size(line: bytes) -> int:
         digits = line.split(b";", 1)[0].strip()
@@ -69,6 +83,10 @@ class Payloads:
         """The payloads whose lines end in these bytes. Raises Malformed."""
         if not self._rest and body.startswith(b"data: ") and body.endswith(b"\n\n") and body.count(b"\n") == 2:
             return [body[6:-2].strip()]  # what a token comes as: one event, whole and alone
+        if not self._rest and body.startswith(b"data: ") and body.endswith(b"\n\n"):
+            events = body[6:-2].split(b"\n\ndata: ")
+            if body.count(b"\n") == 2 * len(events):  # several of them, and nothing else
+                return [event.strip() for event in events]
         *lines, self._rest = (self._rest + body).split(b"\n")
         if len(self._rest) > LINE_LIMIT:
             raise Malformed("an event without end")

@@ -14,6 +14,7 @@ from typing import Self, cast
 
 import msgspec
 
+from gpu_worker.engines.edge import Edges, EdgeTransport
 from gpu_worker.engines.event_stream import Chunks, Malformed, Payloads
 
 MAX_BODY = 64 * 1024 * 1024
@@ -21,6 +22,9 @@ MAX_BODY = 64 * 1024 * 1024
 MAX_HEAD = 64 * 1024
 HIGH, LOW = 256, 64
 """Payloads nobody has asked for yet: above the first the socket is left alone until the second is reached."""
+
+Take = Callable[[list[bytes]], bool]
+"""Takes payloads, one at least; True: the last one is among them."""
 
 
 class Unreachable(Exception):
@@ -74,12 +78,18 @@ async def call(endpoint: Endpoint, method: str, path: str, body: object = None) 
 
 
 async def ask(
-    endpoint: Endpoint, method: str, path: str, body: object = None, *, silence_timeout: float | None = None
+    endpoint: Endpoint,
+    method: str,
+    path: str,
+    body: object = None,
+    *,
+    silence_timeout: float | None = None,
+    edges: Edges | None = None,
 ) -> "Answer":
     """Send the request and read the head of its answer. Raises Unreachable, Broken, Refused.
 
     `silence_timeout`: seconds that the server may say nothing while somebody waits for it, now or later: TimeoutError.
-    None leaves the deadline to the caller.
+    None leaves the deadline to the caller. `edges`: where the connection is one that can be left unread.
     """
     payload = b"" if body is None else msgspec.json.encode(body)
     key = f"Authorization: Bearer {endpoint.key}\r\n" if endpoint.key else ""
@@ -91,9 +101,12 @@ async def ask(
     tls = ssl.create_default_context() if endpoint.tls else None
     try:
         async with asyncio.timeout(silence_timeout):
-            transport, answer = await loop.create_connection(
-                lambda: Answer(loop, silence_timeout), endpoint.host, endpoint.port, ssl=tls
-            )
+            answer = Answer(loop, silence_timeout)
+            transport: asyncio.Transport
+            if edges is None or endpoint.tls:
+                transport, _ = await loop.create_connection(lambda: answer, endpoint.host, endpoint.port, ssl=tls)
+            else:
+                transport = await edges.connect(answer, endpoint.host, endpoint.port)
     except OSError as error:
         if isinstance(error, TimeoutError):
             raise
@@ -134,7 +147,7 @@ class Answer(asyncio.Protocol):
         self._waiter: asyncio.Future[None] | None = None
         self._waits_since = 0.0
         self._alarm: asyncio.TimerHandle | None = None
-        self._take: Callable[[bytes], bool] | None = None  # who is poured for ...
+        self._take: Take | None = None  # who is poured for ...
         self._over: asyncio.Future[None] | None = None  # ... and until when
         self._held = False
 
@@ -180,12 +193,18 @@ class Answer(asyncio.Protocol):
             self._transport.resume_reading()
         return payload
 
-    def pour(self, take: Callable[[bytes], bool]) -> asyncio.Future[None]:
-        """Give every payload of an event stream to `take` as it comes, from the protocol's own callback: a token then
-        wakes no task, which is most of what it costs otherwise.
+    @property
+    def source(self) -> EdgeTransport | None:
+        """Where what comes can be left, if it can be."""
+        return self._transport if isinstance(self._transport, EdgeTransport) else None
 
-        Done when the server has ended the stream, or `take` says True: that was the end of it. What it raises is the
-        future's, as are Broken and TimeoutError.
+    def pour(self, take: Take, on_unread: Callable[[], None] | None = None) -> asyncio.Future[None]:
+        """Give the payloads of an event stream to `take` as they come, from the protocol's own callback: a token then
+        wakes no task, which is most of what it costs otherwise. What came in one read is given together.
+
+        Done when the server has ended the stream, or `take` says True: the end of it was there. What it raises is the
+        future's, as are Broken and TimeoutError. With `on_unread` what comes is left where it is, where that can be
+        done for nothing: it is called then, and the `draw` of `source` gives it to `take`.
         """
         self._take, self._over = take, self._loop.create_future()
         if self._events is None:
@@ -194,6 +213,8 @@ class Answer(asyncio.Protocol):
         if self._silence is not None:
             self._alarm = self._alarm or self._loop.call_later(self._silence, self._look)
         self._deliver()
+        if (source := self.source) is not None:
+            source.leave_to(on_unread)
         return self._over
 
     def hold(self, held: bool) -> None:
@@ -218,7 +239,9 @@ class Answer(asyncio.Protocol):
             return
         try:
             while waiting and not self._held and not over.done():
-                if take(waiting.popleft()):
+                payloads = list(waiting)
+                waiting.clear()
+                if take(payloads):
                     over.set_result(None)
         except Exception as error:  # noqa: BLE001  # whoever waits for `over` gets it
             over.set_exception(error)
@@ -248,7 +271,8 @@ class Answer(asyncio.Protocol):
         waiter = self._over or self._waiter
         if waiter is None or waiter.done() or self._silence is None:
             return  # the next one who waits sets it again
-        left = self._silence if self._held else self._waits_since + self._silence - self._loop.time()
+        left_there = self.source is not None and self.source.unread
+        left = self._silence if self._held or left_there else self._waits_since + self._silence - self._loop.time()
         if left > 0:
             self._alarm = self._loop.call_later(left, self._look)
         else:

@@ -14,12 +14,15 @@ from urllib.parse import urlsplit
 import msgspec
 
 from gpu_worker.engines import http
+from gpu_worker.engines.edge import Edges
 from gpu_worker.engines.engine import (
+    DRY,
     EngineFailed,
     EngineSettings,
     EngineUnavailable,
     Finish,
     FinishReason,
+    Kind,
     ModelCard,
     Piece,
     Prefix,
@@ -35,6 +38,7 @@ WHO = "the server"
 END = b"[DONE]"
 RETRY_PAUSE = 0.5  # seconds between two tries to reach a server that is still starting
 OVERLOADED = frozenset({429, 503, 529})
+TOGETHER = 4096  # characters of what came together that are one piece, and one chunk's more
 TOO_LONG = "context_length_exceeded"
 
 _REASONS: frozenset[str] = frozenset(get_args(FinishReason))
@@ -104,6 +108,7 @@ class OpenAIEngine:
         self._settings = settings
         self._cards: tuple[ModelCard, ...] = ()
         self._running: weakref.WeakSet[Answer] = weakref.WeakSet()
+        self._edges: Edges | None = None
         self._busy = 0
         self._closed = False
 
@@ -113,6 +118,8 @@ class OpenAIEngine:
 
     async def start(self) -> None:
         """Asks which models there are, until the server answers or `start_timeout` is over."""
+        if Edges.available and not self._endpoint.tls:
+            self._edges = Edges()
         why = "no answer"
         try:
             async with asyncio.timeout(self._settings.start_timeout):
@@ -139,6 +146,8 @@ class OpenAIEngine:
         self._closed = True
         for answer in list(self._running):
             answer.leave()
+        if self._edges is not None:
+            self._edges.close()
 
     def children(self) -> list[tuple[str, int]]:
         return []  # the server is somebody else's
@@ -165,13 +174,16 @@ class OpenAIEngine:
                     f"{self._path}/chat/completions",
                     body,
                     silence_timeout=self._settings.stall_timeout,
+                    edges=self._edges,
                 ) as answer,
             ):
                 self._running.add(answer)
                 tap.on_turn = answer.hold
                 answer.hold(tap.is_shut)
-                await answer.pour(reading.take)
+                tap.source = answer.source or DRY
+                await answer.pour(reading.take, tap.on_unread)
         finally:
+            tap.source = DRY
             self._busy -= 1
         if reading.reason is None:
             raise EngineFailed("engine_failed", "the answer ended without an end", retryable=True)
@@ -225,11 +237,25 @@ class _Reading:
         self.told = 0  # tokens
         self.asked = 0
         self._take = take
+        self._kind: Kind = "token"  # of the piece that is being put together ...
+        self._text = ""
+        self._n = 0  # ... and its tokens
 
-    def take(self, data: bytes) -> bool:
-        """One payload; True: the last. Raises EngineFailed, msgspec.DecodeError, and as whoever takes the pieces."""
-        if data == END:
-            return True
+    def take(self, payloads: list[bytes]) -> bool:
+        """What came together; True: the end is there. Raises EngineFailed, msgspec.DecodeError, and as whoever takes
+        the pieces: what came before the failure has been given then.
+        """
+        try:
+            for data in payloads:
+                if data == END:
+                    return True
+                self._read(data)
+        finally:
+            if self._n:
+                self._give()
+        return False
+
+    def _read(self, data: bytes) -> None:
         chunk = _chunk.decode(data)
         if chunk.error is not None:
             raise _said(chunk.error)
@@ -242,21 +268,28 @@ class _Reading:
             if delta is None:
                 continue
             if thought := delta.reasoning_content or delta.reasoning:
-                self.told, n = _count(self.told, counted)
-                self._take(Piece(thought, n, "reasoning"))
+                self._hear("reasoning", thought, counted)
             if delta.content:
-                self.told, n = _count(self.told, counted)
-                self._take(Piece(delta.content, n))
+                self._hear("token", delta.content, counted)
         if usage is not None:
             self.asked = usage.prompt_tokens
             self.told = max(self.told, counted)
-        return False
 
+    def _hear(self, kind: Kind, text: str, counted: int) -> None:
+        """`counted`: the tokens so far as the server counts them, 0 where it does not: one a chunk then."""
+        if self._n and (kind != self._kind or len(self._text) > TOGETHER):
+            self._give()
+        n = max(1, counted - self.told)
+        self.told += n
+        if self._n:
+            self._text += text
+            self._n += n
+        else:
+            self._kind, self._text, self._n = kind, text, n
 
-def _count(told: int, counted: int) -> tuple[int, int]:
-    """The tokens so far, and of this piece: as the server counts them, else one a piece."""
-    now = max(told + 1, counted)
-    return now, now - told
+    def _give(self) -> None:
+        n, self._n = self._n, 0
+        self._take(Piece(self._text, n, self._kind))
 
 
 def _reason(said: str) -> FinishReason:

@@ -6,7 +6,8 @@ from contextlib import asynccontextmanager, suppress
 
 import pytest
 
-from gpu_worker.engines.http import Broken, Endpoint, Refused, Unreachable, ask, call
+from gpu_worker.engines.edge import Edges
+from gpu_worker.engines.http import Broken, Endpoint, Refused, Take, Unreachable, ask, call
 
 Speak = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
@@ -114,11 +115,11 @@ async def test_leaving_closes_the_connection_at_once() -> None:
 # -- poured ------------------------------------------------------------------------------------------------------------
 
 
-def into(got: list[bytes]) -> Callable[[bytes], bool]:
+def into(got: list[bytes]) -> Take:
     """Takes all, and leaves the end to the server."""
 
-    def take(payload: bytes) -> bool:
-        got.append(payload)
+    def take(payloads: list[bytes]) -> bool:
+        got.extend(payloads)
         return False
 
     return take
@@ -136,16 +137,16 @@ async def test_what_is_poured_comes_at_once_and_in_order_however_the_bytes_are_c
 async def test_whoever_takes_may_say_that_it_is_over_also_of_what_came_with_the_head() -> None:
     got: list[bytes] = []
 
-    def take(payload: bytes) -> bool:
-        got.append(payload)
-        return payload == b"2"
+    def take(payloads: list[bytes]) -> bool:
+        got.extend(payloads)
+        return b"2" in payloads
 
     gone = asyncio.Event()
     async with listener(staying(chunked(b"data: 1\n\ndata: 2\n\ndata: 3\n\n"), gone)) as endpoint:
         with await ask(endpoint, "POST", "/", None) as events:
             await events.pour(take)
         await gone.wait()
-    assert got == [b"1", b"2"]
+    assert got == [b"1", b"2", b"3"], "what came together is given together"
 
 
 async def test_what_is_held_is_kept_and_comes_when_it_goes_on() -> None:
@@ -153,18 +154,18 @@ async def test_what_is_held_is_kept_and_comes_when_it_goes_on() -> None:
     more, said, two = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
     async def speak(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(chunked(b"data: 1\n\ndata: 2\n\ndata: 3\n\n"))
+        writer.write(chunked(b"data: 1\n\ndata: 2\n\n"))
         await more.wait()
-        writer.write(b"9\r\ndata: 4\n\n\r\n0\r\n\r\n")
+        writer.write(b"9\r\ndata: 3\n\n\r\n9\r\ndata: 4\n\n\r\n0\r\n\r\n")
         await writer.drain()
         said.set()
 
     async with listener(speak) as endpoint:
         with await ask(endpoint, "POST", "/", {}) as events:
 
-            def take(payload: bytes) -> bool:
-                got.append(payload)
-                if payload == b"2":
+            def take(payloads: list[bytes]) -> bool:
+                got.extend(payloads)
+                if b"2" in payloads:
                     events.hold(True)
                     two.set()
                 return False
@@ -181,8 +182,8 @@ async def test_what_is_held_is_kept_and_comes_when_it_goes_on() -> None:
 
 
 async def test_what_whoever_takes_raises_is_said_to_whoever_waits() -> None:
-    def take(payload: bytes) -> bool:
-        raise KeyError(payload)
+    def take(payloads: list[bytes]) -> bool:
+        raise KeyError(payloads)
 
     async with listener(saying(chunked(b"data: 1\n\ndata: 2\n\n", b""))) as endpoint:
         with await ask(endpoint, "POST", "/", {}) as events, pytest.raises(KeyError):
@@ -208,7 +209,7 @@ async def test_silence_ends_what_is_poured_but_not_while_it_is_held() -> None:
     async with listener(staying(chunked(b"data: 1\n\n"), gone)) as endpoint:
         with await ask(endpoint, "POST", "/", None, silence_timeout=0.5) as events:
 
-            def take(payload: bytes) -> bool:
+            def take(payloads: list[bytes]) -> bool:
                 one.set()
                 return False
 
@@ -221,3 +222,23 @@ async def test_silence_ends_what_is_poured_but_not_while_it_is_held() -> None:
             with pytest.raises(TimeoutError):
                 await over
         await gone.wait()
+
+
+async def test_what_is_left_unread_is_no_silence_and_is_given_when_it_is_drawn() -> None:
+    got: list[bytes] = []
+    told, gone = asyncio.Event(), asyncio.Event()
+    edges = Edges()
+    async with listener(staying(chunked(b"data: 1\n\n"), gone)) as endpoint:
+        with await ask(endpoint, "POST", "/", None, silence_timeout=0.4, edges=edges) as events:
+            over = events.pour(into(got), told.set)
+            if not got:  # it came apart from the head
+                await told.wait()
+                await asyncio.sleep(0.8)
+                assert (got, over.done()) == ([], False)
+                assert events.source is not None
+                events.source.draw()
+            assert got == [b"1"]
+            with pytest.raises(TimeoutError):
+                await over
+        await gone.wait()
+    edges.close()

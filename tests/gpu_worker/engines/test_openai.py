@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager, suppress
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -20,9 +20,12 @@ from gpu_worker.engines import (
     Piece,
     Prefix,
     Prompt,
+    Tap,
     create,
     http,
 )
+from gpu_worker.engines.edge import Edges
+from gpu_worker.engines.engine import DRY
 from gpu_worker.engines.openai import OpenAIEngine
 from gpu_worker.engines.smollm2 import SmolLM2Engine
 
@@ -132,6 +135,32 @@ async def test_every_token_comes_once_in_order_and_is_counted() -> None:
     assert finish == Finish("stop", 8, 500)
 
 
+async def test_what_was_left_comes_in_few_pieces_when_it_is_drawn() -> None:
+    """Each token once and in order, the end without being asked for; nothing is left running."""
+    pieces: list[Piece] = []
+    loop, tap = asyncio.get_running_loop(), Tap()
+    tap.on_unread = lambda: cast(None, loop.call_later(0.05, lambda: tap.source.draw()))
+    async with mock_engine() as url, engine(url) as made:
+        finish = await made.pour("mock", ask(tokens=100, rate=500), Prefix(), pieces.append, tap)
+        assert (await stats(url))["running"] == 0
+    assert indexes(pieces) == list(range(100))
+    assert finish == Finish("stop", 8, 100)
+    assert sum(piece.n for piece in pieces) == 100
+    assert len(pieces) < 50
+    assert tap.source is DRY
+
+
+async def test_where_nothing_can_be_left_everything_comes_as_it_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a system without epoll, or with TLS."""
+    monkeypatch.setattr(Edges, "available", False)
+    pieces: list[Piece] = []
+    tap = Tap()
+    tap.on_unread = lambda: pytest.fail("nothing is left")
+    async with mock_engine() as url, engine(url) as made:
+        await made.pour("mock", ask(tokens=100, rate=500), Prefix(), pieces.append, tap)
+    assert indexes(pieces) == list(range(100))
+
+
 async def test_an_answer_goes_on_behind_its_prefix() -> None:
     """The server gets what was said as the beginning of its own answer, and only as much room as is left."""
     async with mock_engine() as url, engine(url) as made:
@@ -222,7 +251,7 @@ async def test_a_server_that_counts_is_believed() -> None:
 
     async with server(answers) as url, engine(url) as made:
         pieces, finish = await play(made, ask())
-    assert pieces == [Piece("hm ", 1, "reasoning"), Piece("a b c ", 3), Piece("d", 1)]
+    assert pieces == [Piece("hm ", 1, "reasoning"), Piece("a b c d", 4)]
     assert finish == Finish("length", 5, 5)
 
 
