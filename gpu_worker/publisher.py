@@ -44,8 +44,8 @@ class Publisher:
 
     `over` is set when it has ended or stopped; `on_over` is called once, then. `lost_timeout`: seconds without any
     decision on a publish after which the attempt gives up: the job is delivered again, and its next holder reads on.
-    `frame_interval`: seconds between two frames of tokens at least. Those that come meanwhile are one frame, the first
-    ones and whatever is not a token go at once.
+    `frame_interval`: seconds, about, between two frames of tokens. Those that come meanwhile are one frame; the first
+    ones, and whatever is said that is no token, go at once. What an engine leaves unread is not looked at meanwhile.
     """
 
     def __init__(
@@ -86,6 +86,7 @@ class Publisher:
         self._full = False
         self._in_line = False
         self._tap = Tap()
+        self._more_there = False  # than was drawn for the last frame
         self._drawing = False  # what is offered is for the frame that is being made
         self._streaming = False  # tokens of this attempt are in the log
 
@@ -107,6 +108,7 @@ class Publisher:
     def unfollow(self) -> None:
         self._tap.on_unread = None
         self._tap = Tap()
+        self._more_there = False
 
     @property
     def has_room(self) -> bool:
@@ -170,7 +172,7 @@ class Publisher:
     def _pause(self) -> float:
         """Seconds for which what there is to say collects more."""
         outbox = self.outbox
-        if not self._frame_interval or not self._streaming or outbox.state is not State.IDLE:
+        if not self._frame_interval or not self._streaming or self._more_there or outbox.state is not State.IDLE:
             return 0.0
         if (outbox.has_more and outbox.next_type != outbox.frame_type) or outbox.events or outbox.waiting >= FRAME_TEXT:
             return 0.0
@@ -212,10 +214,11 @@ class Publisher:
         draw = self._tap.source.draw
         self._drawing = True
         try:
-            if draw():
-                for _ in range(DRAWS):
-                    if self.outbox.waiting >= FRAME_TEXT or not draw():
-                        break
+            self._more_there = draw()
+            for _ in range(DRAWS):
+                if not self._more_there or self.outbox.waiting >= FRAME_TEXT:
+                    break
+                self._more_there = draw()
         finally:
             self._drawing = False
 

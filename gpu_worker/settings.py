@@ -33,7 +33,7 @@ class WorkerSettings(RoleSettings):
     grace: float = Field(30.0, gt=0, description="silence of the nodes that had viewers before on_disconnect=cancel")
     cancel_interval: float = Field(5.0, gt=0, description="between two looks for a cancel whose nudge was lost")
     frame_interval: float = Field(
-        0.0, ge=0, le=1, description="between two frames of one answer's tokens, at least: fewer, larger, later"
+        0.0, ge=0, le=1, description="between two frames of one answer's tokens, about: fewer, larger, later"
     )
     lost_timeout: float = Field(60.0, gt=0, description="without an answer from the log before an attempt is given up")
 

@@ -14,8 +14,12 @@ import socket
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import structlog
+
 READ = 16 * 1024  # bytes at once
 EVENTS = 256  # looked at before the loop has its turn
+
+log = structlog.get_logger("worker")
 
 _Address = tuple[int, int, int, str, tuple[Any, ...]]
 
@@ -56,7 +60,10 @@ class Edges:
             except BaseException:
                 sock.close()
                 raise
-        raise failed or OSError(f"no address: {host}")
+        try:
+            raise failed or OSError(f"no address: {host}")
+        finally:
+            del failed  # whose traceback knows this frame
 
     async def _addresses(self, host: str, port: int) -> Sequence[_Address]:
         try:  # a number needs nobody who knows
@@ -88,11 +95,15 @@ class Edges:
             transport = there.get(fd)
             if transport is None:  # closed by one of those before it
                 continue
-            if mask != bytes_only:
-                transport.came(mask)
-            elif not transport.unread:  # else that was said already
-                transport.unread = True
-                transport.tell()
+            try:
+                if mask != bytes_only:
+                    transport.came(mask)
+                elif not transport.unread:  # else that was said already
+                    transport.unread = True
+                    transport.tell()
+            except Exception as error:  # whoever has been told; the others would not be told again
+                log.error("engine.reader_failed", exc_info=error)
+                transport.give_up(error)
 
 
 class EdgeTransport(asyncio.Transport):
@@ -111,6 +122,7 @@ class EdgeTransport(asyncio.Transport):
         self._protocol = protocol
         self._loop = asyncio.get_running_loop()
         self._unsent = bytearray()
+        self._failed: OSError | None = None  # at sending
         self._paused = self._ended = self._closed = False
 
     def leave_to(self, on_unread: Callable[[], None] | None) -> None:
@@ -128,10 +140,10 @@ class EdgeTransport(asyncio.Transport):
         except BlockingIOError:
             return False
         except OSError as error:
-            self._close(error)
+            self.give_up(error)
             return False
         if not data:
-            self._close(None)
+            self.give_up(self._failed)
             return False
         if len(data) == READ or self._ended:
             self.unread = True
@@ -141,14 +153,13 @@ class EdgeTransport(asyncio.Transport):
 
     def came(self, mask: int) -> None:
         """What epoll says of it, where that is more than bytes."""
-        if mask & select.EPOLLOUT:
-            self._send()
-        if mask & ~(select.EPOLLIN | select.EPOLLOUT):  # it was hung up, or is broken
-            self._ended = True
-            self._choose()
-        if mask != select.EPOLLOUT:
+        if mask & ~(select.EPOLLIN | select.EPOLLOUT):  # it was hung up, or is broken: reading says which
+            self._end()
+        elif mask & select.EPOLLIN:
             self.unread = True
             self.tell()
+        if mask & select.EPOLLOUT and self._unsent and not mask & (select.EPOLLHUP | select.EPOLLERR):
+            self._send()
 
     def _again(self) -> None:
         if self.unread:
@@ -168,13 +179,23 @@ class EdgeTransport(asyncio.Transport):
         except BlockingIOError:
             return
         except OSError as error:
-            self._close(error)
+            self._unsent.clear()
+            self._failed = error
+            self._end()
 
-    def _close(self, error: Exception | None) -> None:
+    def _end(self) -> None:
+        """The other side has gone. What it said before is still there."""
+        self._ended = self.unread = True
+        self._choose()
+        self.tell()
+
+    def give_up(self, error: Exception | None) -> None:
+        """Close it without reading on. Idempotent."""
         if self._closed:
             return
         self._closed = True
         self.unread = False
+        self._unsent.clear()
         self.leave_to(None)
         self._edges.leave(self._sock.fileno())
         self._sock.close()
@@ -207,7 +228,7 @@ class EdgeTransport(asyncio.Transport):
         return self._closed
 
     def abort(self) -> None:
-        self._close(None)
+        self.give_up(None)
 
 
 def _nothing() -> None:

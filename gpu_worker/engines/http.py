@@ -20,6 +20,8 @@ from gpu_worker.engines.event_stream import Chunks, Malformed, Payloads
 MAX_BODY = 64 * 1024 * 1024
 """Bytes of an answer that is not a stream; the longest is the token list of a 1 MiB prompt."""
 MAX_HEAD = 64 * 1024
+READS = 8
+"""Of what was left, at the end."""
 HIGH, LOW = 256, 64
 """Payloads nobody has asked for yet: above the first the socket is left alone until the second is reached."""
 
@@ -150,6 +152,7 @@ class Answer(asyncio.Protocol):
         self._take: Take | None = None  # who is poured for ...
         self._over: asyncio.Future[None] | None = None  # ... and until when
         self._held = False
+        self._giving = False
 
     def __enter__(self) -> Self:
         return self
@@ -215,7 +218,18 @@ class Answer(asyncio.Protocol):
         self._deliver()
         if (source := self.source) is not None:
             source.leave_to(on_unread)
+        self._go_on()
         return self._over
+
+    def left(self) -> list[bytes]:
+        """The payloads that came and were not given to anybody, for whoever does not wait for more."""
+        source = self.source
+        for _ in range(READS):
+            if source is None or not source.draw():
+                break
+        payloads = list(self._waiting)
+        self._waiting.clear()
+        return payloads
 
     def hold(self, held: bool) -> None:
         """Keep what comes, and soon let nothing come; or go on."""
@@ -229,14 +243,18 @@ class Answer(asyncio.Protocol):
             return
         self._waits_since = self._loop.time()
         self._deliver()
+        self._go_on()
+
+    def _go_on(self) -> None:
         if self._stopped and not self._held and self._transport is not None:
             self._stopped = False
             self._transport.resume_reading()
 
     def _deliver(self) -> None:
         take, over, waiting = self._take, self._over, self._waiting
-        if take is None or over is None:
+        if take is None or over is None or self._giving:  # the last: what is taken may make room, and that draws more
             return
+        self._giving = True
         try:
             while waiting and not self._held and not over.done():
                 payloads = list(waiting)
@@ -245,6 +263,8 @@ class Answer(asyncio.Protocol):
                     over.set_result(None)
         except Exception as error:  # noqa: BLE001  # whoever waits for `over` gets it
             over.set_exception(error)
+        finally:
+            self._giving = False
         if over.done() or waiting:
             return
         if self._why:
@@ -271,7 +291,7 @@ class Answer(asyncio.Protocol):
         waiter = self._over or self._waiter
         if waiter is None or waiter.done() or self._silence is None:
             return  # the next one who waits sets it again
-        left_there = self.source is not None and self.source.unread
+        left_there = self.source is not None and self.source.unread and not self._stopped
         left = self._silence if self._held or left_there else self._waits_since + self._silence - self._loop.time()
         if left > 0:
             self._alarm = self._loop.call_later(left, self._look)
@@ -360,7 +380,8 @@ class Answer(asyncio.Protocol):
             self._waiting.append(data)
             return
         self._waiting.extend(self._events.feed(data))
-        if len(self._waiting) > HIGH and not self._stopped and self._transport is not None:
+        asked = self._take is None or self._held  # else they are given as they come
+        if len(self._waiting) > HIGH and asked and not self._stopped and self._transport is not None:
             self._stopped = True
             self._transport.pause_reading()
 

@@ -8,6 +8,7 @@ how a server goes on behind a prefix (`openai_resume`), and fields that one serv
 import asyncio
 import weakref
 from collections.abc import AsyncGenerator, Callable
+from contextlib import suppress
 from typing import Any, get_args
 from urllib.parse import urlsplit
 
@@ -38,7 +39,7 @@ WHO = "the server"
 END = b"[DONE]"
 RETRY_PAUSE = 0.5  # seconds between two tries to reach a server that is still starting
 OVERLOADED = frozenset({429, 503, 529})
-TOGETHER = 4096  # characters of what came together that are one piece, and one chunk's more
+TOGETHER = 4096  # characters of what came together that are one piece
 TOO_LONG = "context_length_exceeded"
 
 _REASONS: frozenset[str] = frozenset(get_args(FinishReason))
@@ -181,7 +182,12 @@ class OpenAIEngine:
                 tap.on_turn = answer.hold
                 answer.hold(tap.is_shut)
                 tap.source = answer.source or DRY
-                await answer.pour(reading.take, tap.on_unread)
+                try:
+                    await answer.pour(reading.take, tap.on_unread)
+                except asyncio.CancelledError:  # what it had said before is heard
+                    with suppress(EngineFailed, msgspec.DecodeError):
+                        reading.take(answer.left())
+                    raise
         finally:
             tap.source = DRY
             self._busy -= 1
@@ -277,7 +283,7 @@ class _Reading:
 
     def _hear(self, kind: Kind, text: str, counted: int) -> None:
         """`counted`: the tokens so far as the server counts them, 0 where it does not: one a chunk then."""
-        if self._n and (kind != self._kind or len(self._text) > TOGETHER):
+        if self._n and (kind != self._kind or len(self._text) + len(text) > TOGETHER):
             self._give()
         n = max(1, counted - self.told)
         self.told += n

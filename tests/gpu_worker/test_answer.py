@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator, Callable
+
+import msgspec
 
 from broker.bus.frames import ATTEMPT, DONE, START, TOKEN, encode_frame, encode_tokens
 from broker.bus.log import store
-from gpu_worker.engines import EngineFailed, Finish, ModelCard, Piece, Prefix, Prompt
+from gpu_worker.engines import EngineFailed, Finish, ModelCard, Piece, Prefix, Prompt, Tap
+from gpu_worker.engines.engine import DRY
 from tests.gpu_worker.bed import SID, Bed
 
 
@@ -47,3 +52,45 @@ async def test_the_engine_goes_on_from_the_frames_and_not_from_a_text(bed: Bed) 
         assert (await bed.ended("g1")).type == DONE
     assert engine.prefixes == [Prefix(("Hello.", "\n"), 3), Prefix(("Hello.", "\n", "\n"), 4)]
     assert [frame.epoch for frame in bed.of("g1") if frame.type == ATTEMPT] == [2, 3]
+
+
+class Leaving(Asked):
+    """An engine that leaves its tokens where they are until they are drawn, and says nothing twice."""
+
+    unread = False
+
+    async def pour(self, model: str, prompt: Prompt, prefix: Prefix, take: Callable[[Piece], None], tap: Tap) -> Finish:
+        self.tap, self.left, self.draws, self.take = tap, deque[Piece](), 0, take
+        self.dry = asyncio.Event()
+        tap.source = self
+        for number in range(100):
+            self.left.append(Piece(f"{number} ", 1))
+            if not self.unread:
+                self.unread = True
+                assert tap.on_unread is not None
+                tap.on_unread()
+            await asyncio.sleep(0)
+        if self.left:
+            self.dry.clear()
+            await self.dry.wait()
+        tap.source = DRY
+        return Finish("stop", 1, 100)
+
+    def draw(self) -> bool:
+        self.unread = False
+        self.draws += 1
+        while self.left:
+            self.take(self.left.popleft())
+        self.dry.set()
+        return False
+
+
+async def test_what_an_engine_leaves_is_drawn_for_whole_frames(bed: Bed) -> None:
+    engine = Leaving()
+    async with bed.worker("w1", engine):
+        await bed.enqueue(await bed.ask("g1", [], model="asked", after=0, enqueue=False))
+        assert (await bed.ended("g1")).type == DONE
+    tokens = [frame for frame in bed.of("g1") if frame.type == TOKEN]
+    assert "".join(msgspec.json.decode(frame.data)["text"] for frame in tokens).split() == list(map(str, range(100)))
+    assert len(tokens) == engine.draws < 100
+    assert engine.tap.on_unread is None

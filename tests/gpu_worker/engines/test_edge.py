@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import socket
 import struct
+import weakref
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import cast
@@ -191,6 +193,56 @@ async def test_a_connection_that_is_reset_says_why() -> None:
         assert pair.transport.is_closing()
 
 
+async def test_what_was_said_before_a_reset_is_read_although_something_was_still_to_be_sent() -> None:
+    async with connected() as [pair]:
+        heard, transport = pair.heard, pair.transport
+        transport.leave_to(heard.tell)
+        transport.write(os.urandom(16 * 1024 * 1024))
+        pair.other.sendall(b"said")
+        await heard.anything()
+        pair.other.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        pair.other.close()
+        assert isinstance(await heard.lost, ConnectionResetError)
+        assert (heard.reads, transport.unread) == ([b"said"], False)
+
+
+async def test_whoever_fails_when_he_is_told_does_not_silence_the_others() -> None:
+    async with connected(pairs=2) as [first, second]:
+        failed = KeyError("his")
+
+        def fail() -> None:
+            raise failed
+
+        first.transport.leave_to(fail)
+        second.transport.leave_to(second.heard.tell)
+        first.other.sendall(b"one")
+        second.other.sendall(b"two")
+        assert await first.heard.lost is failed
+        while not second.heard.told:
+            await second.heard.anything()
+
+
+async def test_a_connection_leaves_no_garbage_nor_does_a_refused_one() -> None:
+    async with connected() as [pair]:
+        pair.transport.leave_to(pair.heard.tell)
+        edges = pair.edges
+        pair.transport.abort()
+        await pair.heard.lost
+        closed, refused = weakref.ref(pair.transport), Heard()
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            port = listener.getsockname()[1]
+        gc.disable()
+        try:
+            with suppress(ConnectionRefusedError):
+                await edges.connect(refused, "127.0.0.1", port)
+            gone = weakref.ref(refused)
+            del refused, pair.transport, pair.heard.transport
+            await asyncio.sleep(0)
+            assert (closed(), gone()) == (None, None)
+        finally:
+            gc.enable()
+
+
 async def test_one_that_is_given_up_by_another_in_the_same_moment_is_not_told() -> None:
     async with connected(pairs=2) as [first, second]:
         first.transport.leave_to(second.transport.abort)
@@ -202,14 +254,19 @@ async def test_one_that_is_given_up_by_another_in_the_same_moment_is_not_told() 
         assert first.transport.is_closing() is not second.transport.is_closing()
 
 
-async def test_nobody_there_and_nowhere_to_be_are_errors_of_the_system() -> None:
+async def test_nobody_there_and_nowhere_to_be_are_errors_of_the_system(monkeypatch: pytest.MonkeyPatch) -> None:
     edges = Edges()
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     with pytest.raises(ConnectionRefusedError):
         await edges.connect(Heard(), "127.0.0.1", port)
-    with pytest.raises(socket.gaierror):
-        await edges.connect(Heard(), "nowhere.invalid", 80)
+
+    async def nobody(host: str, port: int) -> list[object]:
+        return []
+
+    monkeypatch.setattr(edges, "_addresses", nobody)
+    with pytest.raises(OSError, match="no address: nowhere"):
+        await edges.connect(Heard(), "nowhere", 80)
     edges.close()
 
 
@@ -232,6 +289,7 @@ async def test_a_name_is_looked_up_and_its_addresses_are_tried_in_turn(monkeypat
 
 
 async def test_closing_ends_every_connection_and_gives_back_what_it_had() -> None:
+    gc.collect()
     before = len(os.listdir("/proc/self/fd"))
     async with connected(pairs=3) as pairs:
         edges = pairs[0].edges

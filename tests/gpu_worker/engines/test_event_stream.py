@@ -36,6 +36,33 @@ def test_events_are_the_same_wherever_they_are_cut(texts: list[str], at: list[in
     assert found == [text.encode().strip() for text in texts]
 
 
+EVENTS = st.lists(
+    st.sampled_from([b"data: x\n\n", b"data:  y \n\n", b": z\n\n", b"data: a\r\n\r\n", b"\n", b"data: \n\n"])
+)
+
+
+@given(EVENTS, st.lists(st.integers(1, 40)), st.booleans())
+def test_several_that_come_together_are_what_they_are_byte_by_byte(
+    events: list[bytes], sizes: list[int], ends: bool
+) -> None:
+    """What is read at once takes shorter ways, all of which lead to the same."""
+    body, coded = b"".join(events), b""
+    for size in sizes or [10]:
+        if part := body[:size]:
+            coded += b"%x\r\n%s\r\n" % (len(part), part)
+            body = body[size:]
+    coded += b"0\r\n\r\n" * ends
+    at_once, one_by_one = (Chunks(), Payloads()), (Chunks(), Payloads())
+    whole = at_once[1].feed(at_once[0].feed(coded))
+    slowly = [p for byte in coded for p in one_by_one[1].feed(one_by_one[0].feed(bytes([byte])))]
+    assert (whole, at_once[0].ended) == (slowly, one_by_one[0].ended)
+
+
+def test_a_chunk_that_is_not_as_long_as_it_says_is_not_taken_for_one_that_is() -> None:
+    assert Chunks().feed(b"3\r\nabc\r\n5\r\na\r\nbc\r\n") == b"abca\r\nbc"
+    assert Chunks().feed(b"4\r\nab\r\n\r\n2\r\ncd\r\n") == b"ab\r\ncd"
+
+
 @given(TEXTS)
 def test_events_that_come_alone_are_what_they_are(texts: list[str]) -> None:
     chunks, payloads = Chunks(), Payloads()

@@ -226,17 +226,23 @@ async def test_silence_ends_what_is_poured_but_not_while_it_is_held() -> None:
 
 async def test_what_is_left_unread_is_no_silence_and_is_given_when_it_is_drawn() -> None:
     got: list[bytes] = []
-    told, gone = asyncio.Event(), asyncio.Event()
+    poured, told, gone = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def speak(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(chunked())
+        await poured.wait()
+        await staying(b"9\r\ndata: 1\n\n\r\n", gone)(reader, writer)
+
     edges = Edges()
-    async with listener(staying(chunked(b"data: 1\n\n"), gone)) as endpoint:
+    async with listener(speak) as endpoint:
         with await ask(endpoint, "POST", "/", None, silence_timeout=0.4, edges=edges) as events:
             over = events.pour(into(got), told.set)
-            if not got:  # it came apart from the head
-                await told.wait()
-                await asyncio.sleep(0.8)
-                assert (got, over.done()) == ([], False)
-                assert events.source is not None
-                events.source.draw()
+            poured.set()
+            await told.wait()
+            await asyncio.sleep(0.8)
+            assert (got, over.done()) == ([], False)
+            assert events.source is not None
+            events.source.draw()
             assert got == [b"1"]
             with pytest.raises(TimeoutError):
                 await over
