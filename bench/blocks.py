@@ -26,12 +26,19 @@ from broker.bus.log import page
 from broker.bus.nats import Bus
 from broker.bus.scan import Scan
 from broker.bus.tally import Counts, Spreads
+from gpu_worker.engines import Piece
+from gpu_worker.engines.http import Answer
+from gpu_worker.engines.openai import _Reading
 
 MANY = 20_000
 LOGGED = "bench.log"
 ROUNDS = 5
 HEADERS = {"Nats-Expected-Last-Subject-Sequence": "123456"}
 PAYLOAD = b"x" * 160  # a frame of one token
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+EVENT = b"""data: {"id":"chatcmpl-1","object":"chat.completion.chunk","created":1,"model":"m","choices":[{"index":0,\
+"delta":{"content":" hello"},"logprobs":null,"finish_reason":null}]}\n\n"""
+CHUNK = b"%x\r\n%s\r\n" % (len(EVENT), EVENT)
 BUCKETS = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0)
 
 Work = Callable[[], Awaitable[None]]
@@ -52,6 +59,7 @@ async def main() -> None:
             try:
                 await tell([*_counting(), await _publishing(bus), await _receiving(bus)])
                 await tell_reading(bus, server.pid)
+                await tell_engine()
             finally:
                 await bus.close()
 
@@ -87,6 +95,27 @@ async def tell_reading(bus: Bus, server: int) -> None:
             theirs.append(used({"nats": server})["nats"].cpu - nats)
         us, nats = (1e6 * statistics.median(seconds) / MANY for seconds in (ours, theirs))
         print(f"reading a log by {name:<24}{us:6.2f} µs, and NATS {nats:5.2f} µs a message")
+
+
+async def tell_engine() -> None:
+    """Chunks of an engine's answer, from the bytes of one read to the piece that a publisher is offered."""
+    loop = asyncio.get_running_loop()
+    for together in (1, 4):
+        pieces: list[Piece] = []
+        answer, data = Answer(loop, None), CHUNK * together
+        answer.data_received(HEAD)
+        answer.pour(_Reading(pieces.append).take)
+        took = []
+        for _ in range(ROUNDS):
+            pieces.clear()
+            before = time.process_time()
+            for _ in range(MANY // together):
+                answer.data_received(data)
+            took.append(time.process_time() - before)
+            assert sum(piece.n for piece in pieces) == MANY
+        print(
+            f"reading {together} of an engine's tokens at once {1e6 * statistics.median(took) / MANY:6.2f} µs a token"
+        )
 
 
 async def _by_gets(bus: Bus, size: int) -> int:

@@ -107,7 +107,7 @@ class Edges:
 
 
 class EdgeTransport(asyncio.Transport):
-    """One connection. What comes is read at once; with `on_unread`, which is told of it, only by `draw`.
+    """One connection. What comes is read at once, until it is left to somebody, who is told of it: then by `draw`.
 
     Once the other side has ended the connection, all that it said is read: there is nothing to wait for.
     """

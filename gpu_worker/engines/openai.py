@@ -119,8 +119,6 @@ class OpenAIEngine:
 
     async def start(self) -> None:
         """Asks which models there are, until the server answers or `start_timeout` is over."""
-        if Edges.available and not self._endpoint.tls:
-            self._edges = Edges()
         why = "no answer"
         try:
             async with asyncio.timeout(self._settings.start_timeout):
@@ -142,6 +140,8 @@ class OpenAIEngine:
                     self._cards = self._announced(listed)
         except TimeoutError as error:
             raise self._failed(f"not there after {self._settings.start_timeout:g} s: {why}") from error
+        if Edges.available and not self._endpoint.tls:
+            self._edges = Edges()
 
     async def close(self) -> None:
         self._closed = True

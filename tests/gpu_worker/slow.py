@@ -7,9 +7,17 @@ from collections.abc import Callable
 
 from nats.aio.client import Client
 
+from broker.bus.chain import Chain
 from broker.bus.errors import BusUnavailable
 from broker.bus.frames import START, Frame, decode_frame
 from broker.bus.nats import Bus, Heard, Msg
+from gpu_worker.metrics import Measured
+from gpu_worker.outbox import Outbox
+from gpu_worker.probes import Probes
+from gpu_worker.publisher import Publisher
+from gpu_worker.reserve import Reserve
+from gpu_worker.turns import Turns
+from tests.gpu_worker.bed import SID
 
 STARTED = (START, {"epoch": 1, "model": "m", "worker": "w1", "input": [], "t": 0})
 
@@ -48,3 +56,10 @@ class Slow(Bus):
 
     def answer(self, seq: int) -> None:
         self._asking.pop(0)(Heard("_INBOX", "", b'{"stream":"TOK_00","seq":%d}' % seq))
+
+
+def publisher_on(slow: Slow, *, turns: Turns | None = None, frame_interval: float = 0.0) -> Publisher:
+    """Of an answer that has not begun."""
+    outbox = Outbox("g1", 1, "a", Chain())
+    measured, reserve = Measured("test"), Reserve(slow)
+    return Publisher(slow, SID, outbox, measured, reserve, Probes(), turns or Turns(), frame_interval=frame_interval)

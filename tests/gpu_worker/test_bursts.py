@@ -10,21 +10,14 @@ from contextlib import asynccontextmanager, suppress
 import msgspec
 import pytest
 
-from broker.bus.chain import Chain
 from broker.bus.frames import REASONING, TOKEN, Frame
 from gpu_worker.believed import poured
 from gpu_worker.engines import EngineFailed, EngineSettings, Finish, Message, Piece, Prefix, Prompt, Tap, create
 from gpu_worker.engines.edge import READ
 from gpu_worker.engines.http import HIGH
 from gpu_worker.engines.openai import OpenAIEngine
-from gpu_worker.metrics import Measured
-from gpu_worker.outbox import Outbox
-from gpu_worker.probes import Probes
-from gpu_worker.publisher import Publisher
-from gpu_worker.reserve import Reserve
 from gpu_worker.turns import Turns
-from tests.gpu_worker.bed import SID
-from tests.gpu_worker.slow import STARTED, Slow
+from tests.gpu_worker.slow import STARTED, Slow, publisher_on
 
 DEADLINE = 30.0
 STALL = 2.0
@@ -82,17 +75,7 @@ class Answered:
 
     def __init__(self, slow: Slow, turns: Turns, frame_interval: float = 0.0) -> None:
         self.said: list[str] = []
-        self._slow = slow
-        self.publisher = Publisher(
-            slow,
-            SID,
-            Outbox("g1", 1, "a", Chain()),
-            Measured("test"),
-            Reserve(slow),
-            Probes(),
-            turns,
-            frame_interval=frame_interval,
-        )
+        self.publisher = publisher_on(slow, turns=turns, frame_interval=frame_interval)
 
     async def play(self, made: OpenAIEngine) -> Finish:
         """Raises EngineFailed. What was said is in the log when it returns."""
@@ -112,23 +95,21 @@ class Answered:
             await self.publisher.close()
 
 
-class Log(Slow):
-    """Answers soon; one log, one session each time."""
-
-    async def answering(self) -> None:
-        seq = 0
-        while True:
-            await self.news.wait()
-            self.news.clear()
-            await asyncio.sleep(random.choice([0, 0, 0.001, 0.01]))
-            while self.unanswered:
-                seq += 1
-                self.answer(seq)
-
-
 @pytest.fixture
 async def log(slow: Slow) -> AsyncIterator[Slow]:
-    answering = asyncio.create_task(Log.answering(slow))  # type: ignore[arg-type]
+    """It answers soon, everything in its order."""
+
+    async def answer() -> None:
+        seq = 0
+        while True:
+            await slow.news.wait()
+            slow.news.clear()
+            await asyncio.sleep(random.choice([0, 0, 0.001, 0.01]))
+            while slow.unanswered:
+                seq += 1
+                slow.answer(seq)
+
+    answering = asyncio.create_task(answer())
     yield slow
     answering.cancel()
     await asyncio.gather(answering, return_exceptions=True)

@@ -7,18 +7,14 @@ import gc
 import weakref
 from collections import deque
 
-from broker.bus.chain import Chain
 from broker.bus.frames import TOKEN
 from gpu_worker.engines import Tap
 from gpu_worker.engines.engine import DRY
-from gpu_worker.metrics import Measured
-from gpu_worker.outbox import FRAME_TEXT, Outbox, State
-from gpu_worker.probes import Probes
+from gpu_worker.outbox import FRAME_TEXT, State
 from gpu_worker.publisher import DRAWS, Publisher
-from gpu_worker.reserve import Reserve
 from gpu_worker.turns import Turns
-from tests.gpu_worker.bed import DEADLINE, SID
-from tests.gpu_worker.slow import STARTED, Slow
+from tests.gpu_worker.bed import DEADLINE
+from tests.gpu_worker.slow import STARTED, Slow, publisher_on
 
 
 class Engine:
@@ -51,16 +47,7 @@ class Engine:
 
 def begun(slow: Slow, *, turns: Turns | None = None, frame_interval: float = 0.0) -> tuple[Publisher, Engine]:
     """An answer whose start and first token are in the log."""
-    publisher = Publisher(
-        slow,
-        SID,
-        Outbox("g1", 1, "a", Chain()),
-        Measured("test"),
-        Reserve(slow),
-        Probes(),
-        turns or Turns(),
-        frame_interval=frame_interval,
-    )
+    publisher = publisher_on(slow, turns=turns, frame_interval=frame_interval)
     publisher.say(STARTED)
     slow.answer(1)
     engine = Engine(publisher)

@@ -6,30 +6,16 @@ import asyncio
 
 import pytest
 
-from broker.bus.chain import Chain
 from broker.bus.frames import DONE, REASONING, TOKEN
-from gpu_worker.metrics import Measured
-from gpu_worker.outbox import FRAME_TEXT, Outbox, State
-from gpu_worker.probes import Probes
+from gpu_worker.outbox import FRAME_TEXT, State
 from gpu_worker.publisher import GRID, Publisher
-from gpu_worker.reserve import Reserve
-from gpu_worker.turns import Turns
-from tests.gpu_worker.bed import DEADLINE, SID
-from tests.gpu_worker.slow import STARTED, Slow
+from tests.gpu_worker.bed import DEADLINE
+from tests.gpu_worker.slow import STARTED, Slow, publisher_on
 
 
 async def begun(slow: Slow, frame_interval: float) -> Publisher:
     """An answer whose start and first token are in the log."""
-    publisher = Publisher(
-        slow,
-        SID,
-        Outbox("g1", 1, "a", Chain()),
-        Measured("test"),
-        Reserve(slow),
-        Probes(),
-        Turns(),
-        frame_interval=frame_interval,
-    )
+    publisher = publisher_on(slow, frame_interval=frame_interval)
     publisher.say(STARTED)
     slow.answer(1)
     publisher.offer(TOKEN, "a ", 1)
