@@ -59,6 +59,7 @@ def chosen(only: Sequence[str], option: str = "--only") -> list[Contender]:
         Okome(),
         Okome(synced="1s"),
         Okome(synced="1s", frames=0.2),
+        Okome(synced="1s", collecting=False),
         Okome(synced="1s", processes=2),
         Okome(websocket=True),
         Okome(published=True),

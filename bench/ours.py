@@ -38,7 +38,8 @@ class Okome:
 
     synced: how often NATS syncs its files, as it does with three servers; "" is the default of one: before every ack.
     processes: nodes, and ingresses. published: the worker makes the tokens itself, just before it publishes them.
-    frames: seconds between two frames of an answer (OKOME_WORKER_FRAME_INTERVAL).
+    frames: seconds between two frames of an answer (OKOME_WORKER_FRAME_INTERVAL). collecting: as is the default; else
+    tokens never collect, however many there are.
     """
 
     websocket: bool = False
@@ -46,6 +47,7 @@ class Okome:
     processes: int = 1
     published: bool = False
     frames: float = 0.0
+    collecting: bool = True
     version: str = VERSION
     missing: str = ""
 
@@ -58,6 +60,7 @@ class Okome:
             + f", synced every {self.synced}" * bool(self.synced)
             + many
             + f", a frame every {self.frames:g} s" * bool(self.frames)
+            + ", each token at once" * (not self.collecting)
         )
 
     @asynccontextmanager
@@ -71,6 +74,8 @@ class Okome:
                 argv += ["--nats-url", url]
                 environment = ALONE
                 processes["nats-1"] = pid
+            if not self.collecting:
+                environment = {**environment, "OKOME_WORKER_COLLECT_ABOVE": "0"}
             if self.frames:
                 environment = {**environment, "OKOME_WORKER_FRAME_INTERVAL": str(self.frames)}
             told = await _up(engine, directory, argv, environment, stack)

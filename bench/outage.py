@@ -25,10 +25,8 @@ from broker.bus.nats import Bus
 from broker.bus.subjects import log_stream
 from gpu_worker.metrics import Measured
 from gpu_worker.outbox import Outbox
-from gpu_worker.probes import Probes
 from gpu_worker.publisher import Publisher
-from gpu_worker.reserve import Reserve
-from gpu_worker.turns import Turns
+from gpu_worker.publishing import Publishing
 
 MANY = 4000
 PARTITIONS = [f"{number:02}" for number in range(8)]
@@ -44,11 +42,9 @@ class Writers:
 
     def __init__(self, bus: Bus) -> None:
         self._loop = asyncio.get_running_loop()
-        probes, turns, reserve, measured = Probes(), Turns(), Reserve(bus), Measured("bench")
+        publishing, measured = Publishing(bus), Measured("bench")
         self._all = [
-            Publisher(
-                bus, f"{PARTITIONS[n % 8]}s{n:06}", Outbox("g1", 1, "a", Chain()), measured, reserve, probes, turns
-            )
+            Publisher(publishing, f"{PARTITIONS[n % 8]}s{n:06}", Outbox("g1", 1, "a", Chain()), measured)
             for n in range(MANY)
         ]
 

@@ -23,7 +23,6 @@ from broker.bus.clock import now_ms
 from broker.bus.conversation import new_input
 from broker.bus.frames import ATTEMPT, CANCELLED, DONE, FAILED, START, TOKEN, USAGE
 from broker.bus.kv import Bucket
-from broker.bus.nats import Bus
 from broker.bus.records import Job, Message
 from broker.bus.subjects import random_id
 from gpu_worker import engines
@@ -33,12 +32,10 @@ from gpu_worker.engines import Engine, EngineFailed, Finish, ModelCard, Piece, P
 from gpu_worker.interruption import Interrupt, Interruption
 from gpu_worker.metrics import CANCELS, PAUSED, RESUMED, Measured
 from gpu_worker.outbox import Outbox, State, Stop, next_epoch
-from gpu_worker.probes import Probes
 from gpu_worker.publisher import Publisher
+from gpu_worker.publishing import Publishing
 from gpu_worker.pulse import Pulse
-from gpu_worker.reserve import Reserve
 from gpu_worker.settings import WorkerSettings
-from gpu_worker.turns import Turns
 
 ENGINE_PAUSE = (0.1, 0.5)  # seconds, at random between, before an engine that failed is asked again
 OVERLOADED_TIMEOUT = 30.0  # seconds that an engine may refuse although a slot is free
@@ -76,14 +73,11 @@ class Lane:
 class Place:
     """What every job needs of the worker that holds it."""
 
-    bus: Bus
     worker: str
     settings: WorkerSettings
     generations: Bucket
     pulse: Pulse
-    reserve: Reserve
-    probes: Probes
-    turns: Turns
+    publishing: Publishing
 
 
 class Answer:
@@ -332,15 +326,11 @@ class Answer:
         outbox = Outbox(self._job.gid, epoch, random_id(8), chain)
         settings = self._place.settings
         publisher = Publisher(
-            self._place.bus,
+            self._place.publishing,
             self._job.sid,
             outbox,
             self._lane.measured,
-            self._place.reserve,
-            self._place.probes,
-            self._place.turns,
             lost_timeout=settings.lost_timeout,
-            frame_interval=settings.frame_interval,
             on_over=self._publisher_over,
         )
         self._publisher = publisher

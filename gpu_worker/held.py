@@ -244,7 +244,7 @@ class Held:
                 return decision
 
     async def _decide_once(self) -> Decision:
-        job, bus = self.job, self._place.bus
+        job, bus = self.job, self._place.publishing.bus
         # Beside one another: whatever happens between the two reads, the fence finds.
         async with begun(frames_behind(bus, job.sid, job.after)) as reading:
             record = await self._record()
@@ -265,8 +265,8 @@ class Held:
 
     async def _ask_prompt(self) -> list[Message]:
         stream = log_stream(partition_of(self.job.sid))
-        async with begun(prompt_of(self._place.bus, self._place.generations, self.job)) as asking:
-            await self._place.reserve.learn(stream)
+        async with begun(prompt_of(self._place.publishing.bus, self._place.generations, self.job)) as asking:
+            await self._place.publishing.reserve.learn(stream)
             return await asking
 
     async def _ask_no_more(self) -> None:
@@ -334,7 +334,7 @@ class Held:
     def _nudge_control(self) -> None:
         """Tell OKOME that the answer may be recorded; its sweeper finds it anyway. The reply is for nobody."""
         payload = msgspec.json.encode(GenerationEnded(self.job.sid, self.job.gid))
-        bus = self._place.bus
+        bus = self._place.publishing.bus
         try:
             bus.publish_now(operation_subject("generation_ended"), payload, bus.new_inbox())
         except BusUnavailable as error:

@@ -18,6 +18,7 @@ BETWEEN = Spreads(
 )
 PUBLISH = Spreads("okome_worker_publish_ack_seconds", "From a fenced publish to its acknowledgement", buckets=_FAST)
 WAITING = Gauge("okome_worker_publishes_waiting", "Answers whose next frame waits until its log has taken others")
+INTERVAL = Gauge("okome_worker_frame_interval_seconds", "How long tokens of an answer collect now, about")
 RETRIES = Counter(
     "okome_worker_publish_retries_total",
     "Publishes tried again: nothing was said of the first, or no room",

@@ -221,6 +221,11 @@ class Outbox:
         return self._sent.kind
 
     @property
+    def frame_tokens(self) -> int:
+        """Tokens in the newest publish."""
+        return self._sent.n
+
+    @property
     def next_type(self) -> str:
         """Type of the frame that is to be published next; "" where there is nothing to say."""
         return self._entries[0].kind if self._entries else ""

@@ -18,18 +18,14 @@ from broker.bus.clock import now_ms
 from broker.bus.errors import BusError, BusUnavailable, ChainBroken, FrameMalformed, StoreRejected, WrongLastSequence
 from broker.bus.frames import Frame, decode_frame
 from broker.bus.log import STREAM_FULL, STREAM_NOT_FOUND
-from broker.bus.nats import Bus
 from broker.bus.subjects import log_stream, log_subject, partition_of
 from gpu_worker.engines import Tap
 from gpu_worker.metrics import RETRIES, Measured
 from gpu_worker.outbox import FRAME_TEXT, FULL_HIGH, FULL_LOW, Outbox, State, Stop
-from gpu_worker.probes import Probes
-from gpu_worker.reserve import Reserve
-from gpu_worker.turns import Turns
+from gpu_worker.publishing import Publishing
 
 PAUSE_LOW, PAUSE_HIGH = 0.020, 0.050  # seconds before an undecided publish is tried again, at random between
 PARKED = 4.0  # seconds, about, after which it is tried although another one tries for all
-GRID = 8  # moments in an interval of frames, at which all go that are due about then (docs/decisions/publishing.md)
 DRAWS = 8  # reads for one frame at most
 MOMENT = 0.001  # seconds: what uvloop tells apart; a timer for less would fire in the same moment again and again
 FULL_PAUSE = 1.0  # seconds between tries to get a terminal into a full stream
@@ -44,35 +40,31 @@ class Publisher:
 
     `over` is set when it has ended or stopped; `on_over` is called once, then. `lost_timeout`: seconds without any
     decision on a publish after which the attempt gives up: the job is delivered again, and its next holder reads on.
-    `frame_interval`: seconds, about, between two frames of tokens. Those that come meanwhile are one frame; the first
-    ones, and whatever is said that is no token, go at once. What an engine leaves unread is not looked at meanwhile.
+    Tokens that come within the cadence's interval are one frame; the first ones, and whatever is said that is no token,
+    go at once. What an engine leaves unread is not looked at meanwhile.
     """
 
     def __init__(
         self,
-        bus: Bus,
+        publishing: Publishing,
         sid: str,
         outbox: Outbox,
         measured: Measured,
-        reserve: Reserve,
-        probes: Probes,
-        turns: Turns,
         *,
         lost_timeout: float = 60.0,
-        frame_interval: float = 0.0,
         on_over: Callable[[], None] | None = None,
     ) -> None:
         self.outbox = outbox
         self.over = asyncio.Event()
-        self._bus = bus
+        self._bus = publishing.bus
         self._stream = log_stream(partition_of(sid))
         self._subject = log_subject(sid)
         self._measured = measured
-        self._reserve = reserve
-        self._probes = probes
-        self._turns = turns
+        self._reserve = publishing.reserve
+        self._probes = publishing.probes
+        self._turns = publishing.turns
+        self._cadence = publishing.cadence
         self._lost_timeout = lost_timeout
-        self._frame_interval = frame_interval
         self._on_over = on_over
         self._loop = asyncio.get_running_loop()
         self._room = asyncio.Event()
@@ -172,14 +164,13 @@ class Publisher:
     def _pause(self) -> float:
         """Seconds for which what there is to say collects more."""
         outbox = self.outbox
-        if not self._frame_interval or not self._streaming or self._more_there or outbox.state is not State.IDLE:
+        if not self._cadence.interval or not self._streaming or self._more_there or outbox.state is not State.IDLE:
             return 0.0
         if (outbox.has_more and outbox.next_type != outbox.frame_type) or outbox.events or outbox.waiting >= FRAME_TEXT:
             return 0.0
         if not self._settled.is_set():  # somebody waits until all is in the log
             return 0.0
-        grid = self._frame_interval / GRID
-        left = round((self._sent_at + self._frame_interval) / grid) * grid - self._loop.time()
+        left = self._cadence.due(self._sent_at) - self._loop.time()
         return left if left >= MOMENT else 0.0
 
     def _my_turn(self) -> None:
@@ -251,7 +242,7 @@ class Publisher:
             self._probes.told(self._stream)
         if state is State.IDLE:
             self._undecided_since = None
-            self._streaming = self._streaming or self.outbox.sends_tokens
+            self._streams()
             self._send()
         elif state is State.UNDECIDED:
             if self._still_hoping():
@@ -260,6 +251,14 @@ class Publisher:
         elif state is State.READING:
             self._reading = self._loop.create_task(self._read(), name="publisher-read")
         self._settle()
+
+    def _streams(self) -> None:
+        """Tokens of this attempt came into the log, or something else did."""
+        if n := self.outbox.frame_tokens:
+            self._cadence.stored(n, self._loop.time())
+            if not self._streaming:
+                self._streaming = True
+                self._cadence.enter()
 
     def _stream_full(self) -> None:
         """No room for this frame. For the terminal that says so there is the reserve."""
@@ -329,6 +328,8 @@ class Publisher:
             self._settled.set()
         if over and not self.over.is_set():
             self.over.set()
+            if self._streaming:
+                self._cadence.leave()
             self._probes.leave(self._stream, self._go)
             if self._timer is not None:
                 self._timer.cancel()

@@ -35,6 +35,9 @@ class WorkerSettings(RoleSettings):
     frame_interval: float = Field(
         0.0, ge=0, le=1, description="between two frames of one answer's tokens, about: fewer, larger, later"
     )
+    collect_above: int = Field(
+        12_000, ge=0, description="tokens a second of all answers above which they collect, up to 0.2 s; 0: never"
+    )
     lost_timeout: float = Field(60.0, gt=0, description="without an answer from the log before an attempt is given up")
 
     def for_engine(self) -> EngineSettings:

@@ -26,16 +26,15 @@ from broker.bus.subjects import log_stream, partition_of, random_id, worker_subj
 from broker.bus.unless import unless
 from broker.bus.warmth import prefix_hash
 from gpu_worker.answer import Lane, Place
+from gpu_worker.cadence import Cadence
 from gpu_worker.engines import Engine
 from gpu_worker.held import Held
 from gpu_worker.intake import Intake
 from gpu_worker.interruption import Interrupt
-from gpu_worker.metrics import WAITING, Measured
-from gpu_worker.probes import Probes
+from gpu_worker.metrics import INTERVAL, WAITING, Measured
+from gpu_worker.publishing import Publishing
 from gpu_worker.pulse import Pulse
-from gpu_worker.reserve import Reserve
 from gpu_worker.settings import WorkerSettings
-from gpu_worker.turns import Turns
 
 IN_PROGRESS_INTERVAL = ACK_WAIT / 3
 WATCH_INTERVAL = 1.0
@@ -78,9 +77,10 @@ class Worker:
         self._tasks: set[asyncio.Task[None]] = set()
         self._warm: OrderedDict[str, None] = OrderedDict()
         self._pulse = Pulse(bus, id, self._beat)
-        turns = Turns()
-        WAITING.set_function(lambda: turns.waiting)
-        self._place = Place(bus, id, settings, Bucket(bus, "generations"), self._pulse, Reserve(bus), Probes(), turns)
+        publishing = Publishing(bus, cadence=Cadence(settings.frame_interval, settings.collect_above))
+        WAITING.set_function(lambda: publishing.turns.waiting)
+        INTERVAL.set_function(lambda: publishing.cadence.interval)
+        self._place = Place(id, settings, Bucket(bus, "generations"), self._pulse, publishing)
         self._intakes = {
             model: Intake(bus, id, model, lane.capacity, self._receive) for model, lane in self._lanes.items()
         }
@@ -276,7 +276,7 @@ class Worker:
 
     async def _look_at_reserves(self) -> None:
         """Once a second and partition that is written to."""
-        reserve = self._place.reserve
+        reserve = self._place.publishing.reserve
         used = {log_stream(partition_of(held.job.sid)) for held in self._held.values() if held.running}
         reserve.forget(used)
         for stream in used:

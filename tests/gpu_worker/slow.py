@@ -11,11 +11,11 @@ from broker.bus.chain import Chain
 from broker.bus.errors import BusUnavailable
 from broker.bus.frames import START, Frame, decode_frame
 from broker.bus.nats import Bus, Heard, Msg
+from gpu_worker.cadence import Cadence
 from gpu_worker.metrics import Measured
 from gpu_worker.outbox import Outbox
-from gpu_worker.probes import Probes
 from gpu_worker.publisher import Publisher
-from gpu_worker.reserve import Reserve
+from gpu_worker.publishing import Publishing
 from gpu_worker.turns import Turns
 from tests.gpu_worker.bed import SID
 
@@ -58,8 +58,7 @@ class Slow(Bus):
         self._asking.pop(0)(Heard("_INBOX", "", b'{"stream":"TOK_00","seq":%d}' % seq))
 
 
-def publisher_on(slow: Slow, *, turns: Turns | None = None, frame_interval: float = 0.0) -> Publisher:
+def publisher_on(slow: Slow, *, turns: Turns | None = None, cadence: Cadence | None = None) -> Publisher:
     """Of an answer that has not begun."""
     outbox = Outbox("g1", 1, "a", Chain())
-    measured, reserve = Measured("test"), Reserve(slow)
-    return Publisher(slow, SID, outbox, measured, reserve, Probes(), turns or Turns(), frame_interval=frame_interval)
+    return Publisher(Publishing(slow, turns=turns, cadence=cadence), SID, outbox, Measured("test"))

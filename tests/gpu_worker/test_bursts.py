@@ -12,6 +12,7 @@ import pytest
 
 from broker.bus.frames import REASONING, TOKEN, Frame
 from gpu_worker.believed import poured
+from gpu_worker.cadence import Cadence
 from gpu_worker.engines import EngineFailed, EngineSettings, Finish, Message, Piece, Prefix, Prompt, Tap, create
 from gpu_worker.engines.edge import READ
 from gpu_worker.engines.http import HIGH
@@ -75,7 +76,7 @@ class Answered:
 
     def __init__(self, slow: Slow, turns: Turns, frame_interval: float = 0.0) -> None:
         self.said: list[str] = []
-        self.publisher = publisher_on(slow, turns=turns, frame_interval=frame_interval)
+        self.publisher = publisher_on(slow, turns=turns, cadence=Cadence(frame_interval))
 
     async def play(self, made: OpenAIEngine) -> Finish:
         """Raises EngineFailed. What was said is in the log when it returns."""

@@ -8,6 +8,7 @@ import weakref
 from collections import deque
 
 from broker.bus.frames import TOKEN
+from gpu_worker.cadence import Cadence
 from gpu_worker.engines import Tap
 from gpu_worker.engines.engine import DRY
 from gpu_worker.outbox import FRAME_TEXT, State
@@ -47,7 +48,7 @@ class Engine:
 
 def begun(slow: Slow, *, turns: Turns | None = None, frame_interval: float = 0.0) -> tuple[Publisher, Engine]:
     """An answer whose start and first token are in the log."""
-    publisher = publisher_on(slow, turns=turns, frame_interval=frame_interval)
+    publisher = publisher_on(slow, turns=turns, cadence=Cadence(frame_interval))
     publisher.say(STARTED)
     slow.answer(1)
     engine = Engine(publisher)

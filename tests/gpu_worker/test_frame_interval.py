@@ -7,15 +7,16 @@ import asyncio
 import pytest
 
 from broker.bus.frames import DONE, REASONING, TOKEN
+from gpu_worker.cadence import LONGEST, MOMENTS, Cadence
 from gpu_worker.outbox import FRAME_TEXT, State
-from gpu_worker.publisher import GRID, Publisher
+from gpu_worker.publisher import Publisher
 from tests.gpu_worker.bed import DEADLINE
 from tests.gpu_worker.slow import STARTED, Slow, publisher_on
 
 
-async def begun(slow: Slow, frame_interval: float) -> Publisher:
+async def begun(slow: Slow, cadence: float | Cadence) -> Publisher:
     """An answer whose start and first token are in the log."""
-    publisher = publisher_on(slow, frame_interval=frame_interval)
+    publisher = publisher_on(slow, cadence=cadence if isinstance(cadence, Cadence) else Cadence(cadence))
     publisher.say(STARTED)
     slow.answer(1)
     publisher.offer(TOKEN, "a ", 1)
@@ -117,9 +118,28 @@ async def test_the_first_token_of_another_kind_waits_for_no_interval_of_its_own(
 async def test_a_timer_for_less_than_a_moment_is_none(slow: Slow, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of uvloop's clock, which counts milliseconds, it would fire at once, and so again."""
     publisher = await begun(slow, 1.0)
-    due = round((publisher._sent_at + 1.0) * GRID) / GRID
+    due = round((publisher._sent_at + 1.0) * MOMENTS) / MOMENTS
     monkeypatch.setattr(publisher._loop, "time", lambda: due - 1e-10)
     publisher.offer(TOKEN, "b ", 1)
     monkeypatch.undo()
     assert frames(slow) == [(TOKEN, 1)]
     await publisher.close()
+
+
+async def test_tokens_of_a_worker_that_has_very_many_collect(slow: Slow) -> None:
+    cadence = Cadence(collect_above=100)
+    for _ in range(19):  # others
+        cadence.enter()
+    publisher = await begun(slow, cadence)
+    now = asyncio.get_running_loop().time()
+    cadence.stored(1000, now + 1.0)
+    publisher.offer(TOKEN, "b ", 1)
+    publisher.offer(TOKEN, "c ", 1)
+    assert frames(slow) == []
+    await publisher.close()
+    cadence.stored(1000, now + 2.0)
+    assert cadence.interval == LONGEST, "19 are left"
+    for _ in range(19):
+        cadence.leave()
+    cadence.stored(1000, now + 3.0)
+    assert cadence.interval == 0.0, "who has ended does not count"

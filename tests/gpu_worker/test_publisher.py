@@ -17,10 +17,8 @@ from broker.bus.nats import Bus, Heard, Msg
 from broker.bus.subjects import log_subject
 from gpu_worker.metrics import Measured
 from gpu_worker.outbox import FULL_HIGH, Outbox, State, Stop
-from gpu_worker.probes import Probes
 from gpu_worker.publisher import Publisher
-from gpu_worker.reserve import Reserve
-from gpu_worker.turns import Turns
+from gpu_worker.publishing import Publishing
 from tests.fixtures.nats_server import NatsServer
 from tests.gpu_worker.bed import SID, Bed
 
@@ -68,11 +66,11 @@ class Deciding(Bus):
         asyncio.get_running_loop().call_soon(on_reply, Heard(subject, "", PROPOSED))
 
 
-def publisher_on(bus: Bus, *, sid: str = SID, probes: Probes | None = None, lost_timeout: float = 60.0) -> Publisher:
+def publisher_on(
+    bus: Bus, *, sid: str = SID, publishing: Publishing | None = None, lost_timeout: float = 60.0
+) -> Publisher:
     outbox = Outbox("g1", 1, "attempt1", Chain())
-    return Publisher(
-        bus, sid, outbox, Measured("test"), Reserve(bus), probes or Probes(), Turns(), lost_timeout=lost_timeout
-    )
+    return Publisher(publishing or Publishing(bus), sid, outbox, Measured("test"), lost_timeout=lost_timeout)
 
 
 async def answers(bus: Bus) -> None:
@@ -175,9 +173,10 @@ async def test_leaving_stops_it_at_once_and_late_answers_are_not_heard(bed: Bed,
 
 
 async def test_an_answer_that_decides_nothing_lets_nobody_go_but_the_one_who_tries(fresh_nats: NatsServer) -> None:
-    bus, probes = await Deciding.connect(fresh_nats.url, "deciding"), Probes()
+    bus = await Deciding.connect(fresh_nats.url, "deciding")
     assert isinstance(bus, Deciding)
-    first, second = (publisher_on(bus, sid=SID[:-1] + last, probes=probes) for last in "xy")
+    publishing = Publishing(bus)
+    first, second = (publisher_on(bus, sid=SID[:-1] + last, publishing=publishing) for last in "xy")
     try:
         for publisher in (first, second):
             publisher.say(STARTED)

@@ -17,11 +17,9 @@ from broker.bus.subjects import beat_subject
 from gpu_worker.engines import Finish, ModelCard, Piece, Prefix, Prompt
 from gpu_worker.metrics import Measured
 from gpu_worker.outbox import FULL_HIGH, Outbox, State, Stop
-from gpu_worker.probes import Probes
 from gpu_worker.publisher import Publisher
+from gpu_worker.publishing import Publishing
 from gpu_worker.pulse import Pulse
-from gpu_worker.reserve import Reserve
-from gpu_worker.turns import Turns
 from tests.fixtures.nats_server import NatsServer
 from tests.gpu_worker.bed import DEADLINE, SID, Bed
 from tests.gpu_worker.test_worker import text
@@ -62,9 +60,7 @@ class Undecided(Bus):
 async def publisher_on(url: str) -> tuple[Publisher, Undecided]:
     bus = await Undecided.connect(url, "undecided")
     assert isinstance(bus, Undecided)
-    publisher = Publisher(
-        bus, SID, Outbox("g1", 1, "attempt1", Chain()), Measured("test"), Reserve(bus), Probes(), Turns()
-    )
+    publisher = Publisher(Publishing(bus), SID, Outbox("g1", 1, "attempt1", Chain()), Measured("test"))
     assert await publisher.write(STARTED)
     return publisher, bus
 
@@ -92,10 +88,9 @@ async def test_of_many_whom_nobody_answers_one_tries_for_all(bed: Bed, monkeypat
     """Else a worker of thousands of streams meets an election with nothing but tries, and so does NATS."""
     monkeypatch.setattr("gpu_worker.publisher.PARKED", 1000.0)
     first, bus = await publisher_on(bed.url)
-    probes, reserve, measured = Probes(), Reserve(bus), Measured("test")
+    publishing, measured = Publishing(bus), Measured("test")
     many = [
-        Publisher(bus, f"{SID[:-2]}{number:02}", Outbox("g1", 1, "a", Chain()), measured, reserve, probes, Turns())
-        for number in range(10)
+        Publisher(publishing, f"{SID[:-2]}{number:02}", Outbox("g1", 1, "a", Chain()), measured) for number in range(10)
     ]
     await asyncio.gather(*(publisher.write(STARTED) for publisher in many))
     bus.subjects.clear()
@@ -120,10 +115,9 @@ async def test_one_that_tries_for_all_and_is_stopped_leaves_it_to_the_next(
     monkeypatch.setattr("gpu_worker.publisher.PARKED", 1000.0)
     first, bus = await publisher_on(bed.url)
     await first.write(DONE_EVENT)
-    probes, reserve, measured = Probes(), Reserve(bus), Measured("test")
+    publishing, measured = Publishing(bus), Measured("test")
     one, other = (
-        Publisher(bus, f"{SID[:-1]}{number}", Outbox("g1", 1, "a", Chain()), measured, reserve, probes, Turns())
-        for number in range(2)
+        Publisher(publishing, f"{SID[:-1]}{number}", Outbox("g1", 1, "a", Chain()), measured) for number in range(2)
     )
     bus.undecided = 1000
     one.say(STARTED)

@@ -14,8 +14,8 @@ from broker.bus.chain import Chain
 from broker.bus.frames import START, TOKEN, USAGE
 from gpu_worker.metrics import Measured
 from gpu_worker.outbox import Outbox, State, Stop
-from gpu_worker.probes import Probes
 from gpu_worker.publisher import Publisher
+from gpu_worker.publishing import Publishing
 from gpu_worker.reserve import Reserve
 from gpu_worker.turns import Turns
 from tests.gpu_worker.bed import DEADLINE, SID
@@ -115,10 +115,9 @@ def test_no_more_than_the_window_are_on_their_way_and_everybody_has_his_turn_onc
 @asynccontextmanager
 async def writing(slow: Slow, count: int, window: int) -> AsyncIterator[list[Publisher]]:
     """So many answers in one log, whose sids end with their numbers."""
-    probes, turns, reserve, measured = Probes(), Turns(window), Reserve(slow), Measured("test")
+    publishing, measured = Publishing(slow, turns=Turns(window)), Measured("test")
     publishers = [
-        Publisher(slow, f"{SID[:-1]}{number}", Outbox("g1", 1, "a", Chain()), measured, reserve, probes, turns)
-        for number in range(count)
+        Publisher(publishing, f"{SID[:-1]}{number}", Outbox("g1", 1, "a", Chain()), measured) for number in range(count)
     ]
     try:
         yield publishers
