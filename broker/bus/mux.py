@@ -20,7 +20,7 @@ from enum import IntEnum
 PATH = "/internal/streams"
 WINDOW = 128 * 1024
 """Bytes of one stream that may be on their way."""
-MESSAGE = 16 * 1024
+MESSAGE = 4 * 1024
 """Bytes after which a message is ended: an ingress goes through so many at once, then others have their turn."""
 MAX_STREAM = (1 << 32) - 1
 

@@ -20,10 +20,10 @@ from nats.protocol.parser import Parser
 log = structlog.get_logger("bus")
 
 MAX_LINE = 1024 * 1024  # bytes of one line of the protocol; the longest is INFO of a large cluster
-TURN = 16 * 1024
-"""Bytes read after which others have their turn: nats-py's read loop goes on for as long as there is more, and what was
-taken of a burst is on its way to viewers while the rest is read. At 1 000 x 20 tokens/s the loop of a node is at most
-25 to 50 ms late instead of 100."""
+TURN = 8 * 1024
+"""Bytes gone through after which others have their turn: nats-py's read loop goes on for as long as there is more, and
+what was taken of a burst is on its way to viewers while the rest is read. At 1 000 x 20 tokens/s the loop of a node is
+at most 10 ms late instead of 100, and who comes back to one of 5 000 streams waits a third as long as with 32 KiB."""
 _M, _H = b"MH"
 
 Headers = dict[str, str]
@@ -127,9 +127,15 @@ class Inlet(Parser):
             data = b"".join(self._held)
             self._held = []
         at, end, resets = 0, len(data), self._resets
+        rest = TURN
         takers = self.takers
         missing = 1
         while at < end:
+            if at > rest:
+                rest = at + TURN
+                await asyncio.sleep(0)
+                if self._resets != resets:
+                    return
             newline = data.find(b"\r\n", at)
             if newline < 0:
                 if end - at > MAX_LINE:

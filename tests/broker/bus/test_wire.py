@@ -191,6 +191,23 @@ async def test_between_much_that_was_read_others_have_their_turn() -> None:
     assert order == [*["message"] * (2 + TURN // len(much)), "another", "message"]
 
 
+async def test_within_one_read_others_have_their_turn_and_what_a_reset_leaves_is_not_gone_through() -> None:
+    inlet = Inlet(Client())
+    taken: list[str] = []
+    inlet.takers[b"1"] = lambda heard: taken.append(heard.subject)
+    message = b"MSG a 1 1000\r\n" + b"x" * 1000 + b"\r\n"
+    in_a_turn = 1 + TURN // len(message)
+    parsing = asyncio.create_task(inlet.parse(message * (3 * in_a_turn)))
+    for turn in range(1, 3):
+        await asyncio.sleep(0)
+        assert len(taken) == turn * in_a_turn
+    inlet.reset()  # another connection: what is left was said on the one before
+    await parsing
+    assert len(taken) == 2 * in_a_turn
+    await inlet.parse(message)
+    assert len(taken) == 2 * in_a_turn + 1
+
+
 class Written:
     """A client whose transport remembers, and may be gone."""
 
