@@ -2,6 +2,10 @@
 
 Counted in Redis or Valkey, so that all ingresses count together. Without it (not configured, or silent for 50 ms) this
 process counts alone and grants its share of the quota: quota ÷ live ingresses. Which of the two it is, metrics tell.
+
+Who has asked this process for less than half of that share does not wait for the count (`headroom.py`): it is made
+behind the request, for all of one caller's at once. Whoever comes back to thousands of streams that run would else wait
+longer for it than for the stream.
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ from redis.exceptions import RedisError
 
 from broker.bus.breaker import Breaker
 from broker.bus.errors import Refusal
+from ingress.headroom import Headroom
 from ingress.metrics import Metrics
 from ingress.request import Request
 from ingress.settings import IngressSettings
@@ -28,6 +33,8 @@ log = structlog.get_logger("ingress.limits")
 STORE_TIMEOUT = 0.05
 
 KEY, SESSION, IP = "key", "session", "ip"
+AT_ONCE = 32  # counts that are made at once behind requests
+MOST_BEHIND = 10_000  # callers whose requests are still to be counted; beyond that each request waits for its own count
 
 
 def share(item: RateLimitItem, processes: int) -> RateLimitItem:
@@ -45,6 +52,9 @@ class Limits:
         self._peers = peers
         self._own = SlidingWindowCounterRateLimiter(MemoryStorage())
         self._breaker = Breaker()
+        self._headroom = Headroom()
+        self._behind: dict[tuple[str, str], int] = {}  # requests that were granted and are still to be counted
+        self._counting: asyncio.Task[None] | None = None
         self._store: RedisStorage | None = None
         if settings.redis_url:
             self._store = RedisStorage(
@@ -59,6 +69,9 @@ class Limits:
         metrics.limiter_shared.set(self._store is not None)
 
     async def close(self) -> None:
+        if self._counting is not None:
+            self._counting.cancel()
+            await asyncio.gather(self._counting, return_exceptions=True)
         if self._store is not None:
             await self._store.bridge.storage.aclose()  # type: ignore[attr-defined]  # no close either
         timer = self._own.storage.timer  # type: ignore[attr-defined]  # the library has no close
@@ -75,7 +88,13 @@ class Limits:
         ]
         if not asked:
             return
-        spent = await self._count_shared(asked)
+        now = asyncio.get_running_loop().time()
+        spent: tuple[str, float] | tuple[()] | None = None
+        if self._store is not None and self._breaker.allows(now):
+            if self._has_headroom(asked, now):
+                self._count_behind(asked)
+                return
+            spent = await self._count_shared(asked)
         if spent is None:
             spent = await self._count_own(asked)
         if spent:
@@ -84,20 +103,53 @@ class Limits:
 
     async def _count_shared(self, asked: list[tuple[str, str]]) -> tuple[str, float] | tuple[()] | None:
         """The limit that is spent and the seconds to wait; () where none is; None where the store does not answer."""
-        now = asyncio.get_running_loop().time()
-        if self._store is None or not self._breaker.allows(now):
-            return None
         try:
             async with asyncio.timeout(STORE_TIMEOUT):
                 spent = await self._count(self._shared, asked, self._items)
         except (RedisError, OSError, TimeoutError) as error:
-            self._breaker.failed(now)
-            self._metrics.limiter_shared.set(0)
-            log.warning("limits.store_failed", error=type(error).__name__)
+            self._failed(error)
             return None
+        self._succeeded()
+        return spent
+
+    def _has_headroom(self, asked: list[tuple[str, str]], now: float) -> bool:
+        peers = self._peers()
+        found = [self._headroom.take(share(self._items[name], peers), name, who, now) for name, who in asked]
+        return all(found) and len(self._behind) < MOST_BEHIND
+
+    def _count_behind(self, asked: list[tuple[str, str]]) -> None:
+        for one in asked:
+            self._behind[one] = self._behind.get(one, 0) + 1
+        if self._counting is None or self._counting.done():
+            self._counting = asyncio.get_running_loop().create_task(self._catch_up(), name="limits-behind")
+
+    async def _catch_up(self) -> None:
+        """Count what was granted before it was counted. What comes meanwhile of one caller is one count."""
+        while self._behind:
+            behind, self._behind = list(self._behind.items()), {}
+            try:
+                for begin in range(0, len(behind), AT_ONCE):
+                    some = behind[begin : begin + AT_ONCE]
+                    async with asyncio.timeout(STORE_TIMEOUT):
+                        granted = await asyncio.gather(
+                            *(self._shared.hit(self._items[name], name, who, cost=n) for (name, who), n in some)
+                        )
+                    for ((name, who), _), ok in zip(some, granted, strict=True):
+                        if not ok:
+                            self._headroom.spent(name, who)
+            except (RedisError, OSError, TimeoutError) as error:
+                self._failed(error)  # what was not counted then is not: as with any window that Redis forgot
+            else:
+                self._succeeded()
+
+    def _failed(self, error: Exception) -> None:
+        self._breaker.failed(asyncio.get_running_loop().time())
+        self._metrics.limiter_shared.set(0)
+        log.warning("limits.store_failed", error=type(error).__name__)
+
+    def _succeeded(self) -> None:
         self._breaker.succeeded()
         self._metrics.limiter_shared.set(1)
-        return spent
 
     async def _count_own(self, asked: list[tuple[str, str]]) -> tuple[str, float] | tuple[()]:
         peers = self._peers()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import pytest
@@ -98,27 +98,64 @@ async def test_when_valkey_dies_each_grants_its_share(
     assert relay.count("okome_ingress_limiter_shared") == 0
 
 
-async def test_a_valkey_that_does_not_answer_costs_50_ms_at_most_a_few_times(nodes: Any, ingress: Make) -> None:
-    """A listener that accepts and is silent."""
+@pytest.fixture
+async def silent() -> AsyncIterator[str]:
+    """The URL of a store that accepts, and says nothing."""
 
-    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def listen(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             await reader.read()
         finally:
             writer.close()
 
-    server = await asyncio.start_server(silent, "127.0.0.1", 0)
+    server = await asyncio.start_server(listen, "127.0.0.1", 0)
     try:
-        relay = await ingress(nodes, redis_url=f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}")
-        took: list[float] = []
-        for _ in range(20):
-            started = asyncio.get_running_loop().time()
-            assert (await get(relay.port, authorization="Bearer k")).status == 200
-            took.append(asyncio.get_running_loop().time() - started)
-        assert min(took[:3]) < 0.5, "each of the first ones was kept waiting"
-        assert sum(each >= 0.05 for each in took) < 10, "the breaker opened"
+        yield f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     finally:
         server.close()
+
+
+async def test_a_valkey_that_does_not_answer_costs_50_ms_at_most_a_few_times(
+    nodes: Any, ingress: Make, silent: str
+) -> None:
+    relay = await ingress(nodes, key_limit="1/day", redis_url=silent)  # nobody has headroom
+    took: list[float] = []
+    for number in range(20):
+        started = asyncio.get_running_loop().time()
+        assert (await get(relay.port, authorization=f"Bearer k{number}")).status == 200
+        took.append(asyncio.get_running_loop().time() - started)
+    assert sum(took[:3]) >= 0.05, "somebody waited for the count"
+    assert min(took[:3]) < 0.5, "each of the first ones was kept waiting"
+    assert sum(each >= 0.05 for each in took) < 10, "the breaker opened"
+
+
+async def test_who_is_far_from_the_limit_does_not_wait_for_the_count(
+    nodes: Any, ingress: Make, silent: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ingress.limits.STORE_TIMEOUT", 1000.0)
+    relay = await ingress(nodes, key_limit="8/day", redis_url=silent)
+    async with asyncio.timeout(DEADLINE):
+        statuses = [(await get(relay.port, authorization="Bearer k")).status for _ in range(4)]
+    assert statuses == [200] * 4
+    waiting = asyncio.create_task(get(relay.port, authorization="Bearer k"))
+    assert not (await asyncio.wait({waiting}, timeout=0.3))[0], "more than half of the quota: this one waits"
+    waiting.cancel()
+
+
+async def test_what_one_did_not_wait_for_is_counted(
+    nodes: Any, ingress: Make, valkey: ValkeyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One caller spends his quota at one ingress; another one, where he has headroom, hears of it."""
+    monkeypatch.setattr("ingress.limits.STORE_TIMEOUT", DEADLINE)
+    url = f"redis://127.0.0.1:{valkey.port}"
+    one, other = [await ingress(nodes, key_limit="40/day", redis_url=url) for _ in range(2)]
+    statuses = [(await get(one.port, authorization="Bearer k")).status for _ in range(42)]
+    assert statuses == [200] * 40 + [429] * 2
+    granted = 0
+    while (await get(other.port, authorization="Bearer k")).status == 200:
+        granted += 1
+    assert granted <= 20, "half at most"
+    assert (await get(other.port, authorization="Bearer k")).status == 429
 
 
 def test_a_share_is_at_least_one() -> None:
