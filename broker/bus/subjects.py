@@ -25,7 +25,12 @@ _PLAIN = re.compile(r"[A-Za-z0-9_-]")
 
 def random_id(length: int) -> str:
     """`length` random base-36 digits: 5.17 bits each."""
-    return "".join(secrets.choice(BASE36) for _ in range(length))
+    number = secrets.randbelow(36**length)  # asked for once: digit by digit it is 20 µs instead of 3
+    digits = ""
+    for _ in range(length):
+        number, digit = divmod(number, 36)
+        digits += BASE36[digit]
+    return digits
 
 
 def partition_name(index: int) -> str:
