@@ -70,8 +70,8 @@ class Replay(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         took = (time.monotonic_ns() - self._sent_at) // 1000
         self._status = self._status or data[:20]
-        end = data.rfind(b"\n") + 1
-        block, self._rest = self._rest + data[:end], data[end:]
+        whole, _, self._rest = (self._rest + data).rpartition(b"\n")
+        block = whole + b"\n"
         self.events += block.count(_EVENT)
         self.tokens += len(TOKEN.findall(block))
         if b" 200 " not in self._status:
@@ -83,12 +83,8 @@ class Replay(asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         self.over.set()
 
-    async def watch(self, number: int, within: float) -> Replayed:
-        try:
-            async with asyncio.timeout(within):
-                await self.over.wait()
-        except TimeoutError:
-            return Replayed(number, error=f"no {self._until} within {within:.0f} s")
+    async def watch(self, number: int) -> Replayed:
+        await self.over.wait()
         if not self.took:
             why = f"a viewer who came back was answered {self._status!r} and {self.tokens} tokens"
             return Replayed(number, error=why)
@@ -134,7 +130,9 @@ class Replays:
         assert self._process.stderr is not None
         while line := await self._process.stdout.readline():
             replayed = msgspec.json.decode(line, type=Replayed)
-            self._asked.pop(replayed.number).set_result(replayed)
+            asked = self._asked.pop(replayed.number)
+            if not asked.done():  # else whoever asked has gone
+                asked.set_result(replayed)
         raise ConnectionError(f"replay: {(await self._process.stderr.read())[-200:]!r}")
 
 
@@ -145,20 +143,26 @@ async def main() -> None:
     where = msgspec.json.decode(await orders.readline(), type=Where)
 
     async def carry_out(order: Order) -> None:
+        replay = Replay(order.head.encode(), order.until)
         try:
-            _, replay = await loop.create_connection(
-                lambda: Replay(order.head.encode(), order.until), where.host, where.port
-            )
+            async with asyncio.timeout(order.within):
+                await loop.create_connection(lambda: replay, where.host, where.port)
+                told = await replay.watch(order.number)
+        except TimeoutError:
+            told = Replayed(order.number, error=f"no {order.until} within {order.within:.0f} s")
         except OSError as error:
             told = Replayed(order.number, error=str(error))
-        else:
-            told = await replay.watch(order.number, order.within)
-            replay.leave()
+        replay.leave()
         print(msgspec.json.encode(told).decode(), flush=True)
 
-    async with asyncio.TaskGroup() as tasks:
-        while line := await orders.readline():
-            tasks.create_task(carry_out(msgspec.json.decode(line, type=Order)))
+    tasks: set[asyncio.Task[None]] = set()
+    while line := await orders.readline():
+        task = asyncio.create_task(carry_out(msgspec.json.decode(line, type=Order)))
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+    for task in tasks:  # whoever gave the orders has gone
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 if __name__ == "__main__":

@@ -18,31 +18,34 @@ class Cadence:
     """One for all answers of a worker.
 
     `least`: seconds between two frames of an answer, about, whatever the load. `collect_above`: tokens a second of all
-    answers; 0: as many as there may be. `interval`: seconds, what results.
+    answers; 0: as many as there may be. `interval`: seconds, what results. `streaming`: answers that have tokens.
     """
 
     def __init__(self, least: float = 0.0, collect_above: int = 0) -> None:
         self.interval = least
         self._least = least
         self._collect_above = collect_above
-        self._streaming = 0
+        self.streaming = 0
         self._tokens = 0
         self._since = 0.0
-        self._busy = False
+        self._calm = True
 
     def enter(self) -> None:
         """One more answer has tokens."""
-        self._streaming += 1
+        self.streaming += 1
 
     def leave(self) -> None:
-        self._streaming -= 1
+        self.streaming -= 1
+        if not self.streaming:
+            self.interval, self._calm = self._least, True
 
     def stored(self, n: int, now: float) -> None:
         """`n` tokens of any answer came into the log; `now` of the loop's clock, in seconds."""
         self._tokens += n
         past = now - self._since
         if past >= WINDOW:
-            self._look(self._tokens / past)
+            if past < 2 * WINDOW:  # else nothing was stored for a while, which says nothing of what is to be
+                self._look(self._tokens / past)
             self._since, self._tokens = now, 0
 
     def due(self, sent: float) -> float:
@@ -51,8 +54,8 @@ class Cadence:
         return round((sent + self.interval) * moments) / moments
 
     def _look(self, rate: float) -> None:
-        self._busy = 0 < self._collect_above * (CALM if self._busy else 1.0) < rate
+        self._calm = not self._collect_above or rate <= self._collect_above * (1.0 if self._calm else CALM)
         self.interval = self._least
-        if self._busy:
-            wanted = min(self._streaming / (self._collect_above * LEFT), LONGEST)
+        if not self._calm:
+            wanted = min(self.streaming / (self._collect_above * LEFT), LONGEST)
             self.interval = max(self._least, round(wanted / STEP) * STEP)

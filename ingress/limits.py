@@ -3,9 +3,11 @@
 Counted in Redis or Valkey, so that all ingresses count together. Without it (not configured, or silent for 50 ms) this
 process counts alone and grants its share of the quota: quota ÷ live ingresses. Which of the two it is, metrics tell.
 
-Who has asked this process for less than half of that share does not wait for the count (`headroom.py`): it is made
-behind the request, for all of one caller's at once. Whoever comes back to thousands of streams that run would else wait
-longer for it than for the stream.
+Who has asked this process for less than a quarter of that share does not wait for the count (`headroom.py`): it is made
+behind the request, for all of one caller's at once. Whoever comes back while thousands of streams run would else wait
+longer for it than for the stream. The price: a quota that is spent elsewhere is heard of with the first count that is
+refused, and what Redis lost is not counted again, so that each process may grant a quarter of its share too much in a
+window. A quota of fewer than a hundred requests is kept to the letter.
 """
 
 from __future__ import annotations
@@ -33,7 +35,8 @@ log = structlog.get_logger("ingress.limits")
 STORE_TIMEOUT = 0.05
 
 KEY, SESSION, IP = "key", "session", "ip"
-AT_ONCE = 32  # counts that are made at once behind requests
+BEHIND_TIMEOUT = 1.0  # nobody waits for what is counted behind requests
+AT_ONCE = 8  # counts that are made at once behind requests
 MOST_BEHIND = 10_000  # callers whose requests are still to be counted; beyond that each request waits for its own count
 
 
@@ -94,14 +97,14 @@ class Limits:
             if self._has_headroom(asked, now):
                 self._count_behind(asked)
                 return
-            spent = await self._count_shared(asked)
+            spent = await self._count_shared(asked, now)
         if spent is None:
             spent = await self._count_own(asked)
         if spent:
             self._metrics.limited.labels(spent[0]).inc()
             raise Refusal("rate_limited", f"too many requests per {spent[0]}", retry_after=spent[1])
 
-    async def _count_shared(self, asked: list[tuple[str, str]]) -> tuple[str, float] | tuple[()] | None:
+    async def _count_shared(self, asked: list[tuple[str, str]], now: float) -> tuple[str, float] | tuple[()] | None:
         """The limit that is spent and the seconds to wait; () where none is; None where the store does not answer."""
         try:
             async with asyncio.timeout(STORE_TIMEOUT):
@@ -110,6 +113,8 @@ class Limits:
             self._failed(error)
             return None
         self._succeeded()
+        if spent:
+            self._spent(*next(one for one in asked if one[0] == spent[0]), now)
         return spent
 
     def _has_headroom(self, asked: list[tuple[str, str]], now: float) -> bool:
@@ -124,25 +129,39 @@ class Limits:
             self._counting = asyncio.get_running_loop().create_task(self._catch_up(), name="limits-behind")
 
     async def _catch_up(self) -> None:
-        """Count what was granted before it was counted. What comes meanwhile of one caller is one count."""
+        """Count what was granted before it was counted. What comes meanwhile of one caller is one count. Where the
+        store fails, those who are still to be counted are not."""
         while self._behind:
             behind, self._behind = list(self._behind.items()), {}
-            try:
-                for begin in range(0, len(behind), AT_ONCE):
-                    some = behind[begin : begin + AT_ONCE]
-                    async with asyncio.timeout(STORE_TIMEOUT):
-                        granted = await asyncio.gather(
-                            *(self._shared.hit(self._items[name], name, who, cost=n) for (name, who), n in some)
-                        )
-                    for ((name, who), _), ok in zip(some, granted, strict=True):
-                        if not ok:
-                            self._headroom.spent(name, who)
-            except (RedisError, OSError, TimeoutError) as error:
-                self._failed(error)  # what was not counted then is not: as with any window that Redis forgot
-            else:
-                self._succeeded()
+            for begin in range(0, len(behind), AT_ONCE):
+                some = behind[begin : begin + AT_ONCE]
+                spending = (self._spend(name, who, count) for (name, who), count in some)
+                failed: list[BaseException] = []
+                try:
+                    async with asyncio.timeout(BEHIND_TIMEOUT):
+                        found = await asyncio.gather(*spending, return_exceptions=True)
+                    failed = [one for one in found if one is not None]
+                except TimeoutError as error:
+                    failed = [error]
+                if not failed:
+                    self._succeeded()
+                elif isinstance(failed[0], RedisError | OSError):  # a TimeoutError is one, too
+                    self._failed(failed[0])
+                    break
+                else:
+                    raise failed[0]
 
-    def _failed(self, error: Exception) -> None:
+    async def _spend(self, name: str, who: str, count: int) -> None:
+        """The store counts all or nothing: where that is too much, as much as there still is, about."""
+        item = self._items[name]
+        while count and not await self._shared.hit(item, name, who, cost=count):
+            self._spent(name, who, asyncio.get_running_loop().time())
+            count //= 2
+
+    def _spent(self, name: str, who: str, now: float) -> None:
+        self._headroom.spent(self._items[name], name, who, now)
+
+    def _failed(self, error: BaseException) -> None:
         self._breaker.failed(asyncio.get_running_loop().time())
         self._metrics.limiter_shared.set(0)
         log.warning("limits.store_failed", error=type(error).__name__)

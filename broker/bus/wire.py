@@ -9,6 +9,7 @@ one piece of bytes behind those that nats-py has still to write. `python -m benc
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
@@ -24,6 +25,10 @@ TURN = 8 * 1024
 """Bytes gone through after which others have their turn: nats-py's read loop goes on for as long as there is more, and
 what was taken of a burst is on its way to viewers while the rest is read. At 1 000 x 20 tokens/s the loop of a node is
 at most 10 ms late instead of 100, and who comes back to one of 5 000 streams waits a third as long as with 32 KiB."""
+LONG = (
+    0.001  # seconds; for each that the others' turn takes, the next one here is longer by TURN: tokens have their part
+)
+MOST_TURNS = 8  # of TURN, that one turn is at most
 _M, _H = b"MH"
 
 Headers = dict[str, str]
@@ -116,6 +121,7 @@ class Inlet(Parser):
         super().reset()
         self._held: list[bytes] = []  # the beginning of what is not whole yet ...
         self._missing = 0  # ... and how many bytes at least it lacks
+        self._left = TURN  # bytes to go through before others have their turn
         self._resets = getattr(self, "_resets", 0) + 1
 
     async def parse(self, data: bytes = b"") -> None:
@@ -127,13 +133,13 @@ class Inlet(Parser):
             data = b"".join(self._held)
             self._held = []
         at, end, resets = 0, len(data), self._resets
-        rest = TURN
+        turn = 0  # where this one began
         takers = self.takers
         missing = 1
         while at < end:
-            if at > rest:
-                rest = at + TURN
-                await asyncio.sleep(0)
+            if at - turn >= self._left:
+                turn = at
+                await self._give_way()
                 if self._resets != resets:
                     return
             newline = data.find(b"\r\n", at)
@@ -181,8 +187,14 @@ class Inlet(Parser):
         if at < end:
             self._held = [data[at:]]
             self._missing = missing
-        if end > TURN:
-            await asyncio.sleep(0)
+        self._left -= end - turn
+        if self._left <= 0:
+            await self._give_way()
+
+    async def _give_way(self) -> None:
+        began = time.monotonic()
+        await asyncio.sleep(0)
+        self._left = TURN * min(MOST_TURNS, 1 + int((time.monotonic() - began) / LONG))
 
 
 class Outlet:

@@ -8,7 +8,7 @@ import pytest
 
 from broker.bus.frames import DONE, REASONING, TOKEN
 from gpu_worker.cadence import LONGEST, MOMENTS, Cadence
-from gpu_worker.outbox import FRAME_TEXT, State
+from gpu_worker.outbox import FRAME_TEXT, State, Stop
 from gpu_worker.publisher import Publisher
 from tests.gpu_worker.bed import DEADLINE
 from tests.gpu_worker.slow import STARTED, Slow, publisher_on
@@ -124,6 +124,30 @@ async def test_a_timer_for_less_than_a_moment_is_none(slow: Slow, monkeypatch: p
     monkeypatch.undo()
     assert frames(slow) == [(TOKEN, 1)]
     await publisher.close()
+
+
+@pytest.mark.parametrize("why", Stop)
+async def test_whoever_is_stopped_streams_no_more(slow: Slow, why: Stop) -> None:
+    cadence = Cadence()
+    publisher = await begun(slow, cadence)
+    assert cadence.streaming == 1
+    publisher.stop(why)
+    publisher.stop(Stop.LEFT)
+    await publisher.close()
+    assert cadence.streaming == 0
+
+
+async def test_whoever_has_ended_or_never_began_streams_no_more(slow: Slow) -> None:
+    cadence = Cadence()
+    never = publisher_on(slow, cadence=cadence)
+    await never.close()
+    publisher = await begun(slow, cadence)
+    publisher.say((DONE, {"finish_reason": "stop", "t": 0}))
+    slow.answer(3)
+    assert publisher.outbox.state is State.ENDED
+    assert cadence.streaming == 0
+    await publisher.close()
+    assert cadence.streaming == 0
 
 
 async def test_tokens_of_a_worker_that_has_very_many_collect(slow: Slow) -> None:

@@ -133,13 +133,22 @@ async def test_who_is_far_from_the_limit_does_not_wait_for_the_count(
     nodes: Any, ingress: Make, silent: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ingress.limits.STORE_TIMEOUT", 1000.0)
-    relay = await ingress(nodes, key_limit="8/day", redis_url=silent)
+    monkeypatch.setattr("ingress.limits.BEHIND_TIMEOUT", 1000.0)
+    relay = await ingress(nodes, key_limit="100/day", redis_url=silent)
     async with asyncio.timeout(DEADLINE):
-        statuses = [(await get(relay.port, authorization="Bearer k")).status for _ in range(4)]
-    assert statuses == [200] * 4
+        statuses = [(await get(relay.port, authorization="Bearer k")).status for _ in range(25)]
+    assert statuses == [200] * 25
     waiting = asyncio.create_task(get(relay.port, authorization="Bearer k"))
-    assert not (await asyncio.wait({waiting}, timeout=0.3))[0], "more than half of the quota: this one waits"
+    assert not (await asyncio.wait({waiting}, timeout=0.3))[0], "more than a quarter of the quota: this one waits"
     waiting.cancel()
+
+
+async def counted(relay: Any) -> None:
+    """Wait until what was granted is counted."""
+    counting = relay.limits._counting
+    assert counting is not None
+    async with asyncio.timeout(DEADLINE):
+        await counting
 
 
 async def test_what_one_did_not_wait_for_is_counted(
@@ -147,15 +156,39 @@ async def test_what_one_did_not_wait_for_is_counted(
 ) -> None:
     """One caller spends his quota at one ingress; another one, where he has headroom, hears of it."""
     monkeypatch.setattr("ingress.limits.STORE_TIMEOUT", DEADLINE)
+    monkeypatch.setattr("ingress.limits.BEHIND_TIMEOUT", DEADLINE)
     url = f"redis://127.0.0.1:{valkey.port}"
-    one, other = [await ingress(nodes, key_limit="40/day", redis_url=url) for _ in range(2)]
-    statuses = [(await get(one.port, authorization="Bearer k")).status for _ in range(42)]
-    assert statuses == [200] * 40 + [429] * 2
-    granted = 0
-    while (await get(other.port, authorization="Bearer k")).status == 200:
-        granted += 1
-    assert granted <= 20, "half at most"
+    one, other = [await ingress(nodes, key_limit="100/day", redis_url=url) for _ in range(2)]
+    for _ in range(25):
+        assert (await get(one.port, authorization="Bearer k")).status == 200
+    await counted(one)
+    statuses = [(await get(one.port, authorization="Bearer k")).status for _ in range(77)]
+    assert statuses == [200] * 75 + [429] * 2
+    assert (await get(other.port, authorization="Bearer k")).status == 200, "not counted yet"
+    await counted(other)
     assert (await get(other.port, authorization="Bearer k")).status == 429
+
+
+async def test_a_store_that_fails_behind_the_requests_is_noticed(
+    nodes: Any, ingress: Make, valkey: ValkeyServer
+) -> None:
+    relay = await ingress(nodes, key_limit="1000/day", redis_url=f"redis://127.0.0.1:{valkey.port}")
+    valkey.terminate()
+    for _ in range(5):
+        assert (await get(relay.port, authorization="Bearer k")).status == 200
+        await counted(relay)
+    assert relay.count("okome_ingress_limiter_shared") == 0
+    assert not relay.limits._breaker.allows(asyncio.get_running_loop().time()), "nobody waits for it any more"
+
+
+async def test_of_counts_that_are_too_much_there_is_as_much_as_there_still_is(
+    nodes: Any, ingress: Make, valkey: ValkeyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ingress.limits.BEHIND_TIMEOUT", DEADLINE)
+    relay = await ingress(nodes, key_limit="100/day", redis_url=f"redis://127.0.0.1:{valkey.port}")
+    await relay.limits._spend("key", "k", 98)
+    await relay.limits._spend("key", "k", 5)
+    assert not await relay.limits._shared.hit(relay.limits._items["key"], "key", "k")
 
 
 def test_a_share_is_at_least_one() -> None:

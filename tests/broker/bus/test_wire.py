@@ -16,7 +16,7 @@ from nats.errors import ProtocolError
 from nats.protocol.command import hpub_cmd, pub_cmd
 from nats.protocol.parser import Parser
 
-from broker.bus.wire import MAX_LINE, TURN, Heard, Inlet, Outlet, publish_command, read_headers
+from broker.bus.wire import LONG, MAX_LINE, MOST_TURNS, TURN, Heard, Inlet, Outlet, publish_command, read_headers
 
 TAKEN, OTHERS = 1, 22  # subscription ids: ours, and one of nats-py's
 
@@ -73,8 +73,14 @@ def messages(draw: st.DrawFn) -> bytes:
 OTHER_LINES = st.sampled_from([b"PING\r\n", b"PONG\r\n", b"+OK\r\n", b"-ERR 'Stale Connection'\r\n"])
 
 
-@given(st.lists(messages() | OTHER_LINES, max_size=12), st.lists(st.integers(0, 600), max_size=8))
-def test_everything_comes_as_nats_py_would_have_it_wherever_it_is_cut(lines: list[bytes], at: list[int]) -> None:
+@given(
+    st.lists(messages() | OTHER_LINES, max_size=12),
+    st.lists(st.integers(0, 600), max_size=8),
+    st.sampled_from([1, 50, TURN]),
+)
+def test_everything_comes_as_nats_py_would_have_it_wherever_it_is_cut(
+    lines: list[bytes], at: list[int], turn: int
+) -> None:
     stream = b"".join(lines)
     ours, theirs = Library(), Library()
     mine, oracle = inlet(ours), Parser(theirs)
@@ -85,7 +91,9 @@ def test_everything_comes_as_nats_py_would_have_it_wherever_it_is_cut(lines: lis
             await mine.parse(stream[first:last])
             await oracle.parse(stream[first:last])
 
-    asyncio.run(play())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("broker.bus.wire.TURN", turn)
+        asyncio.run(play())
     assert ours.seen == theirs.seen
     assert len(ours.seen) == len(lines) - lines.count(b"+OK\r\n")
 
@@ -180,32 +188,61 @@ async def test_headers_read_as_nats_py_s(head: bytes) -> None:
     assert Heard("a", "", b"x").headers is None
 
 
-async def test_between_much_that_was_read_others_have_their_turn() -> None:
-    inlet = Inlet(Client())
-    order: list[str] = []
-    inlet.takers[b"1"] = lambda heard: order.append("message")
-    much = b"MSG a 1 1000\r\n" + b"x" * 1000 + b"\r\n"
-    asyncio.get_running_loop().call_soon(order.append, "another")
-    for count in (1, 1 + TURN // len(much), 1):
-        await inlet.parse(much * count)
-    assert order == [*["message"] * (2 + TURN // len(much)), "another", "message"]
+MUCH = b"MSG a 1 1000\r\n" + b"x" * 1000 + b"\r\n"
+IN_A_TURN = 1 + TURN // len(MUCH)
 
 
-async def test_within_one_read_others_have_their_turn_and_what_a_reset_leaves_is_not_gone_through() -> None:
-    inlet = Inlet(Client())
-    taken: list[str] = []
-    inlet.takers[b"1"] = lambda heard: taken.append(heard.subject)
-    message = b"MSG a 1 1000\r\n" + b"x" * 1000 + b"\r\n"
-    in_a_turn = 1 + TURN // len(message)
-    parsing = asyncio.create_task(inlet.parse(message * (3 * in_a_turn)))
-    for turn in range(1, 3):
+class Turns:
+    """What was taken in each turn of the loop; the others' turns take `long` seconds."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.inlet = Inlet(Client())
+        self.inlet.takers[b"1"] = lambda heard: self._take()
+        self.long = 0.0
+        self.taken = [0]
+        self._clock = 0.0
+        monkeypatch.setattr("broker.bus.wire.time.monotonic", lambda: self._clock)
+        asyncio.get_running_loop().call_soon(self._other)
+
+    def _take(self) -> None:
+        self.taken[-1] += 1
+
+    def _other(self) -> None:
+        self._clock += self.long
+        if self.taken[-1]:
+            self.taken.append(0)
+        asyncio.get_running_loop().call_soon(self._other)
+
+
+async def test_between_much_that_was_read_others_have_their_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    turns = Turns(monkeypatch)
+    for count in (1, 3 * IN_A_TURN, 2):
+        await turns.inlet.parse(MUCH * count)
+    assert turns.taken == [IN_A_TURN] * 3 + [3]
+
+
+async def test_where_the_others_turn_is_long_so_is_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    turns = Turns(monkeypatch)
+    turns.long = 3.5 * LONG
+    await turns.inlet.parse(MUCH * 100)
+    in_a_long_turn = 1 + 4 * TURN // len(MUCH)
+    assert turns.taken[:3] == [IN_A_TURN, in_a_long_turn, in_a_long_turn]
+    turns.long = 1000 * LONG
+    await turns.inlet.parse(MUCH * 300)
+    assert max(turns.taken) == 1 + MOST_TURNS * TURN // len(MUCH)
+
+
+async def test_what_a_reset_leaves_of_a_read_is_not_gone_through(monkeypatch: pytest.MonkeyPatch) -> None:
+    turns = Turns(monkeypatch)
+    parsing = asyncio.create_task(turns.inlet.parse(MUCH * (3 * IN_A_TURN)))
+    for _ in range(2):
         await asyncio.sleep(0)
-        assert len(taken) == turn * in_a_turn
-    inlet.reset()  # another connection: what is left was said on the one before
+    assert sum(turns.taken) == 2 * IN_A_TURN
+    turns.inlet.reset()  # another connection: what is left was said on the one before
     await parsing
-    assert len(taken) == 2 * in_a_turn
-    await inlet.parse(message)
-    assert len(taken) == 2 * in_a_turn + 1
+    assert sum(turns.taken) == 2 * IN_A_TURN
+    await turns.inlet.parse(MUCH)
+    assert sum(turns.taken) == 2 * IN_A_TURN + 1
 
 
 class Written:
