@@ -3,7 +3,9 @@
 What a role uses is taken to be linear: cores = token·(tokens/s that viewers get) + stream·(open streams) + base. The
 three are fitted to the measured runs, none below zero, by the least squares of the relative errors; how far the model
 is from each point it was made of is told with it (`Fit.errors`). A machine whose processes wait for one another
-coalesces tokens, which makes each cheaper: the fit is then between the two, and its error says so.
+coalesces tokens, which makes each cheaper: the fit is then between the two, and its error says so. Where a worker would
+let tokens collect because it has very many, what counts is the same with each token at once: a load is planned for the
+dearer way.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
+from bench.ours import AT_ONCE
 from bench.record import Shape
 from bench.summary import PATH, Row
 from broker.bus.frames import decode_frame, encode_tokens
@@ -62,13 +65,15 @@ class Fit:
 
 
 def points(found: Mapping[Shape, Sequence[Row]], contender: str) -> list[Point]:
-    """What was measured of one contender, a viewer a stream."""
-    return [
-        Point(shape, row.rate, {role: row.costs.get(role, 0.0) * max(row.rate, 1e-9) / 1e6 for role in PATH})
-        for shape, rows in found.items()
-        for row in rows
-        if row.contender == contender and shape.viewers == 1 and shape.rate and not shape.trace and shape.engines == 1
-    ]
+    """What was measured of one contender, a viewer a stream; with each token at once, where that was measured, too."""
+    points = []
+    for shape, rows in found.items():
+        named = {row.contender: row for row in rows}
+        row = named.get(contender + AT_ONCE) or named.get(contender)
+        if row and shape.viewers == 1 and shape.rate and not shape.trace and shape.engines == 1:
+            cores = {role: row.costs.get(role, 0.0) * max(row.rate, 1e-9) / 1e6 for role in PATH}
+            points.append(Point(shape, row.rate, cores))
+    return points
 
 
 def fit(measured: Sequence[Point], role: str) -> Fit:

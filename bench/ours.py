@@ -28,6 +28,7 @@ ENVIRONMENT = {
     "OKOME_WORKER_OPENAI_MODELS": "mock",
 }
 PUBLISHED = " from publish to read"
+AT_ONCE = ", each token at once"
 SYNC = "sync_interval: always"
 """The line of compose/nats/single.conf that the default stands in."""
 
@@ -60,7 +61,7 @@ class Okome:
             + f", synced every {self.synced}" * bool(self.synced)
             + many
             + f", a frame every {self.frames:g} s" * bool(self.frames)
-            + ", each token at once" * (not self.collecting)
+            + AT_ONCE * (not self.collecting)
         )
 
     @asynccontextmanager

@@ -16,8 +16,8 @@ Written by `{command}`, from the records of [performance.md](performance.md).
 ## The model
 
 What a role uses is taken to be linear in the tokens that viewers get and in the open streams, and every process has a
-base: what it does although nothing happens. Fitted to the measured shapes ({contender}); none of the three is below
-zero."""
+base: what it does although nothing happens. Fitted to the measured shapes ({contender}), with each token at once also
+where a worker has so many that they would collect and cost less; none of the three is below zero."""
 
 _ERRORS = """\
 How far the model is from every point it was made of, model ÷ measured − 1. Where the machine was full, roles waited for

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import cast
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from bench import capacity
 from bench.capacity import BUSY, Demand, Fit, Point
+from bench.ours import AT_ONCE
 from bench.record import Shape
-from bench.summary import PATH
+from bench.summary import PATH, Row
 
 SHAPES = [Shape(50, 20), Shape(300, 20), Shape(1000, 20), Shape(300, 100), Shape(5000, 2)]
 COSTS = st.floats(min_value=0, max_value=500)
@@ -36,6 +40,20 @@ def test_nothing_costs_less_than_nothing_and_the_error_is_told() -> None:
     found = capacity.fit(points, "node")
     assert min(found.token, found.stream, found.base) >= 0
     assert found.errors[SHAPES[0].name] > 0.4
+
+
+def test_what_was_measured_with_each_token_at_once_counts_where_it_was() -> None:
+    def row(contender: str, nats: float) -> Row:
+        return cast(Row, SimpleNamespace(contender=contender, rate=1000.0, costs={"nats": nats}))
+
+    few, many = Shape(50, 20), Shape(1000, 20)
+    found = {
+        few: [row("ours", 40.0), row("theirs", 1.0)],
+        many: [row("ours", 5.0), row(f"ours{AT_ONCE}", 15.0)],
+        Shape(50, 20, viewers=3): [row("ours", 9.0)],
+    }
+    points = capacity.points(found, "ours")
+    assert [(one.shape, one.cores["nats"]) for one in points] == [(few, 0.04), (many, 0.015)]
 
 
 def test_two_shapes_are_not_enough() -> None:
