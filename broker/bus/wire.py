@@ -24,7 +24,7 @@ MAX_LINE = 1024 * 1024  # bytes of one line of the protocol; the longest is INFO
 TURN = 8 * 1024
 """Bytes gone through after which others have their turn: nats-py's read loop goes on for as long as there is more, and
 what was taken of a burst is on its way to viewers while the rest is read. At 1 000 x 20 tokens/s the loop of a node is
-at most 10 ms late instead of 100, and who comes back to one of 5 000 streams waits a third as long as with 32 KiB."""
+at most 10 ms late instead of 100."""
 LONG = 0.005  # seconds; for every so many that the others' turn takes, the next one here is longer by TURN
 MOST_TURNS = 8  # of TURN, that one turn is at most
 _M, _H = b"MH"
