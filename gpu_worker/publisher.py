@@ -242,7 +242,8 @@ class Publisher:
             self._probes.told(self._stream)
         if state is State.IDLE:
             self._undecided_since = None
-            self._streams()
+            if self.outbox.sends_tokens:
+                self._tokens_stored()
             self._send()
         elif state is State.UNDECIDED:
             if self._still_hoping():
@@ -252,13 +253,11 @@ class Publisher:
             self._reading = self._loop.create_task(self._read(), name="publisher-read")
         self._settle()
 
-    def _streams(self) -> None:
-        """Tokens of this attempt came into the log, or something else did."""
-        if n := self.outbox.frame_tokens:
-            self._cadence.stored(n, self._loop.time())
-            if not self._streaming:
-                self._streaming = True
-                self._cadence.enter()
+    def _tokens_stored(self) -> None:
+        self._cadence.stored(self.outbox.frame_tokens, self._loop.time())
+        if not self._streaming:
+            self._streaming = True
+            self._cadence.enter()
 
     def _stream_full(self) -> None:
         """No room for this frame. For the terminal that says so there is the reserve."""
