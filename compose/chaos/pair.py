@@ -85,6 +85,12 @@ class End(asyncio.Protocol):
         self._pair.made(self)
 
     def data_received(self, data: bytes) -> None:
+        transport = self.transport
+        if transport is not None and not (transport.is_reading() or transport.is_closing()):
+            # Python 3.11.2's asyncio reads after connection_made although it was told to pause there, and says it does
+            # not: it is told again.
+            transport.resume_reading()
+            transport.pause_reading()
         if self._wire is not None:
             data = self._wire(data)
         if data:
