@@ -55,7 +55,7 @@ class Endings:
             return False
         # The session first: a replica that dies in between leaves an open record, which is looked at again.
         await self._sessions.change(f"{record.tenant}.{sid}", lambda value: _released(value, gid))
-        kept = await self._generations.change(f"{sid}.{gid}", lambda value: _closed(value, told))
+        kept = await self._generations.change(f"{sid}.{gid}", lambda value: _closed(value, told), read=entry)
         if kept is not None and decode(kept, Generation).ended_at == told.ended_at:
             log.info(
                 "generation.closed",

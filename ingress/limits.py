@@ -37,6 +37,7 @@ STORE_TIMEOUT = 0.05
 KEY, SESSION, IP = "key", "session", "ip"
 BEHIND_TIMEOUT = 1.0  # nobody waits for what is counted behind requests
 AT_ONCE = 8  # counts that are made at once behind requests
+BEHIND_PAUSE = 0.1  # seconds before each: what one caller asks in them, such as all that starts an answer, is one count
 MOST_BEHIND = 10_000  # callers whose requests are still to be counted; beyond that each request waits for its own count
 
 
@@ -132,6 +133,7 @@ class Limits:
         """Count what was granted before it was counted. What comes meanwhile of one caller is one count. Where the
         store fails, those who are still to be counted are not."""
         while self._behind:
+            await asyncio.sleep(BEHIND_PAUSE)
             behind, self._behind = list(self._behind.items()), {}
             for begin in range(0, len(behind), AT_ONCE):
                 some = behind[begin : begin + AT_ONCE]

@@ -88,14 +88,17 @@ class Bucket:
         except WrongLastSequence as error:
             raise BucketConflict(self.name, key) from error
 
-    async def change(self, key: str, edit: Callable[[bytes | None], bytes | None]) -> bytes | None:
+    async def change(
+        self, key: str, edit: Callable[[bytes | None], bytes | None], read: Entry | None = None
+    ) -> bytes | None:
         """Compare-and-set: `edit` gets the value (None: absent) and returns the new one (None: leave it).
 
-        `edit` may be called several times. Returns what stands there afterwards; raises BusUnavailable when others
-        keep winning.
+        `edit` may be called several times. `read`: what the caller has read there a moment ago, to be tried first: if
+        it has changed, nothing is written over it. Returns what stands there afterwards; raises BusUnavailable when
+        others keep winning.
         """
         for _ in range(CHANGE_TRIES):
-            entry = await self.get(key)
+            entry, read = read or await self.get(key), None
             value = edit(entry.value if entry else None)
             if value is None:
                 return entry.value if entry else None

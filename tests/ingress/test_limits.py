@@ -169,6 +169,28 @@ async def test_what_one_did_not_wait_for_is_counted(
     assert (await get(other.port, authorization="Bearer k")).status == 429
 
 
+async def test_what_a_caller_asks_in_a_moment_is_one_count(
+    nodes: Any, ingress: Make, valkey: ValkeyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ingress.limits.BEHIND_PAUSE", 0.5)
+    monkeypatch.setattr("ingress.limits.BEHIND_TIMEOUT", DEADLINE)
+    relay = await ingress(nodes, key_limit="1000/day", ip_limit="", redis_url=f"redis://127.0.0.1:{valkey.port}")
+    costs: list[int] = []
+    hit = relay.limits._shared.hit
+
+    async def noting(*asked: Any, cost: int = 1) -> bool:
+        costs.append(cost)
+        granted: bool = await hit(*asked, cost=cost)
+        return granted
+
+    monkeypatch.setattr(relay.limits._shared, "hit", noting)
+    for _ in range(10):
+        assert (await get(relay.port, authorization="Bearer k")).status == 200
+    await counted(relay)
+    assert sum(costs) == 10
+    assert len(costs) <= 3, "on a very busy machine ten requests take longer than a moment"
+
+
 async def test_a_store_that_fails_behind_the_requests_is_noticed(
     nodes: Any, ingress: Make, valkey: ValkeyServer
 ) -> None:

@@ -110,6 +110,30 @@ def test_the_keys_of_several_ids_are_all_believed_until_they_go_away() -> None:
     assert check.session(session_token(key=other)).tenant == "acme"
 
 
+def test_what_was_believed_once_is_judged_again_without_its_signature(monkeypatch: pytest.MonkeyPatch) -> None:
+    check, token = verifier(), session_token(life=3600)
+    claims = check.session(token)
+    with monkeypatch.context() as blind:
+        blind.setattr(jwt, "decode", lambda *_, **__: pytest.fail("the signature was looked at again"))
+        assert check.session(token) is claims
+    with pytest.raises(CredentialInvalid, match="not valid here"):
+        check.login(token)
+    with clock_off(3600 + LEEWAY + 60):
+        refused("token_expired", token, check)
+    refused("unauthenticated", token[:-4] + "AAAA", check)
+    check.take(KEY.kid, None)
+    refused("unauthenticated", token, check)
+
+
+def test_no_more_tokens_are_kept_than_there_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("broker.bus.credentials.MOST_BELIEVED", 2)
+    check = verifier()
+    tokens = [session_token() for _ in range(4)]
+    for token in tokens * 2:
+        assert check.session(token).sid == "00abcdefgh"
+    assert len(check._believed) == 2
+
+
 def test_a_token_under_anothers_key_id_is_refused() -> None:
     other = SigningKey("stolen", {**SigningKey.generate().private})
     refused("unauthenticated", forged(secret=OKPAlgorithm.from_jwk(other.private)))

@@ -111,6 +111,16 @@ async def test_a_change_may_leave_it_and_gives_up_against_winners(local_bus: Bus
         await Losing(local_bus, bucket.name).change("k", lambda _: b"2")
 
 
+async def test_a_change_of_what_was_read_before_loses_no_change_since(bus: Bus) -> None:
+    bucket = await new(bus)
+    await bucket.put("n", b"1")
+    read = await bucket.get("n")
+    assert await bucket.change("n", lambda value: (value or b"") + b"2", read=read) == b"12"
+    assert await bucket.change("n", lambda value: (value or b"") + b"3", read=read) == b"123", "it was tried, and read"
+    await bucket.delete("n")
+    assert await bucket.change("n", lambda value: value and value + b"4", read=read) is None
+
+
 async def test_all_is_every_key_that_matches_and_is_not_deleted(bus: Bus) -> None:
     bucket = await new(bus)
     assert await bucket.all() == {}
