@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Collection, Iterator
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 import structlog
@@ -17,11 +18,15 @@ from ingress.headers import CLOCK, Field, value
 from ingress.judgement import Health, Span, cut_off, judge
 from ingress.metrics import Metrics
 from ingress.mux import NodeMux, NoMux
+from ingress.mux_stream import MuxedStream
+from ingress.node_socket import NodeSocket, Socket
 from ingress.placement import Placement
 from ingress.settings import IngressSettings
 from ingress.upstream import Connection, NodeConnection, NodeLost
 
 log = structlog.get_logger("ingress.nodes")
+
+Stream = TypeVar("Stream", bound=MuxedStream)
 
 TICK = 0.1
 LATE = 0.2  # a tick that comes later than this says that we were stopped ourselves: then silence proves nothing
@@ -185,6 +190,28 @@ class Nodes:
 
         Raises NodeLost.
         """
+        mux = await self._shared(member)
+        return await self.connect(member, fresh=fresh) if mux is None else self._opened(member, mux.stream())
+
+    async def socket(self, member: Member, target: str, offered: list[str]) -> Socket:
+        """For one WebSocket, as `stream`; not yet greeted. Raises NodeLost."""
+        mux = await self._shared(member)
+        if mux is not None and mux.serves_sockets:
+            return self._opened(member, mux.socket(target, offered))
+        with self._reaching(member):
+            async with asyncio.timeout(self._settings.connect_timeout):
+                _, made = await self._loop.create_connection(
+                    lambda: NodeSocket(member, target, offered), member.host, member.port
+                )
+        return made
+
+    @staticmethod
+    def _opened(member: Member, stream: Stream) -> Stream:
+        member.open.add(stream)
+        return stream
+
+    async def _shared(self, member: Member) -> NodeMux | None:
+        """The connection that streams share, if there is one. Raises NodeLost."""
         if (joining := self._begin_to_join(member)) is not None:
             try:
                 lost = await asyncio.shield(joining)  # who gives up waiting does so for himself
@@ -195,11 +222,7 @@ class Nodes:
                 raise NodeLost("the node was forgotten", unsent=True) from None
             if lost is not None:
                 raise lost
-        if member.mux is None or member.mux.lost:
-            return await self.connect(member, fresh=fresh)
-        stream = member.mux.stream()
-        member.open.add(stream)
-        return stream
+        return member.mux if member.mux is not None and not member.mux.lost else None
 
     def _begin_to_join(self, member: Member) -> asyncio.Task[NodeLost | None] | None:
         """None where there is nothing to wait for: it is joined, or has no such connection for us."""

@@ -1,8 +1,7 @@
 """All streams of this ingress at one node, on one connection (`broker/bus/mux.py`).
 
-One read has what the node had for many viewers, where a connection each costs a read each. A stream here is used as a
-connection of its own is (`Connection` in `ingress/upstream.py`): it is asked, its body is taken, it is paused by giving
-it no more credit, and it is lost when the connection is.
+One read has what the node had for many viewers, where a connection each costs a read each. What a stream is to whoever
+has one is in `mux_stream.py` and `mux_socket.py`.
 """
 
 from __future__ import annotations
@@ -14,18 +13,18 @@ from typing import TYPE_CHECKING
 import structlog
 
 from broker.bus import mux
-from broker.bus.mux import MAX_STREAM, WINDOW, Kind, Malformed
-from ingress.headers import Field
+from broker.bus.mux import MAX_STREAM, Kind, Malformed
+from ingress.headers import Field, value
+from ingress.mux_socket import MuxedSocket
+from ingress.mux_stream import MuxedStream
 from ingress.node_socket import ABNORMAL, NodeSocket
-from ingress.upstream import Head, NodeLost, Response
+from ingress.upstream import NodeLost
 
 if TYPE_CHECKING:
     from ingress.membership import Member
 
 log = structlog.get_logger("ingress.mux")
 
-MORE = WINDOW // 2
-"""Bytes taken after which as many more are allowed."""
 _SEEN, _DATA, _TOKENS = int(Kind.SEEN), int(Kind.DATA), int(Kind.TOKENS)
 
 
@@ -50,6 +49,7 @@ class NodeMux:
         self._heard_at = 0.0
         """When the node said something on this connection, or was told of a stream while it owed no word."""
         self._out: list[bytes] = []
+        self.serves_sockets = False
 
     async def connect(self, fields: list[Field], timeout: float) -> None:
         """Raises NodeLost, NoMux, TimeoutError, OSError."""
@@ -62,17 +62,29 @@ class NodeMux:
         if head.status != 101:
             self._socket.abort()
             raise NoMux(f"status {head.status}")
-        self._socket.take(self._on_message, self._on_close)
+        self.serves_sockets = mux.SOCKETS in value(head.fields, mux.SERVES).split()
+        self._socket.on_pause, self._socket.on_resume = self._pause, self._resume
+        self._socket.listen(self._on_message, self._on_close)
 
     def stream(self) -> MuxedStream:
         """One more. Raises NodeLost."""
+        number = self._next()
+        stream = self._streams[number] = MuxedStream(self, number, used=number > 1)
+        return stream
+
+    def socket(self, target: str, offered: list[str]) -> MuxedSocket:
+        """One more, where `serves_sockets`. Raises NodeLost."""
+        number = self._next()
+        socket = self._streams[number] = MuxedSocket(self, number, target, offered)
+        return socket
+
+    def _next(self) -> int:
         if self._last >= MAX_STREAM:
             self.fail("its numbers are used up")
         if self.lost:
             raise NodeLost("connection lost", unsent=True)
         self._last += 1
-        stream = self._streams[self._last] = MuxedStream(self, self._last, used=self._last > 1)
-        return stream
+        return self._last
 
     def fail(self, why: str) -> None:
         """Give the connection up: every stream on it is lost."""
@@ -113,6 +125,17 @@ class NodeMux:
             self.fail("the node does not answer on this connection")
 
     # -- inside ------------------------------------------------------------------------------------------------------
+
+    def _pause(self) -> None:
+        """The node does not read: nobody should have more for it."""
+        for stream in self._streams.values():
+            if stream.on_pause is not None:
+                stream.on_pause()
+
+    def _resume(self) -> None:
+        for stream in self._streams.values():
+            if stream.on_resume is not None:
+                stream.on_resume()
 
     def _flush(self) -> None:
         out, self._out = self._out, []
@@ -157,105 +180,3 @@ class NodeMux:
         for stream in streams.values():
             self._on_lost(stream)
             stream.cut_off(NodeLost(reason or f"closed by the node ({code})"))
-
-
-class MuxedStream(Response):
-    """One stream, used as a connection of its own is."""
-
-    __slots__ = ("_mux", "_paused", "_taken", "id", "used")
-
-    def __init__(self, mux: NodeMux, id: int, *, used: bool) -> None:
-        super().__init__()
-        self.id = id
-        self.used = used
-        self._mux = mux
-        self._paused = False
-        self._taken = 0  # bytes since credit was last given
-
-    async def ask(self, payload: bytes, timeout: float, *, bodiless: bool = False) -> Head:
-        if self.lost or self._mux.lost:
-            raise NodeLost("connection lost", unsent=True)
-        self._head = asyncio.get_running_loop().create_future()
-        self._mux.open(self, payload)
-        try:
-            async with asyncio.timeout(timeout):
-                return await self._head
-        except BaseException:
-            self.abort()
-            raise
-        finally:
-            self._head = None
-
-    def _taken_up(self) -> None:
-        self._allow()
-
-    def pause(self) -> None:
-        self._paused = True
-
-    def resume(self) -> None:
-        self._paused = False
-        self._allow()
-
-    def abort(self) -> None:
-        self._let_go()
-        self._held = []
-        if not (self._ended or self.lost):
-            self.lost = True
-            self._mux.put(mux.record(Kind.CLOSE, self.id))
-            self._mux.forget(self)
-
-    def fail(self) -> None:
-        on_end = self._on_end
-        self.abort()
-        self._on_end = on_end
-        self._lose(NodeLost("node is down"))
-
-    # -- for the connection ------------------------------------------------------------------------------------------
-
-    def data(self, data: bytes) -> None:
-        self._taken += len(data)
-        if self._on_body is not None:
-            self._on_body(data)
-            if self._taken >= MORE:
-                self._allow()
-        else:
-            self._held.append(data)
-
-    def tokens(self, data: bytes) -> None:
-        """Raises Malformed."""
-        cursor, events = mux.read_tokens(data)
-        if self._on_tokens is None:
-            self.data(events)
-            return
-        self._taken += len(events)
-        self._on_tokens(events, cursor)
-        if self._taken >= MORE:
-            self._allow()
-
-    def told(self, kind: int, data: bytes) -> None:
-        """Anything but data. Raises Malformed."""
-        match kind:
-            case Kind.HEAD:
-                if self._head is None or self._head.done():
-                    raise Malformed("a response that nobody asked for")
-                self._head.set_result(Head(*mux.read_head(data)))
-            case Kind.END:
-                if self._head is not None and not self._head.done():
-                    raise Malformed("an end without a beginning")
-                self._ended = True
-                self._mux.forget(self)
-                self._end(None)
-            case Kind.BROKEN:
-                self._mux.forget(self)
-                self._lose(NodeLost("the node broke off"))
-            case _:
-                raise Malformed(f"a record of kind {kind} is not for an ingress")
-
-    def cut_off(self, error: NodeLost) -> None:
-        """The connection is lost."""
-        self._lose(error)
-
-    def _allow(self) -> None:
-        if self._taken >= MORE and not (self._paused or self._ended or self.lost):
-            self._mux.put(mux.credit(self.id, self._taken))
-            self._taken = 0

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import Callable
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 import structlog
 from websockets.client import ClientProtocol
@@ -27,12 +27,44 @@ if TYPE_CHECKING:
 log = structlog.get_logger("ingress")
 
 ABNORMAL = 1006
+OnMessage = Callable[[bytes, bool], None]
+OnClose = Callable[[int, str], None]
+OnTokens = Callable[[bytes, bytes], None]
 TURN = MESSAGE
 """Bytes of a node's that one turn of the loop goes through: a step of a thousand streams is many times that."""
 
 
+class Socket(Protocol):
+    """A WebSocket to a node: `greet`, then `listen`. `on_close(code, reason)` comes once; 1006 where it broke.
+
+    `on_pause`, `on_resume`: called when the node does not read, and does again.
+    """
+
+    on_pause: Callable[[], None] | None
+    on_resume: Callable[[], None] | None
+
+    async def greet(self, fields: list[Field], timeout: float) -> Head:
+        """The upgrade; raises NodeLost, TimeoutError. A head that is not 101 is the node's refusal."""
+
+    def listen(self, on_message: OnMessage, on_close: OnClose, on_tokens: OnTokens) -> None:
+        """From now on whole messages go to `on_message(data, is_text)`; what has come already, at once.
+
+        `on_tokens` may get what is known to be whole token events, framed for a client, with the last one's cursor.
+        """
+
+    def send(self, data: bytes, text: bool = True) -> None:
+        """Does nothing once it is closed."""
+
+    def close(self, code: int) -> None:
+        """Say good-bye and go, without waiting for an answer."""
+
+    def abort(self) -> None: ...
+    def pause(self) -> None: ...
+    def resume(self) -> None: ...
+
+
 class NodeSocket(asyncio.Protocol):
-    """`greet`, then `take`. `on_close(code, reason)` comes once; 1006 where the connection broke."""
+    """One on a connection of its own."""
 
     def __init__(self, member: Member, target: str, subprotocols: list[str]) -> None:
         self._member = member
@@ -42,8 +74,8 @@ class NodeSocket(asyncio.Protocol):
         offered = [Subprotocol(name) for name in subprotocols] or None
         self._protocol = ClientProtocol(uri, subprotocols=offered, max_size=MAX_EVENT)
         self._greeted: asyncio.Future[Head] | None = None
-        self._on_message: Callable[[bytes, bool], None] | None = None
-        self._on_close: Callable[[int, str], None] | None = None
+        self._on_message: OnMessage | None = None
+        self._on_close: OnClose | None = None
         self._held: list[tuple[bytes, bool]] = []
         self._parts: list[bytes] = []
         self._text = True
@@ -54,7 +86,6 @@ class NodeSocket(asyncio.Protocol):
         self.on_resume: Callable[[], None] | None = None
 
     async def greet(self, fields: list[Field], timeout: float) -> Head:
-        """The upgrade; raises NodeLost, TimeoutError. A head that is not 101 is the node's refusal."""
         request = self._protocol.connect()
         del request.headers["Host"]
         for name, text in fields:
@@ -69,8 +100,7 @@ class NodeSocket(asyncio.Protocol):
             self.abort()
             raise
 
-    def take(self, on_message: Callable[[bytes, bool], None], on_close: Callable[[int, str], None]) -> None:
-        """From now on whole messages go to `on_message(data, is_text)`; what has come already, at once."""
+    def listen(self, on_message: OnMessage, on_close: OnClose, on_tokens: OnTokens | None = None) -> None:
         self._on_message, self._on_close = on_message, on_close
         held, self._held = self._held, []
         for data, text in held:
@@ -84,7 +114,6 @@ class NodeSocket(asyncio.Protocol):
             self._flush()
 
     def close(self, code: int) -> None:
-        """Say good-bye and go, without waiting for an answer."""
         self._on_message = self._on_close = None
         self._rest.clear()
         self._member.closers.discard(self._fail)

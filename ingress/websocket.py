@@ -25,7 +25,7 @@ from ingress.judgement import Health
 from ingress.leg import PAUSE, NoNode
 from ingress.membership import Member, Nodes
 from ingress.metrics import Metrics
-from ingress.node_socket import ABNORMAL, NodeSocket
+from ingress.node_socket import ABNORMAL, Socket
 from ingress.request import Request, with_query
 from ingress.settings import IngressSettings
 from ingress.socket_leg import MAX_UNANSWERED, Dialogue, TooManyUnanswered, put_off, served_by
@@ -75,7 +75,7 @@ class SocketStream:
         )
         self._offered = [t.decode("latin-1") for t in tokens(request.headers, b"sec-websocket-protocol")]
         self._dialogue = Dialogue(after=request.after, until_done=request.until_done)
-        self._node: NodeSocket | None = None
+        self._node: Socket | None = None
         self._admission = b""
         self._ended: asyncio.Future[tuple[End, int, str]] = self._loop.create_future()
         self._waiting: list[tuple[bytes, bool]] = []  # messages that came while there was no leg
@@ -196,7 +196,7 @@ class SocketStream:
 
     # -- one leg -----------------------------------------------------------------------------------------------------
 
-    async def _open(self, deadline: float, tried: set[str]) -> tuple[Member, NodeSocket, Head]:
+    async def _open(self, deadline: float, tried: set[str]) -> tuple[Member, Socket, Head]:
         """The next leg, upgraded; raises NoNode at the deadline."""
         while True:
             member = self._nodes.choose(self._request.partition, tried)
@@ -210,7 +210,7 @@ class SocketStream:
             try:
                 socket = await self._connect(member)
                 head = await socket.greet(self._fields(member), left)
-            except (NodeLost, OSError, TimeoutError):
+            except (NodeLost, TimeoutError):
                 tried.add(member.id)
                 continue
             if head.status == 101:
@@ -218,7 +218,7 @@ class SocketStream:
             socket.abort()  # a node accepts and then closes; a status is trouble of its own
             tried.add(member.id)
 
-    async def _connect(self, member: Member) -> NodeSocket:
+    async def _connect(self, member: Member) -> Socket:
         target = self._request.target
         if self.legs:
             changes: dict[str, str | None] = {"ticket": None} if self._admission else {}
@@ -228,11 +228,7 @@ class SocketStream:
         offered = self._offered
         if self.legs and self._admission:
             offered = [name for name in offered if not name.startswith("bearer.")]
-        async with asyncio.timeout(self._settings.connect_timeout):
-            _, socket = await self._loop.create_connection(
-                lambda: NodeSocket(member, target, offered), member.host, member.port
-            )
-        return socket
+        return await self._nodes.socket(member, target, offered)
 
     def _fields(self, member: Member) -> list[Field]:
         left_out = set(_HANDSHAKE)
@@ -245,7 +241,7 @@ class SocketStream:
             fields.append((ADMISSION, self._admission))
         return fields
 
-    async def _follow(self, member: Member, socket: NodeSocket, head: Head) -> tuple[End, int, str]:
+    async def _follow(self, member: Member, socket: Socket, head: Head) -> tuple[End, int, str]:
         admitted = bool(self._admission)
         self._admission = value(head.fields, ADMISSION) or self._admission
         self._node = socket
@@ -272,7 +268,7 @@ class SocketStream:
         waiting, self._waiting = self._waiting, []
         for data, text in waiting:
             socket.send(data, text)
-        socket.take(self._from_node, self._node_closed)
+        socket.listen(self._from_node, self._node_closed, self._tokens)
         member.streams.add(self._move)
         if member.health is Health.CUT_OFF:  # meanwhile
             self._move()
@@ -337,6 +333,16 @@ class SocketStream:
                 self._over(End.DRAIN, RESTART, "")
             case Turn.FINISHED:
                 self._over(End.FINISHED, NORMAL, "")
+
+    def _tokens(self, frames: bytes, cursor: bytes) -> None:
+        """The hot path where streams share a connection: events as they go to a client, which nobody looks at again."""
+        if self._ended.done():
+            return
+        self._heard_at = self._loop.time()
+        if self._protocol.state is OPEN:
+            self._dialogue.cursor = cursor.decode()
+            self.bytes += len(frames)
+            self._client.write(frames)
 
     def _node_closed(self, code: int, reason: str) -> None:
         if code in _LEAVE:

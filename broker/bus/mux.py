@@ -9,6 +9,11 @@ A message is any number of records, each `kind, stream, length` and so many byte
 data, too: nothing but whole `token` events, with the last one's cursor before them, so that nobody need look for it.
 `CLOSE` is the ingress's: nobody wants more of it. Flow control is HTTP/2's: the node may send `WINDOW` bytes of a
 stream, and as many more as `CREDIT` gives, so that who does not read holds up nobody but himself.
+
+A GET that asks for an `upgrade` is a WebSocket, where the node says that it has them (`SERVES`). Its head has status
+101. Both sides then send messages, `TEXT` or `BINARY`, a long one in pieces with `PART` before the last of them. Its
+`TOKENS` are messages as they go to a client, framed; `END` says the code and the reason it is closed for. What a client
+sends has no credit: a node closes a stream of which more waits than `HEARD` says.
 """
 
 from __future__ import annotations
@@ -23,9 +28,17 @@ WINDOW = 128 * 1024
 MESSAGE = 4 * 1024
 """Bytes after which a message is ended: an ingress goes through so many at once, then others have their turn."""
 MAX_STREAM = (1 << 32) - 1
+PIECE = 32 * 1024
+"""Bytes of a long message that are one record: what others say meanwhile goes between."""
+HEARD = 64
+"""Messages of one client that may wait at a node to be looked at."""
+SERVES, SOCKETS = b"x-okome-streams", b"ws"
+"""The field of the answer to the upgrade at `PATH`, and what it says where WebSockets are served on the connection."""
 
 _HEADER = struct.Struct("!BII")
+HEADER_SIZE = _HEADER.size
 _CREDIT = struct.Struct("!I")
+_CODE = struct.Struct("!H")
 
 
 class Kind(IntEnum):
@@ -38,6 +51,9 @@ class Kind(IntEnum):
     END = 7
     BROKEN = 8
     TOKENS = 9
+    PART = 10
+    TEXT = 11
+    BINARY = 12
 
 
 _TOKENS = int(Kind.TOKENS)
@@ -103,6 +119,26 @@ def read_tokens(data: bytes) -> tuple[bytes, bytes]:
         raise Malformed("tokens begin with a cursor")
     begin = 1 + data[0]
     return data[1:begin], data[begin:]
+
+
+def message(stream: int, data: bytes, *, text: bool = True) -> list[bytes]:
+    """The records of one message of a WebSocket."""
+    last = max(0, (len(data) - 1) // PIECE) * PIECE
+    parts = [record(Kind.PART, stream, data[begin : begin + PIECE]) for begin in range(0, last, PIECE)]
+    return [*parts, record(Kind.TEXT if text else Kind.BINARY, stream, data[last:])]
+
+
+def farewell(code: int, reason: str) -> bytes:
+    """The bytes of the END of a WebSocket."""
+    return _CODE.pack(code) + reason.encode()
+
+
+def read_farewell(data: bytes) -> tuple[int, str]:
+    """Code and reason. Raises Malformed."""
+    try:
+        return int(_CODE.unpack_from(data)[0]), data[_CODE.size :].decode()
+    except (struct.error, UnicodeDecodeError) as error:
+        raise Malformed("a WebSocket ends with a code and a reason") from error
 
 
 def head(status: int, fields: list[tuple[bytes, bytes]]) -> bytes:

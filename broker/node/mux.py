@@ -9,8 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import Callable, MutableMapping
-from typing import Any
 from urllib.parse import unquote
 
 import structlog
@@ -18,8 +16,9 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 
 from broker.bus import mux
 from broker.bus.health import App, Receive, Scope, Send
-from broker.bus.mux import WINDOW, Kind, Malformed
-from broker.node.events import Event, body_of
+from broker.bus.mux import Kind, Malformed
+from broker.node.mux_socket import MuxSocket
+from broker.node.mux_stream import MuxStream
 from broker.node.rfc6455 import BINARY, frame
 
 log = structlog.get_logger("node.mux")
@@ -30,8 +29,6 @@ UNSENT = 1024 * 1024
 """Bytes unsent on the connection, or to be sent at the end of this turn, above which no stream begins to write: each
 has its own credit, and thousands of them may be ready in one turn."""
 PROTOCOL_ERROR = 1002
-
-Message = MutableMapping[str, Any]
 
 
 def protocol_under(send: Send) -> WebSocketsSansIOProtocol | None:
@@ -56,7 +53,7 @@ class Mux:
 
     async def run(self, receive: Receive, send: Send) -> None:
         """Serve streams until the ingress goes. `websocket.connect` has been received."""
-        await send({"type": "websocket.accept"})
+        await send({"type": "websocket.accept", "headers": [(mux.SERVES, mux.SOCKETS)]})
         transport = self._protocol.transport
         transport.set_write_buffer_limits(high=UNSENT)
         sock = transport.get_extra_info("socket")
@@ -96,7 +93,8 @@ class Mux:
                         self.put(Kind.HEAD, id, mux.head(400, []))
                         self.put(Kind.END, id)
                         continue
-                    stream = self._streams[id] = MuxStream(self, id)
+                    made = MuxSocket if scope["type"] == "websocket" else MuxStream
+                    stream = self._streams[id] = made(self, id)
                     tasks.create_task(self._serve(stream, scope), name="mux-stream")
                 case Kind.CREDIT:
                     if stream is not None:  # else it has ended meanwhile
@@ -104,6 +102,9 @@ class Mux:
                 case Kind.CLOSE:
                     if stream is not None:
                         stream.leave()
+                case Kind.PART | Kind.TEXT | Kind.BINARY:
+                    if stream is not None:
+                        stream.hear(kind, rest)
                 case _:
                     raise Malformed(f"a record of kind {kind} is not for a node")
 
@@ -114,21 +115,25 @@ class Mux:
         if len(parts) != 3 or parts[0] != b"GET" or not parts[1].startswith(b"/"):
             raise Malformed("a stream is opened with GET")
         path, _, query = parts[1].partition(b"?")
+        fields = mux.read_fields(rest)
         ours = self._scope
-        return {
-            "type": "http",
+        scope = {
             "asgi": ours["asgi"],
             "http_version": "1.1",
-            "method": "GET",
-            "scheme": "https" if ours["scheme"] == "wss" else "http",
             "path": unquote(path.decode("latin-1")),
             "raw_path": path,
             "query_string": query,
             "root_path": "",
-            "headers": mux.read_fields(rest),
+            "headers": fields,
             "client": ours["client"],
             "server": ours["server"],
         }
+        if any(name == b"upgrade" for name, _ in fields):
+            offered = b",".join(text for name, text in fields if name == b"sec-websocket-protocol")
+            names = [name.strip() for name in offered.decode("latin-1").split(",")]
+            return scope | {"type": "websocket", "scheme": ours["scheme"], "subprotocols": [n for n in names if n]}
+        scheme = "https" if ours["scheme"] == "wss" else "http"
+        return scope | {"type": "http", "scheme": scheme, "method": "GET"}
 
     async def _serve(self, stream: MuxStream, scope: Scope) -> None:
         try:
@@ -138,7 +143,7 @@ class Mux:
         finally:
             del self._streams[stream.id]
             if not stream.gone:
-                self.put(Kind.END if stream.whole else Kind.BROKEN, stream.id)
+                self.put(Kind.END if stream.whole else Kind.BROKEN, stream.id, stream.farewell)
             stream.leave()
 
     # -- writing -----------------------------------------------------------------------------------------------------
@@ -172,90 +177,3 @@ class Mux:
         if self._over or protocol.close_sent or protocol.transport.is_closing():
             return
         protocol.transport.write(b"".join([frame(BINARY, message) for message in mux.messages(out)]))
-
-
-class MuxStream:
-    """One request's `receive` and `send`, and the pipe under it (`broker/node/pipe.py`)."""
-
-    __slots__ = ("_asked", "_begun", "_credit", "_mux", "_moved", "gone", "id", "whole")
-
-    def __init__(self, mux: Mux, id: int) -> None:
-        self.id = id
-        self.gone = False
-        self.whole = False  # its answer has been sent to the end
-        self._mux = mux
-        self._credit = WINDOW
-        self._asked = False
-        self._begun = False
-        self._moved: list[asyncio.Future[None]] = []  # of those who wait for credit, or for the end
-
-    def allow(self, more: int) -> None:
-        self._credit += more
-        if self._credit > WINDOW:
-            raise Malformed(f"stream {self.id} was given more than its window")
-        self._move()
-
-    def leave(self) -> None:
-        """Nobody wants more of it."""
-        self.gone = True
-        self._move()
-
-    def _move(self) -> None:
-        moved, self._moved = self._moved, []
-        for waiter in moved:
-            if not waiter.done():
-                waiter.set_result(None)
-
-    async def _until(self, what: Callable[[], bool]) -> None:
-        while not what():
-            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._moved.append(waiter)
-            await waiter
-
-    # -- ASGI --------------------------------------------------------------------------------------------------------
-
-    async def receive(self) -> Message:
-        """The request, which has no body; then, when nobody wants more of the answer, that."""
-        if not self._asked:
-            self._asked = True
-            return {"type": "http.request", "body": b"", "more_body": False}
-        await self._until(lambda: self.gone or self.whole)
-        return {"type": "http.disconnect"}
-
-    async def send(self, message: Message) -> None:
-        """As uvicorn's: waits for room, and does nothing once nobody wants it. Raises RuntimeError out of order."""
-        if (message["type"] == "http.response.start") == self._begun or self.whole:
-            raise RuntimeError(f"{message['type']} does not follow")
-        if not self._begun:
-            self._begun = True
-            self._mux.put(Kind.HEAD, self.id, mux.head(message["status"], list(message.get("headers", ()))))
-            return
-        data: bytes = message.get("body", b"")
-        while data and not self.gone:
-            if not self._mux.writable:
-                await self._mux.drained()
-            elif self._credit <= 0:
-                await self._until(lambda: self._credit > 0 or self.gone)
-            else:
-                piece, data = data[: self._credit], data[self._credit :]
-                self._credit -= len(piece)
-                self._mux.put(Kind.DATA, self.id, piece)
-        if not message.get("more_body", False):
-            self.whole = True
-            self._move()
-
-    # -- Pipe --------------------------------------------------------------------------------------------------------
-
-    @property
-    def ready(self) -> bool:
-        return self._credit > 0 and not self.gone and self._mux.writable
-
-    def write(self, batch: list[Event]) -> None:
-        body = body_of(batch)
-        self._credit -= len(body)
-        plain = batch[0].name == "token" if len(batch) == 1 else all(event.name == "token" for event in batch)
-        if plain and len(body) <= WINDOW:
-            self._mux.write(mux.tokens(self.id, batch[-1].cursor.encode(), body))
-        else:
-            for begin in range(0, len(body), WINDOW):
-                self._mux.put(Kind.DATA, self.id, body[begin : begin + WINDOW])

@@ -17,7 +17,7 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 from broker.bus.health import Send
 from broker.bus.tally import Count
 from broker.node.events import Event, body_of
-from broker.node.mux import MuxStream
+from broker.node.mux_stream import MuxStream
 from broker.node.rfc6455 import TEXT, frame
 from broker.node.subscriber import Subscriber
 

@@ -75,6 +75,7 @@ class FakeNode:
     cut_after: int = -1
     half: bool = False
     multiplex: bool = False  # serves many streams on one connection
+    shares_sockets: bool = True  # and says that WebSockets may be among them
     breaks: bool = False  # breaks each of those off before it begins
     refuse_with: str = ""  # `closed` code instead of a stream
     admission: str = "sealed-by-the-node"
@@ -161,7 +162,9 @@ class FakeNode:
             return True
         if path == mux.PATH and self.multiplex:
             await self.upgrades.wait()
-            self.doors.append(door := MuxDoor(self.port, reader, writer, breaks=self.breaks))
+            self.doors.append(
+                door := MuxDoor(self.port, reader, writer, breaks=self.breaks, sockets=self.shares_sockets)
+            )
             await door.serve(target, headers)
             return False
         if path == mux.PATH:

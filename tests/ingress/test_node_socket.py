@@ -69,7 +69,7 @@ class Open:
             b"Sec-WebSocket-Accept: %b\r\n\r\n" % accept_key(key).encode()
         )
         assert (await greeting).status == 101
-        self.socket.take(
+        self.socket.listen(
             lambda data, text: self.messages.append(data),
             lambda code, reason: self.closed.append((code, len(self.messages))),
         )
@@ -144,7 +144,7 @@ async def test_a_mistake_in_a_later_turn_ends_the_connection_as_one_at_once_does
         if len(opened.messages) == 60:
             raise ValueError("a mistake of ours")
 
-    opened.socket.take(taken, lambda code, reason: opened.closed.append((code, len(opened.messages))))
+    opened.socket.listen(taken, lambda code, reason: opened.closed.append((code, len(opened.messages))))
     opened.socket.data_received(SENT)
     await turns()
     assert opened.closed == [(1006, 60)]

@@ -20,6 +20,12 @@ from tests.ingress.fake_node import SID, FakeNode, Log
 Make = Callable[..., Any]
 
 
+@pytest.fixture(params=[False, True], ids=["own", "shared"])
+def multiplex(request: pytest.FixtureRequest) -> bool:
+    """Whether a leg is a connection of its own, or one stream of many."""
+    return bool(request.param)
+
+
 class Viewer:
     def __init__(self, socket: ClientConnection) -> None:
         self.socket = socket
@@ -83,6 +89,20 @@ async def test_messages_pass_whole_with_who_serves(node: Make, ingress: Make, lo
         assert response.headers["set-cookie"] == "okome_s=1"
     assert a.seen[0].headers["x-okome-relay"]
     assert "sec-websocket-extensions" not in a.seen[0].headers, "no compression upstream"
+
+
+@pytest.mark.parametrize(("multiplex", "shares", "own"), [(True, True, 0), (True, False, 1)])
+async def test_a_node_that_shares_no_socket_gets_one_of_its_own(
+    node: Make, ingress: Make, log: Log, shares: bool, own: int
+) -> None:
+    """One that is older than the ingress serves event streams on the shared connection, and would break it."""
+    a = await node("node-a", shares_sockets=shares)
+    relay = await ingress(a)
+    log.tokens(0, 3)
+    async with viewer(relay) as client:
+        await client.until("caught_up")
+        assert client.transcript == expected(3)
+        assert [door.opened for door in a.doors] == [1 - own]
 
 
 @pytest.mark.parametrize("ws_close", [0, 1012])
@@ -209,10 +229,13 @@ async def test_garbage_frames_end_that_connection_only(node: Make, ingress: Make
         await client.tokens(3)
 
 
-async def test_a_client_that_is_gone_before_its_first_leg_leaves_none_behind(node: Make, ingress: Make) -> None:
+async def test_a_client_that_is_gone_before_its_first_leg_leaves_none_behind(
+    node: Make, ingress: Make, multiplex: bool
+) -> None:
     """A leg that nobody follows would be served for ever: heartbeats keep it alive, and nobody would close it."""
     a = await node("node-a")
     relay = await ingress(a)
+    await relay.settled(lambda: not multiplex or relay.nodes.members["node-a"].mux is not None)
     a.upgrades.clear()
     with socket.create_connection(("127.0.0.1", relay.port)) as client:  # gone before the ingress has even looked
         client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

@@ -13,39 +13,22 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 from broker.bus import mux
 from broker.bus.health import Send
 from broker.bus.mux import WINDOW, Kind
-from broker.bus.records import Node
 from broker.node import metrics
 from broker.node.app import App
-from broker.node.mux import UNSENT, Mux, MuxStream
-from ingress.headers import Field
-from ingress.membership import Member
-from ingress.mux import MuxedStream, NodeMux, NoMux
-from ingress.node_socket import NodeSocket
-from ingress.trust import Trust
+from broker.node.mux import UNSENT, Mux
+from broker.node.mux_stream import MuxStream
+from ingress.mux import NodeMux, NoMux
+from ingress.mux_stream import MuxedStream
 from ingress.upstream import NodeLost
+from tests.broker.node.shared_door import DEADLINE, Rude, joined, member
 from tests.control.okome import until
 from tests.fixtures.node import RunningNode
-
-DEADLINE = 10.0
-
-
-def greeting(node: RunningNode) -> list[Field]:
-    trust = Trust("ingress-t")
-    trust._key = node.internal
-    return trust.greeting(0)
-
-
-def member(node: RunningNode) -> Member:
-    return Member(Node(node.id, node.url, "ready", 0, 0), asyncio.get_running_loop().time())
 
 
 @pytest.fixture
 async def shared(node: RunningNode) -> AsyncIterator[NodeMux]:
-    """One connection to the node, as an ingress has it."""
-    connection = NodeMux(member(node), 0.8, lambda stream: None)
-    await connection.connect(greeting(node), DEADLINE)
-    yield connection
-    connection.close()
+    async with joined(node) as connection:
+        yield connection
 
 
 class Viewer:
@@ -205,29 +188,6 @@ async def test_only_an_ingress_gets_such_a_connection(node: RunningNode) -> None
     for fields in ([], [(b"x-okome-relay", b"forged")]):
         with pytest.raises(NoMux):
             await NodeMux(member(node), 0.8, lambda stream: None).connect(fields, DEADLINE)
-
-
-class Rude:
-    """An ingress that says what it likes."""
-
-    def __init__(self) -> None:
-        self.records: list[tuple[int, int, bytes]] = []
-        self.closed = 0
-        self.socket: NodeSocket
-
-    @classmethod
-    async def at(cls, node: RunningNode) -> Rude:
-        rude = cls()
-        its = member(node)
-        _, rude.socket = await asyncio.get_running_loop().create_connection(
-            lambda: NodeSocket(its, mux.PATH, []), its.host, its.port
-        )
-        await rude.socket.greet(greeting(node), DEADLINE)
-        rude.socket.take(lambda data, text: rude.records.extend(mux.records(data)), rude._close)
-        return rude
-
-    def _close(self, code: int, reason: str) -> None:
-        self.closed = code
 
 
 async def test_text_is_no_record(node: RunningNode) -> None:

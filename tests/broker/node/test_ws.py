@@ -7,7 +7,7 @@ import base64
 import contextlib
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
@@ -22,6 +22,7 @@ from broker.bus.records import ApiKey, Revocation, encode
 from broker.node import ws as ws_module
 from broker.node.operations import Operations
 from tests.broker.node.conftest import Plane
+from tests.broker.node.shared_door import shared_door
 from tests.control.okome import generation_record, until
 from tests.fixtures.nats_server import NatsServer
 from tests.fixtures.node import RunningNode, running_node
@@ -73,13 +74,25 @@ class Socket:
         return found, self.connection.close_code
 
 
-def at(node: RunningNode, sid: str, query: str = "", **options: Any) -> Any:
+SHARED = False
+
+
+@pytest.fixture(autouse=True, params=[False, True], ids=["own", "shared"])
+def connection_of_its_own_or_shared(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether viewers come to the node each on a connection of their own, or all on one, as through an ingress."""
+    monkeypatch.setattr(f"{__name__}.SHARED", request.param)
+
+
+@contextlib.asynccontextmanager
+async def at(node: RunningNode, sid: str, query: str = "", **options: Any) -> AsyncIterator[ClientConnection]:
     """A connection with the token as subprotocol, unless `options` say otherwise."""
     offered = options.pop("offered", ["okome.v1", f"bearer.{node.token(sid)}"])
-    url = f"{node.url.replace('http', 'ws')}/v1/sessions/{sid}/ws{query}"
-    return connect(
-        url, subprotocols=[Subprotocol(name) for name in offered] or None, proxy=None, compression=None, **options
-    )
+    async with contextlib.AsyncExitStack() as stack:
+        door = await stack.enter_async_context(shared_door(node)) if SHARED else node.url.replace("http", "ws")
+        subprotocols = [Subprotocol(name) for name in offered] or None
+        url = f"{door}/v1/sessions/{sid}/ws{query}"
+        connecting = connect(url, subprotocols=subprotocols, proxy=None, compression=None, **options)
+        yield await stack.enter_async_context(connecting)
 
 
 async def test_the_stream_is_the_one_of_sse_in_envelopes(node: RunningNode) -> None:
@@ -274,9 +287,8 @@ async def test_an_orderly_close_in_the_middle_of_a_stream_is_no_error(node: Runn
     author = await node.session()
     await author.start()
     for code in (1000, 1001):
-        connection = await at(node, author.sid, "?after=0")
-        await Socket(connection).until("caught_up")
-        async with asyncio.TaskGroup() as tasks:
+        async with at(node, author.sid, "?after=0") as connection, asyncio.TaskGroup() as tasks:
+            await Socket(connection).until("caught_up")
             tasks.create_task(author.tokens(30))
             await Socket(connection).until("token")
             await connection.send(json.dumps({"event": "cancel", "data": {"request_id": "r", "generation_id": "none"}}))
