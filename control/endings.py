@@ -14,9 +14,10 @@ from broker.bus.conversation import new_input
 from broker.bus.errors import WrongLastSequence
 from broker.bus.frames import START, Frame, decode_frame, encode_frame
 from broker.bus.kv import Bucket
-from broker.bus.log import last, read_all, store
+from broker.bus.log import read_all, store
 from broker.bus.nats import Bus
 from broker.bus.records import Generation, Session, Status, decode, encode
+from broker.bus.strays import last_frame
 from broker.bus.subjects import log_stream, log_subject, partition_of, random_id
 from control.transcript import Place, closed, end_of, terminal_data
 
@@ -34,8 +35,7 @@ class Endings:
 
     async def last_frame(self, sid: str) -> Frame | None:
         """The log's last frame, read at its leader. Raises BusError, FrameMalformed."""
-        stored = await last(self._bus, log_stream(partition_of(sid)), log_subject(sid))
-        return decode_frame(stored.data, stored.seq) if stored else None
+        return await last_frame(self._bus, sid)
 
     async def frames(self, record: Generation) -> list[Frame]:
         """The session's frames behind where this generation was accepted."""

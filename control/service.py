@@ -7,11 +7,13 @@ from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 import msgspec
+import structlog
 
 from broker.bus import operations as ops
-from broker.bus.errors import BusUnavailable, Refusal, StoreRejected
+from broker.bus.errors import BusUnavailable, ChainBroken, FrameMalformed, Refusal, StoreRejected
 from broker.bus.log import STREAM_FULL
 from broker.bus.nats import Handler
+from broker.bus.subjects import is_session_id
 from broker.bus.version import VERSION
 from control import metrics
 from control.endings import Endings
@@ -22,6 +24,8 @@ from control.sessions import Sessions
 
 NAME = "okome"
 DESCRIPTION = "OKOME: sessions, tokens, generations, routing"
+
+log = structlog.get_logger("control")
 
 Question = TypeVar("Question", bound=msgspec.Struct)
 
@@ -42,6 +46,11 @@ def endpoints(
     async def ended(question: ops.GenerationEnded) -> dict[str, Any]:
         return {"closed": await endings.close(question.sid, question.gid)}
 
+    async def mend(question: ops.MendSession) -> dict[str, Any]:
+        if is_session_id(question.sid):
+            await endings.last_frame(question.sid)
+        return {}
+
     async def revoke(question: ops.RevokeKey) -> dict[str, Any]:
         await keyring.revoke(question.id)
         return {}
@@ -58,6 +67,7 @@ def endpoints(
         "session_token": _handler("session_token", ops.OfSession, sessions.token),
         "session_patch": _handler("session_patch", ops.PatchSession, sessions.patch),
         "session_delete": _handler("session_delete", ops.OfSession, delete),
+        "session_mend": _handler("session_mend", ops.MendSession, mend),
         "ticket_create": _handler("ticket_create", ops.CreateTicket, logins.create_ticket),
         "ticket_redeem": _handler("ticket_redeem", ops.RedeemTicket, logins.redeem),
         "generation_create": _handler("generation_create", ops.CreateGeneration, generations.create),
@@ -88,6 +98,10 @@ def _handler(
         except BusUnavailable as error:
             outcome = "unavailable"
             raise Refusal("unavailable", "the bus does not answer", retry_after=1) from error
+        except (FrameMalformed, ChainBroken) as error:
+            outcome = "unavailable"
+            log.error("control.log_unreadable", operation=operation, error=str(error))
+            raise Refusal("unavailable", "the session's log cannot be read", retry_after=5) from error
         except StoreRejected as error:
             if error.err_code != STREAM_FULL:
                 outcome = "internal"

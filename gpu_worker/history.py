@@ -10,6 +10,7 @@ from broker.bus.frames import Frame, decode_frame
 from broker.bus.kv import Bucket
 from broker.bus.nats import Bus
 from broker.bus.records import Generation, Job, Message, decode
+from broker.bus.strays import last_frame
 from broker.bus.subjects import log_stream, log_subject, partition_of
 
 
@@ -19,7 +20,7 @@ async def frames_behind(bus: Bus, sid: str, after: int) -> tuple[list[Frame], in
     Raises BusUnavailable and FrameMalformed.
     """
     stream, subject = log_stream(partition_of(sid)), log_subject(sid)
-    end = await log.last(bus, stream, subject)
+    end = await last_frame(bus, sid)
     if end is None:
         return [], 0
     if end.seq <= after:

@@ -16,8 +16,9 @@ import structlog
 from broker.bus import log as bus_log
 from broker.bus.clock import now_ms
 from broker.bus.errors import BusError, BusUnavailable, ChainBroken, FrameMalformed, StoreRejected, WrongLastSequence
-from broker.bus.frames import Frame, decode_frame
+from broker.bus.frames import Frame
 from broker.bus.log import STREAM_FULL, STREAM_NOT_FOUND
+from broker.bus.strays import last_frame
 from broker.bus.subjects import log_stream, log_subject, partition_of
 from gpu_worker.engines import Tap
 from gpu_worker.metrics import RETRIES, Measured
@@ -58,6 +59,7 @@ class Publisher:
         self.over = asyncio.Event()
         self._bus = publishing.bus
         self._stream = log_stream(partition_of(sid))
+        self._sid = sid
         self._subject = log_subject(sid)
         self._measured = measured
         self._reserve = publishing.reserve
@@ -294,8 +296,7 @@ class Publisher:
     async def _read(self) -> None:
         """Somebody wrote behind my fence: read who, at the leader."""
         try:
-            stored = await bus_log.last(self._bus, self._stream, self._subject)
-            frame = None if stored is None else decode_frame(stored.data, stored.seq)
+            frame = await last_frame(self._bus, self._sid)
         except (BusUnavailable, StoreRejected):
             if self.outbox.state is State.READING:
                 self.outbox.undecided()

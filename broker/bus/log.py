@@ -18,6 +18,7 @@ FENCE = "Nats-Expected-Last-Subject-Sequence"
 WRONG_LAST_SEQUENCE = 10071
 FENCE_BUSY = 10164  # another publish to this subject is being proposed: the last sequence is not known yet
 NO_MESSAGE = 10037
+SEQUENCE_NOT_FOUND = 10043
 STREAM_NOT_FOUND = 10059
 STREAM_FULL = 10077
 PAGE = 64  # messages in one direct get: the server holds the stream's lock for the whole batch

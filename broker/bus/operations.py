@@ -113,6 +113,12 @@ class GenerationEnded(msgspec.Struct, frozen=True):
     gid: str
 
 
+class MendSession(msgspec.Struct, frozen=True):
+    """op `session_mend`: a node met a stray in the session's log (`strays.py`); answered when none is last there."""
+
+    sid: str
+
+
 class CreateKey(msgspec.Struct, frozen=True, omit_defaults=True):
     """op `key_create`; answers `{key, id, tenant, name}`, the only time the key is seen."""
 

@@ -19,6 +19,7 @@ from broker.bus.log import get, read_all
 from broker.bus.nats import Bus
 from broker.bus.records import Generation, Session
 from broker.bus.records import decode as decode_record
+from broker.bus.strays import is_stray
 from broker.bus.subjects import log_subject
 from broker.node.events import Event, make
 from broker.node.tail import Tail
@@ -116,9 +117,11 @@ class History:
         return frame.gid == turn.gid and frame.terminal
 
     async def _logged(self, sid: str, stream: str, after: int) -> list[Frame]:
-        """The log's frames, up to the first that is none."""
+        """The log's frames, up to the first that is of another version."""
         frames: list[Frame] = []
         for message in await read_all(self._bus, stream, log_subject(sid), after):
+            if is_stray(message.data):
+                continue
             try:
                 frames.append(decode_frame(message.data, message.seq))
             except FrameMalformed:

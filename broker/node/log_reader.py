@@ -12,16 +12,19 @@ from typing import NamedTuple
 import structlog
 
 from broker.bus import log as jetstream
-from broker.bus.errors import BusError, FrameMalformed
+from broker.bus.errors import BusError, FrameMalformed, Refusal
 from broker.bus.frames import Frame, decode_frame
 from broker.bus.nats import Bus
+from broker.bus.operations import MendSession
 from broker.bus.scan import Scan
+from broker.bus.strays import is_stray
 from broker.bus.subjects import log_subject
 from broker.node import metrics
 
 LEADER_PAGE = 8  # one request a message
 REPLICA_TRIES = 3
 REPLICA_RETRY = 0.02
+MEND_TRIES = 3
 SCANS = 8  # of a partition: who reads a long history beside so many others reads on by direct gets
 SCAN_PAUSE = 5.0  # seconds without a new scan after one could not be made
 SCAN_IDLE = 1.0  # seconds after which a scan that nobody went on with goes
@@ -103,12 +106,25 @@ class LogReader:
     async def end(self, sid: str) -> End:
         """Where the session's log ends, at the leader."""
         stored = await jetstream.last(self._bus, self._stream, log_subject(sid))
+        for _ in range(MEND_TRIES):
+            if stored is None or not is_stray(stored.data):
+                break
+            await self.mend(sid)
+            stored = await jetstream.last(self._bus, self._stream, log_subject(sid))
         if stored is None:
             return End(0, None)
         try:
             return End(stored.seq, decode_frame(stored.data, stored.seq))
         except FrameMalformed:
             return End(stored.seq, None)
+
+    async def mend(self, sid: str) -> None:
+        """Have OKOME take out of the log what is a frame of no version."""
+        log.error("node.stray_met", sid=sid)
+        try:
+            await self._bus.ask("session_mend", MendSession(sid), dict)
+        except (BusError, Refusal) as error:
+            log.warning("node.not_mended", sid=sid, error=repr(error))
 
     async def at(self, sid: str, seq: int) -> Frame | None:
         """The session's frame at a sequence, at the leader; None: it has aged out, or is not one of this session."""
@@ -155,6 +171,8 @@ class LogReader:
                     end = await self.end(sid)
                     if end.seq <= after:
                         return Page([], broken=end.seq != after)
+                elif is_stray(stored[0].data):
+                    await self.mend(sid)
                 await asyncio.sleep(REPLICA_RETRY)
             raise AssertionError("the leader's word is final")
 

@@ -18,6 +18,7 @@ from broker.bus.follow import Follow
 from broker.bus.frames import Frame, decode_frame
 from broker.bus.log import StreamInfo, get, stream_info
 from broker.bus.nats import Bus
+from broker.bus.strays import is_stray
 from broker.bus.subjects import log_stream
 from broker.node import metrics
 from broker.node.log_reader import LogReader
@@ -58,6 +59,7 @@ class Tail:
         self._bytes = 0
         self._readers: dict[str, set[Reader]] = {}
         self._filling: dict[str, list[Frame]] = {}
+        self._mending: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._follow: Follow | None = None
         self._trusted = 0  # consumers of the follow so far that are known to be of this very stream
@@ -176,6 +178,9 @@ class Tail:
             frame = decode_frame(payload, seq)
         except FrameMalformed as error:
             log.error("node.frame_refused", sid=sid, error=str(error))
+            if is_stray(payload) and sid not in self._mending:
+                self._mending.add(sid)
+                self._spawn(self._mend(sid))
             return
         assert self._follow is not None
         if self._unproven is not None:
@@ -186,6 +191,12 @@ class Tail:
             self._spawn(self._prove())
         else:
             self._offer(sid, frame)
+
+    async def _mend(self, sid: str) -> None:
+        try:
+            await self.reader.mend(sid)
+        finally:
+            self._mending.discard(sid)
 
     async def _prove(self) -> None:
         """The consumer is a new one: it may be of a stream that was made anew under the same name. Ask before showing

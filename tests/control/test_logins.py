@@ -165,6 +165,7 @@ async def test_no_operation_answers_with_anything_but_json(okome: Okome, bus: Bu
         "ticket_redeem",
         "route",
         "generation_ended",
+        "session_mend",
     ):
         msg = await bus.request(f"okome.v1.{operation}", b"\x00 not json")
         assert json.loads(msg.data)["error"]["code"] == "malformed"

@@ -8,10 +8,12 @@ from functools import partial
 
 import pytest
 
+from broker.bus.log import read_all, store
 from broker.bus.nats import Bus
 from broker.bus.operations import Explain, Route
 from broker.bus.retry import retry
 from broker.bus.script import Script
+from broker.bus.subjects import log_stream, log_subject, partition_of
 from compose.chaos.http import call
 from compose.chaos.viewer import Viewer
 from tests.fixtures.system import System
@@ -40,6 +42,37 @@ async def test_every_cursor_of_an_answer_resumes_exactly(system: System) -> None
         async with asyncio.timeout(DEADLINE):
             await again.watch()
         assert told(again) == stored[index + 1 :]
+
+
+STRAYS = [b"hello operator", b"", b"\x00\xff" * 40, b"okome 1 token\n{}"]
+
+
+async def test_a_stray_message_in_a_log_costs_nobody_a_token(system: System) -> None:
+    """As `nats pub` leaves it there, while an answer runs and behind its end; whoever comes later finds none."""
+    bus = await Bus.connect(system.nats_url, "stray")
+    try:
+        async with watching(system, sessions=4, tokens=60, rate=20) as watched:
+            for number, stray in enumerate(STRAYS):
+                await store(bus, log_subject(watched[number].sid), stray)
+                await asyncio.sleep(0.3)
+            await store(bus, log_subject(watched[0].sid), b"once more")
+        for one, stray in zip(watched, STRAYS, strict=True):
+            await store(bus, log_subject(one.sid), stray)
+        for one in watched:
+            late = Viewer(lambda: system.url, one.sid, system.api_key)  # of this very system
+            async with asyncio.timeout(DEADLINE):
+                await late.watch()
+            assert told(late) == told(one.viewers[0])
+            path = f"/v1/sessions/{one.sid}/generations"
+            accepted = await call(system.url, "POST", path, system.api_key, {"prompt": json.dumps({"tokens": 3})})
+            assert accepted.status == 202, accepted.body
+            async with asyncio.timeout(DEADLINE):
+                await late.watch(2)
+            assert [event.name for event in late.stored()].count("done") == 2
+            for message in await read_all(bus, log_stream(partition_of(one.sid)), log_subject(one.sid)):
+                assert message.data.startswith(b"okome/1 ")
+    finally:
+        await bus.close()
 
 
 async def test_with_okome_stopped_streams_go_on_and_only_new_work_is_refused(system: System) -> None:
