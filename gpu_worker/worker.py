@@ -166,7 +166,7 @@ class Worker:
         """A job has been delivered: an invitation."""
         try:
             job = decode(delivery.data, Job)
-        except (msgspec.ValidationError, msgspec.DecodeError) as error:
+        except msgspec.DecodeError as error:
             log.error("worker.job_malformed", subject=delivery.subject, error=str(error))
             self._spawn(_drop(delivery))  # nobody can ever carry it out
             return

@@ -79,7 +79,7 @@ class SocketStream:
         self._admission = b""
         self._ended: asyncio.Future[tuple[End, int, str]] = self._loop.create_future()
         self._waiting: list[tuple[bytes, bool]] = []  # messages that came while there was no leg
-        self._parts: list[bytes] = []
+        self._partial = bytearray()
         self._text = True
         self._heard_at = 0.0
         self._lost_at = 0.0
@@ -386,12 +386,12 @@ class SocketStream:
                 if frame.fin:
                     self._from_client(bytes(frame.data))
                 else:
-                    self._parts = [bytes(frame.data)]
+                    self._partial = bytearray(frame.data)
             case Opcode.CONT:
-                self._parts.append(bytes(frame.data))
+                self._partial += frame.data
                 if frame.fin:
-                    self._from_client(b"".join(self._parts))
-                    self._parts = []
+                    whole, self._partial = bytes(self._partial), bytearray()
+                    self._from_client(whole)
             case Opcode.CLOSE:
                 self._over(End.GONE, 1001, "")
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import uvicorn
 from prometheus_client import CONTENT_TYPE_LATEST, Gauge, generate_latest
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from broker.bus.version import VERSION
 
@@ -97,6 +98,24 @@ class _Server(uvicorn.Server):
         yield
 
 
+class _Protocol(HttpToolsProtocol):
+    """uvicorn's, without trailers: it would take them for header fields, among them who asks."""
+
+    _begun = False
+
+    def on_message_begin(self) -> None:
+        self._begun = False
+        super().on_message_begin()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if not self._begun:
+            super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        self._begun = True
+        super().on_headers_complete()
+
+
 @contextlib.asynccontextmanager
 async def serve(
     app: App, host: str, port: int, *, shared: tuple[str, int] | None = None, **options: Any
@@ -114,6 +133,7 @@ async def serve(
         listeners[0].close()
         raise
     defaults: dict[str, Any] = {
+        "http": _Protocol,
         "log_config": None,
         "access_log": False,  # it would log query strings
         "lifespan": "off",

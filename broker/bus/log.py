@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 from collections.abc import Callable
@@ -120,7 +121,14 @@ async def store(
         fields[FENCE] = str(expect_last)
     if msg_id:
         fields["Nats-Msg-Id"] = msg_id
-    answer = read_ack(await bus.request(subject, payload, timeout=timeout, headers=fields or None, publish=True))
+    try:
+        answer = read_ack(await bus.request(subject, payload, timeout=timeout, headers=fields or None, publish=True))
+    except BusUnavailable as error:
+        answer = error
+    if isinstance(answer, BusUnavailable):
+        bus.storing.failed(asyncio.get_running_loop().time(), str(answer))
+    else:
+        bus.storing.worked()
     if isinstance(answer, BusError):
         raise answer
     return answer

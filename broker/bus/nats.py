@@ -37,6 +37,7 @@ from nats.micro.request import ERROR_CODE_HEADER
 from broker.bus.errors import BusUnavailable, Refusal, StoreRejected
 from broker.bus.replies import API, MANY, PUBLISH, Replies
 from broker.bus.service import Handler, Service
+from broker.bus.storing import Storing
 from broker.bus.subjects import operation_subject, random_id
 from broker.bus.wire import Heard, Inlet, Outlet
 from broker.bus.wire import Message as Msg
@@ -71,6 +72,7 @@ class Bus:
         self.on_reconnected: set[Callable[[], None]] = set()  # called when another connection stands
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
+        self.storing = Storing()
 
     @classmethod
     async def connect(cls, url: str, name: str, *, user: str = "", password: str = "", timeout: float = 10.0) -> Bus:

@@ -181,5 +181,5 @@ def encode(record: msgspec.Struct) -> bytes:
 
 
 def decode(payload: bytes, kind: type[Record]) -> Record:
-    """Raises msgspec.ValidationError (a ValueError) where the payload is not of that kind."""
+    """Raises msgspec.DecodeError where the payload is not of that kind."""
     return msgspec.json.decode(payload, type=kind)

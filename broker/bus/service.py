@@ -82,7 +82,7 @@ class Service:
             await _respond(request, refusal)
         except BusUnavailable as error:
             await _respond(request, Refusal("unavailable", str(error), retry_after=1))
-        except (msgspec.ValidationError, msgspec.DecodeError) as error:
+        except msgspec.DecodeError as error:
             await _respond(request, Refusal("malformed", str(error)))
         except Exception as error:  # the safety net of this task: one bad request must not end the service
             log.error("bus.operation_failed", subject=request.subject, exc_info=error)

@@ -34,7 +34,9 @@ from broker.bus.subjects import is_session_id
 
 RELAY_MAX_AGE = 30.0
 LOOPBACK_HOSTS = frozenset({"127.0.0.1", "localhost", "::1"})
-FORWARDING = frozenset({RELAY_HEADER, "forwarded", "x-forwarded-for", "via"})  # whoever sets one is in between
+FORWARDING = frozenset(  # whoever sets one is in between
+    {RELAY_HEADER, "forwarded", "via", "x-forwarded-for", "x-forwarded-proto", "x-forwarded-host", "x-real-ip"}
+)
 
 
 class Principal(NamedTuple):

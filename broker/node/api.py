@@ -6,7 +6,7 @@ Errors have one shape, `{"error": {code, message, param?, request_id}}`, never a
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -35,8 +35,8 @@ def request_id(caller: Caller) -> str:
     return given if 0 < len(given) <= 64 and given.isascii() and given.isprintable() else random_id(12)
 
 
-def refuse(refusal: Refusal, id: str) -> Response:
-    headers = {"x-request-id": id}
+def refuse(refusal: Refusal, id: str, more: Mapping[str, str] | None = None) -> Response:
+    headers = {"x-request-id": id, **(more or {})}
     if (wait := refusal.retry_after_header) is not None:
         headers["Retry-After"] = wait
     if refusal.status == 401:
@@ -87,6 +87,7 @@ def build(operations: Operations, access: Access, waiting: Waiting, tails: Tails
         return refuse(
             Refusal(code, f"no such thing here: {request.method} {request.url.path[:100]}"),
             request_id(caller_of(request)),
+            error.headers,  # `Allow`, of a 405
         )
 
     for kind in (Refusal, CredentialInvalid, BusError):
@@ -216,7 +217,7 @@ def build(operations: Operations, access: Access, waiting: Waiting, tails: Tails
         body = parse(GenerationBody, await body_of(request))
         created = await operations.generate(principal, sid, body, _idempotency_key(request))
         headers = {"x-okome-session": sid, "x-okome-generation": created.generation_id}
-        if "text/event-stream" in request.headers.get("accept", ""):
+        if "text/event-stream" in request.headers.get("accept", "").lower():
             return await waiting.stream(principal, sid, created, headers)
         if wait:
             await waiting.until_ended(principal, sid, created, wait)

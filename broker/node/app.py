@@ -27,8 +27,9 @@ from broker.node.operations import Operations
 from broker.node.page import Page
 from broker.node.pipe import Pipe, pipe_under
 from broker.node.settings import NodeSettings
+from broker.node.start import Start, read_start, read_until
 from broker.node.subscriber import log_unavailable
-from broker.node.viewers import Viewers, read_start
+from broker.node.viewers import Viewers
 from broker.node.ws import CODES, WebSocketStream, chosen_protocol
 
 log = structlog.get_logger("node")
@@ -88,8 +89,11 @@ class App:
         send = self._cors.answering(caller, send)
         if method == "OPTIONS" and self._cors.is_preflight(caller):
             await self._cors.preflight(send)
-        elif stream is not None and stream[2] == "events" and method == "GET":
+        elif stream is not None and method == "GET" and stream[2] == "events":
             await self._events(stream[1], caller, scope, receive, send, pipe)
+        elif stream is not None and method != "GET":
+            refusal = Refusal("method_not_allowed", f"{stream[2]} is for GET")
+            await refuse(refusal, request_id(caller), {"allow": "GET"})(scope, receive, send)
         else:
             await self._call_api(caller, scope, receive, send)
 
@@ -168,7 +172,7 @@ class App:
             headers += more
             last_event_id = caller.headers.get("last-event-id")
             start = read_start(caller.query.get("after"), last_event_id)
-            until_done = caller.query.get("until") == "done"
+            until_done = read_until(caller.query.get("until"))
             paced = caller.query.get("pace") != "0"
             subscriber = await self._viewers.open(principal, sid, start, "sse", until_done=until_done, paced=paced)
         except (Refusal, CredentialInvalid, BusError) as error:
@@ -207,9 +211,14 @@ class App:
 
         paced = caller.query.get("pace") != "0"
         stream = WebSocketStream(sid, self._access, self._viewers, self._operations, receive, send, paced=paced)
+
+        def start() -> Start:
+            read_until(caller.query.get("until"))  # what follows from it is the ingress's affair
+            return read_start(caller.query.get("after"), caller.headers.get("last-event-id"))
+
         await stream.run(
             admit,
-            lambda: read_start(caller.query.get("after"), caller.headers.get("last-event-id")),
+            start,
             caller.subprotocols,
             self._settings.auth_timeout,
         )

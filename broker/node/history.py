@@ -6,7 +6,7 @@ So a fresh viewer costs the same after a thousand turns as after ten: only what 
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -15,12 +15,12 @@ from broker.bus.errors import FrameMalformed
 from broker.bus.frames import Frame, decode_frame
 from broker.bus.jobs import count_model_jobs
 from broker.bus.kv import Bucket
-from broker.bus.log import get, read_all
+from broker.bus.log import get, last, read_all
 from broker.bus.nats import Bus
 from broker.bus.records import Generation, Session
 from broker.bus.records import decode as decode_record
 from broker.bus.strays import is_stray
-from broker.bus.subjects import log_subject
+from broker.bus.subjects import log_stream, log_subject, partition_of
 from broker.node.events import Event, make
 from broker.node.tail import Tail
 
@@ -49,7 +49,7 @@ class History:
         for entry in (await self._generations.all(f"{sid}.*")).values():
             try:
                 found.append(decode_record(entry.value, Generation))
-            except msgspec.ValidationError:
+            except msgspec.DecodeError:
                 continue  # not a generation
         return sorted(found, key=lambda generation: (generation.created_at, generation.id))
 
@@ -66,6 +66,20 @@ class History:
         entry = await self._generations.get(f"{sid}.{running}")
         record = decode_record(entry.value, Generation) if entry else None
         return record if record is not None and record.status.open and record.after >= last else None
+
+    async def status(self, generation: Generation) -> str:
+        """Of one whose record is open as its log has it: `queued` until it begins there, and then until it ends."""
+        if not generation.status.open:
+            return str(generation.status)
+        sid = generation.sid
+        stored = await last(self._bus, log_stream(partition_of(sid)), log_subject(sid))
+        try:
+            frame = decode_frame(stored.data, stored.seq) if stored else None
+        except FrameMalformed:
+            frame = None
+        if frame is None or frame.gid != generation.id:
+            return str(generation.status)
+        return frame.type if frame.terminal else "running"
 
     async def queued_event(self, generation: Generation) -> Event:
         """`queued` for a viewer that came later. Its position counts all other jobs of the model: it may be less."""
@@ -152,8 +166,14 @@ def messages(turn: Turn, incarnation: str, *, loose: int | None = None) -> list[
         "content": turn.text,
         "finish_reason": turn.finish_reason or turn.status,
         "usage": {"prompt_tokens": turn.prompt_tokens, "completion_tokens": turn.completion_tokens},
+        **error_of(turn),
     }
     return [*events, make("message", answer, f"{incarnation}-{turn.last_seq if loose is None else loose}")]
+
+
+def error_of(turn: Turn) -> dict[str, Any]:
+    """Why an answer failed or expired, as its terminal says it; {} of any other."""
+    return {"error": {"code": turn.code, "message": turn.error}} if turn.code else {}
 
 
 def _loose(recorded: list[Turn]) -> int:

@@ -65,7 +65,12 @@ class GenerationBody(Body):
     @field_validator("temperature", mode="before")
     @classmethod
     def _whole_temperature(cls, value: Any) -> Any:
-        return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+        if isinstance(value, bool) or not isinstance(value, int):
+            return value
+        try:
+            return float(value)
+        except OverflowError as error:
+            raise ValueError("a number from 0 to 2") from error
 
     @field_validator("stop")
     @classmethod

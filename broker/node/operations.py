@@ -9,6 +9,7 @@ import json
 from typing import Any, TypeVar
 
 import msgspec
+import structlog
 
 from broker.bus import operations as ops
 from broker.bus.errors import BusUnavailable, Refusal
@@ -19,11 +20,13 @@ from broker.bus.records import decode as decode_record
 from broker.bus.subjects import log_stream, partition_of, worker_subject
 from broker.node.access import Principal, check_opens, check_session_id
 from broker.node.beats import Beats
-from broker.node.history import History
+from broker.node.history import History, error_of
 from broker.node.inputs import GenerationBody, SessionBody, SessionPatch
 from broker.node.warmth import Warmth
 
 SUBMIT_TIMEOUT = 5.0
+
+log = structlog.get_logger("node")
 
 Kind = TypeVar("Kind", bound=msgspec.Struct)
 
@@ -75,7 +78,7 @@ class Operations:
 
     async def sessions(self, who: Principal, limit: int, before: str) -> list[dict[str, Any]]:
         self._whole_tenant(who)
-        found = [_record(entry, Session) for entry in (await self._sessions.all(f"{who.tenant}.*")).values()]
+        found = _readable(await self._sessions.all(f"{who.tenant}.*"), Session)
         found.sort(key=lambda session: (session.updated_at, session.id), reverse=True)
         if before:
             places = [index for index, session in enumerate(found) if session.id == before]
@@ -129,6 +132,7 @@ class Operations:
                     "content": turn.text,
                     "status": turn.status,
                     "finish_reason": turn.finish_reason or None,
+                    **error_of(turn),
                 }
             )
         return found, last
@@ -151,7 +155,7 @@ class Operations:
             {
                 "id": record.id,
                 "model": record.request.model,
-                "status": str(record.status),
+                "status": await self._history.status(record),
                 "finish_reason": record.finish_reason or None,
                 "created_at": record.created_at,
                 "ended_at": record.ended_at or None,
@@ -200,12 +204,10 @@ class Operations:
         nudge = json.dumps({"sid": sid, "gid": gid}).encode()
         for worker in self._beats.holders(gid):
             await self._bus.publish(worker_subject(worker, "cancel"), nudge)
-        return {"generation_id": gid, "status": str(record.status)}
+        return {"generation_id": gid, "status": await self._history.status(record)}
 
     async def models(self) -> list[Model]:
-        return sorted(
-            (_record(entry, Model) for entry in (await self._models.all()).values()), key=lambda model: model.id
-        )
+        return sorted(_readable(await self._models.all(), Model), key=lambda model: model.id)
 
     # -- inside ----------------------------------------------------------------------------------------------------
 
@@ -253,6 +255,17 @@ def _unknown_generation() -> Refusal:
     return Refusal("unknown_generation", "there is no such generation in this session")
 
 
+def _readable(entries: dict[str, Entry], kind: type[Kind]) -> list[Kind]:
+    """One that cannot be read must not hide the others."""
+    found = []
+    for key, entry in entries.items():
+        try:
+            found.append(_record(entry, kind))
+        except BusUnavailable as error:
+            log.error("node.record_unreadable", key=key, error=str(error))
+    return found
+
+
 def _record(entry: Entry, kind: type[Kind]) -> Kind:
     return _parsed(entry.value, kind)
 
@@ -261,5 +274,5 @@ def _parsed(value: bytes, kind: type[Kind]) -> Kind:
     """Raises BusUnavailable."""
     try:
         return decode_record(value, kind)
-    except msgspec.ValidationError as error:
+    except msgspec.DecodeError as error:
         raise BusUnavailable(f"a record of kind {kind.__name__} is not readable") from error

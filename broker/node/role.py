@@ -84,7 +84,6 @@ async def main(settings: NodeSettings, stop: asyncio.Event) -> None:
                 ws="websockets-sansio",
                 ws_per_message_deflate=False,
                 ws_max_size=4 * settings.body_limit,  # what is between is refused in words: 4400
-                http="httptools",
             )
         )
         revoked = await unless(stop, _watch(stack, bus, node, access, viewers, health))
@@ -144,7 +143,8 @@ async def _listen(bus: Bus, node: str, viewers: Viewers, tails: Tails, stop: asy
 
     async def on_queued(msg: Msg) -> None:
         said = json.loads(msg.data)
-        viewers.notice(said["sid"], queued(said["generation_id"], said["input"], said["position"]))
+        event = queued(said["generation_id"], said["input"], said["position"])
+        viewers.queued(said["sid"], said["generation_id"], event)
 
     async def on_ended(msg: Msg) -> None:
         said = json.loads(msg.data)

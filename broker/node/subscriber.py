@@ -18,13 +18,13 @@ from broker.bus.chain import Chain
 from broker.bus.clock import now_ms
 from broker.bus.errors import BusError, ChainBroken
 from broker.bus.frames import TERMINAL
-from broker.bus.subjects import Cursor
 from broker.node import metrics
 from broker.node.events import Event, closed, make, of_frame
 from broker.node.history import History
 from broker.node.log_reader import Page
 from broker.node.pacer import Pacer
 from broker.node.ring import Ring
+from broker.node.start import Start
 from broker.node.tail import Tail
 
 BATCH = 128  # events in one write
@@ -39,13 +39,6 @@ class Demand(StrEnum):
 
     FLOWING = "flowing"
     LAGGING = "lagging"
-
-
-class Start(NamedTuple):
-    """Where a client wants to begin: `cursor`, or one of the words."""
-
-    word: str  # "fresh" | "first" | "now" | "cursor"
-    cursor: Cursor | None = None
 
 
 class _Ahead(NamedTuple):
@@ -165,10 +158,11 @@ class Subscriber:
         self._heartbeat_due = True
         self.wake()
 
-    def notice(self, event: Event) -> None:
-        """An event without id about this session, to be given out as soon as possible."""
-        self._notices.append(event)
-        self.wake()
+    def notice(self, event: Event, gid: str) -> None:
+        """An event without id about a generation that waits: given out at once, unless that has begun here."""
+        if self._tail.ring(self.sid).chain.gid != gid:
+            self._notices.append(event)
+            self.wake()
 
     def end(self, reason: str, *last_words: Event) -> None:
         """Say these last events and end. What is still in the ring is not waited for."""

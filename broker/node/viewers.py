@@ -15,10 +15,10 @@ import structlog
 
 from broker.bus import clock
 from broker.bus.credentials import LEEWAY
-from broker.bus.errors import BusError, BusUnavailable, CursorInvalid, Refusal
+from broker.bus.errors import BusError, BusUnavailable, Refusal
 from broker.bus.garbage import Turnover
 from broker.bus.nats import Bus
-from broker.bus.subjects import parse_cursor, partition_of, worker_subject
+from broker.bus.subjects import partition_of, worker_subject
 from broker.node import metrics
 from broker.node.access import Access, Principal
 from broker.node.beats import Beats
@@ -27,7 +27,8 @@ from broker.node.history import History
 from broker.node.pacer import Pacer
 from broker.node.ring import Ring
 from broker.node.settings import NodeSettings
-from broker.node.subscriber import Demand, Start, Subscriber
+from broker.node.start import Start
+from broker.node.subscriber import Demand, Subscriber
 from broker.node.tails import Tails
 
 log = structlog.get_logger("node")
@@ -181,9 +182,9 @@ class Viewers:
         for subscriber in self._of(sid):
             subscriber.end("token_revoked", closed("token_revoked", f"the session has ended: {reason}"))
 
-    def notice(self, sid: str, event: Event) -> None:
+    def queued(self, sid: str, gid: str, event: Event) -> None:
         for subscriber in self._of(sid):
-            subscriber.notice(event)
+            subscriber.notice(event, gid)
 
     def put_off(self, why: str) -> None:
         """End every stream for a while: this node cannot answer for them."""
@@ -247,19 +248,3 @@ class Viewers:
             now = asyncio.get_running_loop().time()
             for sid in sids:
                 self._demanded[sid] = (state, worker, now)
-
-
-def read_start(after: str | None, last_event_id: str | None) -> Start:
-    """Where to begin: `Last-Event-ID` beats `?after=`. Raises Refusal `malformed`."""
-    text, name = (last_event_id, "Last-Event-ID") if last_event_id else (after, "after")
-    match text:
-        case None | "":
-            return Start("fresh")
-        case "0":
-            return Start("first")
-        case "now":
-            return Start("now")
-    try:
-        return Start("cursor", parse_cursor(text))
-    except CursorInvalid as error:
-        raise Refusal("malformed", str(error), param=name) from error

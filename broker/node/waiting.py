@@ -14,7 +14,8 @@ from broker.bus.subjects import parse_cursor
 from broker.node import sse
 from broker.node.access import Principal
 from broker.node.events import closed
-from broker.node.subscriber import Start, Subscriber
+from broker.node.start import Start
+from broker.node.subscriber import Subscriber
 from broker.node.viewers import Viewers
 
 

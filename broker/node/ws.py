@@ -26,8 +26,9 @@ from broker.node.inputs import GenerationBody, parse
 from broker.node.operations import Operations
 from broker.node.pipe import LiveSink, pipe_under
 from broker.node.sse import Headers
-from broker.node.subscriber import Start, Subscriber, log_unavailable
-from broker.node.viewers import Viewers, read_start
+from broker.node.start import Start, read_start
+from broker.node.subscriber import Subscriber, log_unavailable
+from broker.node.viewers import Viewers
 
 log = structlog.get_logger("node")
 
@@ -209,7 +210,9 @@ class WebSocketStream:
                         self._viewers.renew(self._subscriber, self._principal)
                 case "resume":
                     try:
-                        start = read_start(data["after"] if isinstance(data.get("after"), str) else None, None)
+                        if not isinstance(after := data.get("after"), str | None):
+                            raise Refusal("malformed", "after is a text", param="after")
+                        start = read_start(after, None)
                     except Refusal as error:
                         raise _Close("malformed", error.message) from error
                     await self._stop_writer()
@@ -255,6 +258,10 @@ class WebSocketStream:
             said = ("rejected", {"request_id": request_id, "error": error})
         except BusError:
             error = {"code": "unavailable", "message": "try again", "status": 503, "retry_after_ms": 1000}
+            said = ("rejected", {"request_id": request_id, "error": error})
+        except Exception as failure:  # the safety net of a request, as over HTTP: nobody must wait for its answer
+            log.error("node.request_failed", sid=self._sid, exc_info=failure)
+            error = {"code": "internal", "message": "the request could not be carried out", "status": 500}
             said = ("rejected", {"request_id": request_id, "error": error})
         text = json_encode({"event": said[0], "data": said[1]}).decode()
         if said[0] == "accepted":

@@ -4,6 +4,7 @@
 import { TERMINALS } from './protocol.js';
 
 const RATE_WINDOW = 3_000;
+const FINAL = ['context_length_exceeded', 'log_full']; // failures after which the same session has no more to give
 
 /**
  * A conversation: `turns` in order; `node` and `ingress` that serve it; `live` once history is over; `reset` counts how often the log
@@ -181,6 +182,7 @@ function message(turn, data, now) {
   turn.sealed = true;
   turn.finishReason = data.finish_reason ?? null;
   turn.status = [data.status, data.finish_reason].find((word) => TERMINALS.includes(word)) ?? 'done';
+  if (data.error) turn.error = { ...data.error, retryable: !FINAL.includes(data.error.code) };
   if (data.usage) turn.usage = { prompt: data.usage.prompt_tokens, completion: data.usage.completion_tokens };
   if (turn.sentAt !== null) turn.firstTokenAt ??= now;
   return true;

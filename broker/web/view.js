@@ -59,7 +59,7 @@ export class TurnView {
     const words = [turn.gap ? 'The beginning of this answer is no longer kept.' : '', ending(turn)].filter(Boolean).join(' ');
     this.ended.hidden = !words;
     this.note.textContent = words;
-    this.again.hidden = !['failed', 'expired'].includes(turn.status);
+    this.again.hidden = !['failed', 'expired'].includes(turn.status) || turn.error?.retryable === false;
     this.foot.hidden = !turn.sealed || !turn.text;
     const tokens = turn.usage?.completion ?? (turn.next || null);
     this.meta.textContent = [turn.model, turn.worker, turn.epoch > 1 ? `epoch ${turn.epoch}` : null, tokens && count(tokens, 'token')].filter(Boolean).join(' · ');

@@ -112,7 +112,7 @@ def read(path: Path) -> list[Line]:
             continue
         try:
             lines.append(decode(part))
-        except (msgspec.ValidationError, msgspec.DecodeError) as error:
+        except msgspec.DecodeError as error:
             if number == len(parts):  # no line end behind it: it was being written
                 break
             raise ValueError(f"{path}, line {number}: {error}") from error

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from broker.node.subscriber import Start
+from broker.node.start import Start
 from tests.models.nats_model import NatsModel
 from tests.models.node_model import NodeModel, partition
 from tests.models.session_model import SessionModel

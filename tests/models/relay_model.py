@@ -17,7 +17,8 @@ from broker.bus.errors import CursorInvalid
 from broker.bus.subjects import Cursor, parse_cursor
 from broker.node import sse
 from broker.node.events import Event
-from broker.node.subscriber import Start, Subscriber
+from broker.node.start import Start
+from broker.node.subscriber import Subscriber
 from ingress.client import ClientConnection
 from ingress.headers import value
 from ingress.judgement import Health

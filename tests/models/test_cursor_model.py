@@ -15,7 +15,8 @@ from broker.bus.log import Stored
 from broker.bus.subjects import Cursor
 from broker.node.log_reader import Page
 from broker.node.ring import Added, Ring
-from broker.node.subscriber import Start, Subscriber
+from broker.node.start import Start
+from broker.node.subscriber import Subscriber
 from broker.node.tail import Tail
 from tests.models.log_model import StreamModel
 from tests.models.machine import finds, plays

@@ -14,7 +14,7 @@ from broker.bus.frames import Frame
 from broker.bus.subjects import Cursor, log_subject
 from broker.node.log_reader import LogReader, Page, linked
 from broker.node.ring import Added, Ring
-from broker.node.subscriber import Start
+from broker.node.start import Start
 from broker.node.tail import Tail
 from tests.models.machine import finds, plays
 from tests.models.reading_world import ReadingWorld

@@ -11,7 +11,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from broker.bus.frames import TERMINAL
 from broker.bus.subjects import Cursor
 from broker.node.events import closed
-from broker.node.subscriber import Start, Subscriber
+from broker.node.start import Start
+from broker.node.subscriber import Subscriber
 from ingress.sse_leg import Event, Splice, Splitter, Turn
 from tests.models.machine import finds, plays
 from tests.models.nats_model import NatsModel

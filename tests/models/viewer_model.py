@@ -11,7 +11,8 @@ from broker.bus.frames import START, Frame
 from broker.bus.subjects import Cursor, parse_cursor
 from broker.node.events import Event
 from broker.node.pacer import Pacer
-from broker.node.subscriber import Start, Subscriber
+from broker.node.start import Start
+from broker.node.subscriber import Subscriber
 from tests.models.node_model import NodeModel
 from tests.models.session_model import SessionModel
 

@@ -22,7 +22,8 @@ from broker.node.history import History
 from broker.node.log_reader import End, LogReader, Page, linked
 from broker.node.pacer import Pacer
 from broker.node.settings import NodeSettings
-from broker.node.subscriber import Start, Subscriber
+from broker.node.start import Start
+from broker.node.subscriber import Subscriber
 from broker.node.tail import Tail
 
 SID = "00aaaaaaaaaaaaaaaaaaaa"

@@ -22,6 +22,7 @@ from broker.bus.errors import CredentialInvalid, Refusal
 from broker.bus.frames import json_encode
 from broker.bus.records import ApiKey, Revocation, encode
 from broker.node.access import Access, Caller, Principal
+from ingress.headers import _IN_BETWEEN
 from tests.broker.node.conftest import Plane
 from tests.fixtures.node import RunningNode
 
@@ -182,7 +183,7 @@ def test_only_a_browser_on_this_machine_at_our_own_page_logs_in_without_a_key(
     assert not door.access.loopback_login(caller(relayed, client))
 
 
-@pytest.mark.parametrize("between", [RELAY_HEADER, "x-forwarded-for", "forwarded", "via"])
+@pytest.mark.parametrize("between", sorted({RELAY_HEADER, *(name.decode() for name in _IN_BETWEEN)}))
 def test_who_came_through_something_that_is_not_believed_is_not_on_this_machine(between: str) -> None:
     """Also where that something is: an ingress whose clock is wrong, or somebody's proxy on this host."""
     door = Door()

@@ -62,6 +62,7 @@ WRONG = [
     ({"prompt": "x", "temperature": "hot"}, 400, "malformed", "temperature"),
     ({"prompt": "x", "temperature": True}, 400, "malformed", "temperature"),
     ({"prompt": "x", "temperature": 3}, 400, "malformed", "temperature"),
+    ({"prompt": "x", "temperature": 10**400}, 400, "malformed", "temperature"),
     ({"prompt": "x", "stop": [""]}, 400, "malformed", "stop"),
     ({"prompt": "x", "stop": ["x"] * 17}, 400, "malformed", "stop"),
     ({"prompt": "x", "stop": 7}, 400, "malformed", "stop"),
@@ -145,6 +146,9 @@ async def test_every_wrong_address_and_credential_is_refused_and_nothing_is_writ
         ("GET", "/v1/nothing", mine, 404, "not_found"),
         ("GET", "/v1/sessions/", {**plane.key, "host": "evil.test"}, 404, "not_found"),
         ("PUT", session, mine, 405, "method_not_allowed"),
+        ("PUT", f"{session}/events", mine, 405, "method_not_allowed"),
+        ("POST", f"{session}/ws", mine, 405, "method_not_allowed"),
+        ("GET", f"{session}/events?until=never", mine, 400, "malformed"),
     ]:
         content = json.dumps(body) if method == "POST" else None
         answer = await plane.http.request(method, path, content=content, headers={"x-request-id": "mine-7", **headers})
@@ -153,6 +157,7 @@ async def test_every_wrong_address_and_credential_is_refused_and_nothing_is_writ
         assert error["request_id"] == "mine-7"
         if status == 401:
             assert answer.headers["www-authenticate"] == "Bearer"
+        assert ("allow" in answer.headers) == (status == 405)
     assert await plane.written() == before
 
 
@@ -259,15 +264,62 @@ async def test_a_post_is_answered_whole_with_wait(plane: Plane) -> None:
             plane.http.post(f"/v1/sessions/{sid}/generations?wait=20", json={"prompt": "hi"}, headers=headers)
         )
         await until(plane.jobs, "the job is queued")
-        gid = (await plane.http.get(f"/v1/sessions/{sid}", headers=headers)).json()["generations"][0]["id"]
-        author.gid = gid
+        (waiting,) = await generations(plane, sid)
+        author.gid = gid = waiting["id"]
+        assert waiting["status"] == "queued"
         await author.start(gid=gid)
         await author.tokens(3)
+        assert [one["status"] for one in await generations(plane, sid)] == ["running"]
+        cancel = await plane.http.post(f"/v1/sessions/{sid}/generations/{gid}/cancel", headers=headers)
+        assert (cancel.status_code, cancel.json()["status"]) == (202, "running")
         await author.done()
     answer = answering.result()
     assert answer.status_code == 200
     said = answer.json()
     assert (said["generation_id"], said["status"], said["text"]) == (gid, "done", "0 1 2 ")
+
+
+async def generations(plane: Plane, sid: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = (await plane.http.get(f"/v1/sessions/{sid}", headers=plane.key)).json()["generations"]
+    return found
+
+
+async def test_why_an_answer_failed_is_said_to_whoever_comes_later(node: RunningNode) -> None:
+    author = await node.session()
+    await author.start()
+    await author.tokens(2)
+    await author.failed("context_length_exceeded", "too long")
+    key = {"authorization": f"Bearer {node.api_key}"}
+    path = f"/v1/sessions/{author.sid}"
+    said = (await node.http.get(f"{path}/messages", headers=key)).json()["messages"][-1]
+    why = {"code": "context_length_exceeded", "message": "too long"}
+    assert (said["status"], said["error"]) == ("failed", why)
+    async with node.events(author.sid) as events:
+        *_, answer, _ = await events.until("caught_up")
+        assert json.loads(answer["data"])["error"] == why
+
+
+async def test_a_record_that_cannot_be_read_hides_no_other(plane: Plane) -> None:
+    sid = (await plane.session())["session_id"]
+    await Bucket(plane.bus, "sessions").put("acme.zzzzzzzz", b"junk")
+    await Bucket(plane.bus, "models").put("zz", b"junk")
+    listed = await plane.http.get("/v1/sessions", headers=plane.key)
+    assert [session["id"] for session in listed.json()["sessions"]] == [sid]
+    models = await plane.http.get("/v1/models", headers=plane.key)
+    assert models.status_code == 200
+    assert models.json()["data"]
+
+
+async def test_a_field_behind_the_body_is_no_header(node: RunningNode) -> None:
+    """A trailer names nobody who asks."""
+    at = urlsplit(node.url)
+    reader, writer = await asyncio.open_connection(at.hostname, at.port)
+    head = f"POST /v1/login HTTP/1.1\r\nhost: {at.netloc}\r\norigin: http://{at.netloc}\r\n"
+    writer.write(head.encode() + b"transfer-encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\norigin: http://evil\r\n\r\n")
+    async with asyncio.timeout(10):
+        status = await reader.readline()
+    writer.close()
+    assert b" 503 " in status, "it is the same page still: OKOME is asked, which is not there"
 
 
 async def test_a_client_that_leaves_in_the_middle_of_its_body_is_no_error(

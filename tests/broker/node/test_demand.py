@@ -18,7 +18,8 @@ from broker.bus.subjects import beat_subject, worker_subject
 from broker.node import viewers
 from broker.node.history import History
 from broker.node.ring import Ring
-from broker.node.subscriber import LOW_WATER, Demand, Start, Subscriber
+from broker.node.start import Start
+from broker.node.subscriber import LOW_WATER, Demand, Subscriber
 from broker.node.viewers import Viewers
 from tests.broker.node.memory_log import SID, MemoryHistory, MemoryLog, MemoryTail, Viewer, end, settle
 from tests.fixtures.nats_server import NatsServer

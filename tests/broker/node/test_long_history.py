@@ -6,7 +6,8 @@ from typing import cast
 
 import pytest
 
-from broker.node.subscriber import LONG_AFTER, Start
+from broker.node.start import Start
+from broker.node.subscriber import LONG_AFTER
 from tests.broker.node.memory_log import (
     MemoryHistory,
     MemoryLog,

@@ -6,7 +6,7 @@ import asyncio
 
 from broker.node.events import make
 from broker.node.pacer import Pacer
-from broker.node.subscriber import Start
+from broker.node.start import Start
 from tests.broker.node.memory_log import MemoryHistory, MemoryLog, MemoryTail, Viewer, end, settle
 
 
@@ -33,7 +33,7 @@ def test_the_usual_live_event_wakes_no_task() -> None:
             assert (viewer.pushed, len(viewer.frames)) == (8, 12)
             viewer.takes = True
             log.write()
-            viewer.subscriber.notice(make("queued", {}))
+            viewer.subscriber.notice(make("queued", {}), "new")
             tail.deliver(1)
             await settle()
             assert [event.data for event in viewer.frames] == [frame.data for frame in log.frames]

@@ -344,6 +344,19 @@ async def test_what_okome_says_of_a_queued_generation_reaches_its_viewers(node: 
     assert json.loads(event["data"]) == {name: value for name, value in said.items() if name != "sid"}
 
 
+async def test_what_has_begun_is_not_queued_whichever_word_was_quicker(node: RunningNode) -> None:
+    author = await node.session()
+    async with node.events(author.sid) as events:
+        await events.until("caught_up")
+        gid = await author.start()
+        await events.until("start")
+        said = {"sid": author.sid, "generation_id": gid, "input": [], "position": 0}
+        await node.bus.publish("node.all.queued", json.dumps(said).encode())
+        await node.bus.publish("node.all.queued", json.dumps({**said, "generation_id": "another"}).encode())
+        event = await events.next()
+    assert json.loads(event["data"])["generation_id"] == "another"
+
+
 async def test_nodes_of_one_machine_share_a_port_and_whoever_is_left_serves_it(nats: NatsServer) -> None:
     """For clients that no ingress leads: the kernel deals their connections to the processes behind the port."""
     with socket.socket() as taken:  # which keeps the port from others, and does not listen

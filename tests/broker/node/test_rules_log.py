@@ -15,7 +15,8 @@ from broker.node.history import History
 from broker.node.log_reader import LogReader
 from broker.node.ring import EMPTY, Added, Ring
 from broker.node.settings import NodeSettings
-from broker.node.subscriber import Start, Subscriber
+from broker.node.start import Start
+from broker.node.subscriber import Subscriber
 from broker.node.tail import Tail
 from control.provisioning import provision
 from control.settings import ControlSettings

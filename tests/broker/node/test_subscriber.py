@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from broker.bus.frames import TERMINAL
 from broker.bus.subjects import Cursor
 from broker.node.events import closed, make
-from broker.node.subscriber import Start
+from broker.node.start import Start
 from tests.broker.node.memory_log import (
     SID,
     MemoryHistory,
@@ -75,7 +75,7 @@ async def play(actions: list[tuple[str, int]], starts: list[str], delays: list[i
                     tail.evict()
                 case "notice":
                     for viewer, _ in viewers:
-                        viewer.subscriber.notice(make("queued", {}))
+                        viewer.subscriber.notice(make("queued", {}), "new")
                 case "full":
                     for viewer, _ in viewers[number % 3 :]:
                         viewer.takes = not viewer.takes
@@ -188,7 +188,7 @@ def test_what_is_said_while_a_page_is_read_is_heard() -> None:
             viewer = Viewer(tail, history, Start("first"))
             viewer.free()
             await settle(turns)
-            viewer.subscriber.notice(make("queued", {}))
+            viewer.subscriber.notice(make("queued", {}), "new")
             viewer.subscriber.end("over", closed("overloaded", "over"))
             await settle()
             assert viewer.ended(), f"after {turns} turns"
@@ -429,7 +429,7 @@ def test_notices_of_a_reader_that_stopped_are_bounded() -> None:
         viewer = Viewer(tail, history, Start("now"))
         await settle()
         for _ in range(1000):
-            viewer.subscriber.notice(make("queued", {}))
+            viewer.subscriber.notice(make("queued", {}), "new")
         viewer.free()
         await settle()
         assert viewer.names().count("queued") == 32

@@ -18,7 +18,8 @@ from broker.bus.subjects import Cursor, log_subject
 from broker.node import tail as tail_module
 from broker.node.history import History
 from broker.node.settings import NodeSettings
-from broker.node.subscriber import Start, Subscriber
+from broker.node.start import Start
+from broker.node.subscriber import Subscriber
 from broker.node.tail import Tail
 from tests.broker.node.memory_log import SID, MemoryHistory, MemoryLog, MemoryTail, Viewer, settle
 from tests.broker.node.memory_log import end as end_viewers

@@ -230,7 +230,8 @@ async def test_who_says_nothing_is_closed_with_4408(nats: NatsServer) -> None:
 GARBAGE: list[str | bytes] = [
     "{", "[]", '"x"', "{}", '{"event": 1}', '{"event": "ping", "data": []}', '{"event": "nonsense"}', b"\x00\x01",
     '{"event": "generate", "data": {"prompt": "x"}}', '{"event": "cancel", "data": {"request_id": 7}}',
-    '{"event": "resume", "data": {"after": "junk"}}', '{"event": "auth", "data": {}}',
+    '{"event": "resume", "data": {"after": "junk"}}', '{"event": "resume", "data": {"after": 5}}',
+    '{"event": "auth", "data": {}}',
     "x" * (1024 * 1024 + 1),
 ]  # fmt: skip
 

@@ -69,6 +69,14 @@ test('a failure keeps its words', () => {
   assert.deepEqual(turn.error, { code: 'engine_failed', message: 'no', retryable: true });
 });
 
+test('a failure keeps its words for whoever comes later, and says whether asking again is of use', () => {
+  for (const [code, retryable] of [['context_length_exceeded', false], ['log_full', false], ['engine_failed', true]]) {
+    const { turns: [turn] } = folded([event('message', { role: 'user', content: 'q' }),
+      event('message', { role: 'assistant', content: 'half', finish_reason: 'failed', error: { code, message: 'no' } })]);
+    assert.deepEqual([turn.status, turn.error], ['failed', { code, message: 'no', retryable }]);
+  }
+});
+
 test('a prompt is shown at once and becomes its generation, whichever of answer and events comes first', () => {
   for (const answerFirst of [true, false]) {
     const conversation = newConversation();
