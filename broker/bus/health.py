@@ -23,6 +23,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
 SEND_BUFFER = 64 * 1024  # bytes, which the kernel doubles
+HEAD_TIMEOUT = 10.0  # seconds that a request's head may take
 NATS = "nats"  # what a role is not ready because of that does not hear NATS
 
 _TASKS = Gauge("okome_tasks", "asyncio tasks that have not ended, that of the question included")
@@ -99,21 +100,47 @@ class _Server(uvicorn.Server):
 
 
 class _Protocol(HttpToolsProtocol):
-    """uvicorn's, without trailers: it would take them for header fields, among them who asks."""
+    """uvicorn's, which waits for ever for the end of a request's head, and takes trailers for header fields, among
+    them who asks."""
 
-    _begun = False
+    _whole = False  # the head is
+    _late: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
+        super().connection_made(transport)
+        self._expect_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._expect_nothing()
+        super().connection_lost(exc)
 
     def on_message_begin(self) -> None:
-        self._begun = False
+        self._whole = False
+        self._expect_head()
         super().on_message_begin()
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if not self._begun:
+        if not self._whole:
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        self._begun = True
+        self._whole = True
+        self._expect_nothing()
         super().on_headers_complete()
+
+    def _expect_head(self) -> None:
+        if self._late is None:
+            self._late = self.loop.call_later(HEAD_TIMEOUT, self._give_up)
+
+    def _give_up(self) -> None:
+        self._late = None
+        if self.cycle is None or self.cycle.response_complete:  # else a stream runs, and what comes behind it can wait
+            self.transport.close()
+
+    def _expect_nothing(self) -> None:
+        if self._late is not None:
+            self._late.cancel()
+            self._late = None
 
 
 @contextlib.asynccontextmanager

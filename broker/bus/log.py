@@ -126,9 +126,9 @@ async def store(
     except BusUnavailable as error:
         answer = error
     if isinstance(answer, BusUnavailable):
-        bus.storing.failed(asyncio.get_running_loop().time(), str(answer))
+        bus.storing.failed(subject, asyncio.get_running_loop().time(), str(answer))
     else:
-        bus.storing.worked()
+        bus.storing.worked(subject)
     if isinstance(answer, BusError):
         raise answer
     return answer

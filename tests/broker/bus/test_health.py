@@ -123,3 +123,35 @@ async def test_leaving_ends_open_requests_within_a_deadline() -> None:
         assert (await asking)[0] == 500
         with pytest.raises(OSError, match=r"."):
             await fetch(port, "/")
+
+
+@pytest.mark.parametrize("before", [b"", b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n"], ids=["first", "later"])
+async def test_the_head_of_a_request_is_not_waited_for_without_end(
+    monkeypatch: pytest.MonkeyPatch, before: bytes
+) -> None:
+    monkeypatch.setattr("broker.bus.health.HEAD_TIMEOUT", 0.3)
+    async with serving(Health("worker", "w1")) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(before + b"GET /livez HTTP/1.1\r\nhost")
+        assert (await reader.read()).count(b"200 OK") == (1 if before else 0), "then it is closed"
+        writer.close()
+
+
+async def test_a_field_behind_the_body_is_no_field_of_the_head() -> None:
+    seen: list[list[tuple[bytes, bytes]]] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        while (await receive()).get("more_body"):
+            pass
+        seen.append(list(scope["headers"]))
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body"})
+
+    async with serving(app) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        for _ in range(2):
+            writer.write(b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n")
+            writer.write(b"1\r\nx\r\n0\r\nauthorization: z\r\n\r\n")
+            assert b" 204 " in await reader.readuntil(b"\r\n\r\n")
+        writer.close()
+    assert seen == [[(b"host", b"x"), (b"transfer-encoding", b"chunked")]] * 2

@@ -13,14 +13,15 @@ from tests.broker.bus.conftest import make_stream
 
 def test_one_failure_is_none_and_two_far_apart_with_nothing_stored_between_are() -> None:
     storing = Storing()
-    storing.failed(100.0, "slow")
-    storing.failed(100.0 + PATIENCE - 0.1, "slow")
+    storing.failed("$KV.a.x", 100.0, "slow")
+    storing.failed("$KV.a.y", 100.0 + PATIENCE - 0.1, "slow")
+    storing.worked("$KV.b.x")
     assert storing.trouble() is None
-    storing.failed(100.0 + PATIENCE, "no space left on device")
-    assert "no space left on device" in (storing.trouble() or "")
-    storing.worked()
+    storing.failed("$KV.a.x", 100.0 + PATIENCE, "no space left on device")
+    assert "$KV.a (no space left on device)" in (storing.trouble() or "")
+    storing.worked("$KV.a.z")
     assert storing.trouble() is None
-    storing.failed(1000.0, "slow")
+    storing.failed("$KV.a.x", 1000.0, "slow")
     assert storing.trouble() is None
 
 
@@ -29,6 +30,7 @@ async def test_every_store_is_noted(local_bus: Bus, monkeypatch: pytest.MonkeyPa
     stream = await make_stream(local_bus)
     with pytest.raises(BusUnavailable):
         await log.store(local_bus, "nobody.keeps.this", b"x", timeout=0.2)
-    assert local_bus.storing.trouble() is not None
-    await log.store(local_bus, f"{stream}.a", b"x", timeout=10)
+    assert "nobody.keeps" in (local_bus.storing.trouble() or "")
+    await make_stream(local_bus, name=f"{stream}N", subjects=["nobody.>"])
+    await log.store(local_bus, "nobody.keeps.that", b"x", timeout=10)
     assert local_bus.storing.trouble() is None
