@@ -1,8 +1,10 @@
-"""The README's commands, as they stand there."""
+"""The commands of README and docs/api.md, as they stand there."""
 
 import os
 import re
+import shlex
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +20,11 @@ BLOCK = re.compile(r"```sh\n(.*?)```", re.DOTALL)
 def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
     with System(tmp_path_factory.mktemp("readme")) as running:
         yield running
+
+
+def examples(language: str) -> list[str]:
+    """The examples of docs/api.md in one language."""
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / "docs" / "api.md").read_text(), re.DOTALL)
 
 
 def blocks() -> list[str]:
@@ -54,6 +61,21 @@ def test_the_command_line_does_what_the_readme_says(system: System) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert "scripted" in done.stdout
     assert "7.0 7.1 7.2" in done.stdout
+
+
+def test_the_curls_of_the_api_page_ask_for_an_answer_and_stream_it(system: System) -> None:
+    done = run(system, "\n".join(examples("sh")))
+    assert done.returncode == 0, done.stderr
+    assert "7.19 " in done.stdout
+    assert done.stdout.count("event: done") == 2
+
+
+def test_the_python_of_the_api_page_prints_an_answer_to_its_end(system: System, tmp_path: Path) -> None:
+    (program,) = examples("python")
+    (tmp_path / "example.py").write_text(program)
+    done = run(system, f"{shlex.quote(sys.executable)} {shlex.quote(str(tmp_path / 'example.py'))}")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [f"7.{index}" for index in range(20)]
 
 
 def test_every_command_of_the_makefile_that_the_readme_names_exists() -> None:
