@@ -71,7 +71,9 @@ class Logins:
                 raise Refusal("malformed", "kind is session or login", param="kind")
         ticket = new_ticket()
         expires_at = int(clock.now() + self._life(question.kind))
-        record = Ticket(question.kind, question.tenant, question.sid, question.scope, expires_at, question.subject)
+        record = Ticket(
+            question.kind, question.tenant, question.sid, question.scope, expires_at, question.subject, question.until
+        )
         await self._tickets.put(digest(ticket), encode(record))
         return TicketCreated(ticket, expires_at)
 
@@ -81,7 +83,7 @@ class Logins:
         subject = ticket.subject or LOGIN
         if await self._keyring.revoked(subject):  # a token made now would be younger than the revocation, and count
             raise Refusal("token_revoked", "the API key behind this ticket has been revoked")
-        return await self._sessions.token(OfSession(ticket.tenant, ticket.sid, subject), ticket.scope)
+        return await self._sessions.token(OfSession(ticket.tenant, ticket.sid, subject), ticket.scope, ticket.until)
 
     async def _spend(self, ticket: str, kind: str, sid: str) -> Ticket:
         """A ticket shown at the wrong door is refused and not spent."""

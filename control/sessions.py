@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 import structlog
 
+from broker.bus import clock
 from broker.bus.clock import after_ms, now_ms
 from broker.bus.errors import BucketConflict, BusUnavailable, Refusal
 from broker.bus.kv import Bucket
@@ -102,13 +103,14 @@ class Sessions:
             carry_out,
         )
 
-    async def token(self, question: OfSession, scope: str = "write") -> SessionToken:
-        """A fresh token for the same session."""
-        return self._token(await self.find(question.tenant, question.sid), question.subject, scope)
+    async def token(self, question: OfSession, scope: str = "write", until: int = 0) -> SessionToken:
+        """A fresh token for the same session, which expires by `until` (seconds since the epoch), if that is given."""
+        return self._token(await self.find(question.tenant, question.sid), question.subject, scope, until)
 
-    def _token(self, session: Session, subject: str, scope: str) -> SessionToken:
+    def _token(self, session: Session, subject: str, scope: str, until: int = 0) -> SessionToken:
+        life = min(self._settings.token_life, until - clock.now()) if until else self._settings.token_life
         token, expires_at = self._keyring.signing.session(
-            session.tenant, subject, session.id, scope, session.on_disconnect, self._settings.token_life
+            session.tenant, subject, session.id, scope, session.on_disconnect, life
         )
         return SessionToken(session.id, token, scope, expires_at)
 

@@ -75,6 +75,7 @@ class CreateTicket(msgspec.Struct, frozen=True, omit_defaults=True):
     sid: str = ""
     scope: str = "read"
     subject: str = ""  # who asks: what the ticket opens is revoked together with that API key
+    until: int = 0  # seconds since the epoch that the token it opens is good for at most; 0: as any
 
 
 class TicketCreated(msgspec.Struct, frozen=True):

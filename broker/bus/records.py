@@ -131,6 +131,7 @@ class Ticket(msgspec.Struct, frozen=True):
     scope: str
     expires_at: int  # as whoever asked for it was told; what counts is how long the bucket has had it
     subject: str = ""  # the API key behind it; "": nobody's
+    until: int = 0  # when the token that is made for it expires at the latest; 0: as any
 
 
 class Idempotency(msgspec.Struct, frozen=True):

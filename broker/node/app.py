@@ -203,7 +203,8 @@ class App:
             try:
                 principal, headers = await self._admit(caller, sid)
             except Refusal as refusal:
-                if refusal.code == "unauthenticated" and not self._access.bearer(caller):
+                shown = self._access.bearer(caller) or caller.query.get("ticket")
+                if refusal.code == "unauthenticated" and not shown:
                     return None, []  # the first message may bring a token
                 raise
             self._access.may_act(caller, principal)
@@ -212,9 +213,9 @@ class App:
         paced = caller.query.get("pace") != "0"
         stream = WebSocketStream(sid, self._access, self._viewers, self._operations, receive, send, paced=paced)
 
-        def start() -> Start:
-            read_until(caller.query.get("until"))  # what follows from it is the ingress's affair
-            return read_start(caller.query.get("after"), caller.headers.get("last-event-id"))
+        def start() -> tuple[Start, bool]:
+            start = read_start(caller.query.get("after"), caller.headers.get("last-event-id"))
+            return start, read_until(caller.query.get("until"))
 
         await stream.run(
             admit,

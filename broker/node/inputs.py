@@ -22,14 +22,14 @@ class LoginBody(Body):
 
 class SessionBody(Body):
     model: str = Field("", max_length=200)
-    title: str = Field("", max_length=500)
+    title: str = Field("", max_length=200)
     metadata: dict[str, Any] = {}
     on_disconnect: Literal["finish", "cancel"] = "finish"
     id: str = Field("", max_length=200, description="an id of the client's own")
 
 
 class SessionPatch(Body):
-    title: str | None = Field(None, max_length=500)
+    title: str | None = Field(None, max_length=200)
     metadata: dict[str, Any] | None = None
 
 

@@ -66,9 +66,9 @@ class Operations:
 
     async def ticket(self, who: Principal, sid: str, scope: str) -> ops.TicketCreated:
         self._known(who, sid, write=scope == "write")
-        return await self._bus.ask(
-            "ticket_create", ops.CreateTicket(who.tenant, "session", sid, scope, who.subject), ops.TicketCreated
-        )
+        until = 0 if who.scope == "write" else who.expires_at  # who may only read cannot make his own token last
+        question = ops.CreateTicket(who.tenant, "session", sid, scope, who.subject, until)
+        return await self._bus.ask("ticket_create", question, ops.TicketCreated)
 
     async def redeem(self, ticket: str, sid: str) -> ops.SessionToken:
         return await self._bus.ask("ticket_redeem", ops.RedeemTicket(ticket, sid), ops.SessionToken)

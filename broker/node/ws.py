@@ -91,6 +91,7 @@ class WebSocketStream:
     ) -> None:
         self._sid = sid
         self._paced = paced
+        self._until_done = False
         self._access = access
         self._viewers = viewers
         self._operations = operations
@@ -107,18 +108,19 @@ class WebSocketStream:
     async def run(
         self,
         admit: Callable[[], Awaitable[tuple[Principal | None, Headers]]],
-        start: Callable[[], Start],
+        start: Callable[[], tuple[Start, bool]],
         subprotocols: Sequence[str],
         auth_timeout: float,
     ) -> None:
-        """Serve the connection until either side ends it."""
+        """Serve the connection until either side ends it. `start`: where to begin, and whether to end with what runs;
+        raises Refusal."""
         refusal: _Close | None = None
         principal: Principal | None = None
         headers: Headers = []
         first = Start("fresh")
         try:
             principal, headers = await admit()
-            first = start()
+            first, self._until_done = start()
         except (Refusal, CredentialInvalid) as error:
             refusal = _Close(error.code, error.message)
         except BusError:
@@ -275,7 +277,9 @@ class WebSocketStream:
     async def _begin(self, start: Start) -> None:
         assert self._principal is not None
         try:
-            self._subscriber = await self._viewers.open(self._principal, self._sid, start, "ws", paced=self._paced)
+            self._subscriber = await self._viewers.open(
+                self._principal, self._sid, start, "ws", until_done=self._until_done, paced=self._paced
+            )
         except Refusal as refusal:
             event = closed(refusal.code, refusal.message, refusal.retry_after)
             await self._send({"type": "websocket.send", "text": event.ws})

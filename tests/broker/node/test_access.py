@@ -6,7 +6,10 @@ import time
 from http.cookies import Morsel, SimpleCookie
 from typing import Any
 
+import jwt
 import pytest
+from websockets.asyncio.client import connect
+from websockets.exceptions import ConnectionClosed
 
 from broker.bus.clock import now_ms
 from broker.bus.credentials import (
@@ -288,6 +291,25 @@ async def test_a_ticket_opens_once_leaves_a_cookie_and_the_cookie_wins_over_the_
     wrong = await plane.http.get(f"/v1/sessions/{elsewhere}/events?ticket={other.json()['ticket']}")
     assert wrong.status_code == 403
     assert sid != elsewhere
+    async with connect(f"{plane.node.url.replace('http', 'ws')}{path}/ws?ticket={ticket}", proxy=None) as socket:
+        with pytest.raises(ConnectionClosed) as closed:
+            await socket.recv()
+    assert closed.value.rcvd is not None
+    assert closed.value.rcvd.code == 4401, "it is spent, and no first message is waited for"
+
+
+async def test_who_may_only_read_makes_no_token_that_outlives_his_own(plane: Plane) -> None:
+    sid = (await plane.session())["session_id"]
+    path, life = f"/v1/sessions/{sid}", 100
+    mine = plane.okome.keyring.signing.session("acme", "key1", sid, "read", "finish", life)[0]
+    for headers, least, most in [({"authorization": f"Bearer {mine}"}, 0, life), (plane.key, 1000, 10**6)]:
+        made = await plane.http.post(f"{path}/tickets", json={}, headers=headers)
+        opened = await plane.http.get(f"{path}/events?ticket={made.json()['ticket']}&until=done")
+        token = cookie_of(opened, "okome_s").value
+        plane.http.cookies.clear()
+        claims = jwt.decode(token, options={"verify_signature": False})
+        assert least < claims["exp"] - time.time() <= most
+        assert claims["scope"] == "read"
 
 
 async def test_a_page_on_this_machine_logs_in_and_acts_with_its_cookie(plane: Plane) -> None:

@@ -170,7 +170,7 @@ async def knows(node: RunningNode, key: str) -> bool:
     ("body", "param"),
     [
         ({"metadata": "x"}, "metadata"),
-        ({"title": "x" * 501}, "title"),
+        ({"title": "x" * 201}, "title"),
         ({"title": 7}, "title"),
         ({"on_disconnect": "explode"}, "on_disconnect"),
         ({"model": 7}, "model"),

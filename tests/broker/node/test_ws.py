@@ -277,6 +277,22 @@ async def test_resume_in_the_middle_of_a_connection_goes_on_from_there(node: Run
         assert len(await socket.until("done")) == 3
 
 
+async def test_until_done_ends_with_what_runs_and_at_once_where_nothing_does(node: RunningNode) -> None:
+    author = await node.session()
+    async with at(node, author.sid, "?after=0&until=done") as connection:
+        events, code = await Socket(connection).end()
+        assert ([event["event"] for event in events], code) == (["hello", "caught_up"], 1000)
+    await author.start()
+    async with at(node, author.sid, "?after=0&until=done") as connection:
+        await Socket(connection).until("caught_up")
+        await author.tokens(3)
+        await author.done()
+        events, code = await Socket(connection).end()
+        assert ([event["event"] for event in events], code) == (["token"] * 3 + ["done"], 1000)
+    async with at(node, author.sid, "?until=never") as connection:
+        assert await Socket(connection).end() == ([], 4400)
+
+
 async def test_heartbeats_are_events_of_their_own(nats: NatsServer) -> None:
     async with running_node(nats, "node-whb", heartbeat_interval=0.3) as node:
         author = await node.session()
