@@ -10,7 +10,9 @@ from broker.bus import health, lifecycle
 from broker.bus.health import Health
 from broker.bus.nats import Bus
 from broker.bus.subjects import random_id
+from broker.bus.unless import unless
 from gpu_worker import engines
+from gpu_worker.awaited import explained
 from gpu_worker.engines import Engine, EngineFailed, EngineUnavailable
 from gpu_worker.settings import WorkerSettings
 from gpu_worker.worker import Worker
@@ -32,12 +34,16 @@ async def main(settings: WorkerSettings, stop: asyncio.Event) -> None:
     async with health.serve(status, settings.host, settings.port) as port:
         log.info("worker.listening", worker=id, port=port)
         password = settings.nats_password.get_secret_value()
-        bus = await Bus.connect(settings.nats_url, id, user=settings.nats_user, password=password)
+        bus = await unless(stop, Bus.connect(settings.nats_url, id, user=settings.nats_user, password=password))
+        if bus is None:
+            return
         try:
-            for engine in _engines(settings):
-                running.append(engine)
-                await _start(engine)
-            await Worker(bus, id, running, settings, status).run(stop)
+            async with explained(settings.engine, settings.for_engine(), lambda why: status.set("starting", why)):
+                for engine in _engines(settings):
+                    running.append(engine)
+                    await unless(stop, _start(engine))  # which may wait for a server for as long as a minute
+            if not stop.is_set():
+                await Worker(bus, id, running, settings, status).run(stop)
         finally:
             for engine in reversed(running):
                 await engine.close()

@@ -12,6 +12,10 @@ from compose.up.keeper import Keeper, State
 from compose.up.part import STOP_ORDER, Part
 from compose.up.probe import Probe
 
+LEAST = 1.0
+"""Seconds that every role has for its end, however long those before it took: else one that does not end would have all
+that stand below it killed, NATS among them."""
+
 
 class Supervisor:
     """`stages` start one after the other, the parts of a stage together. `async with`: leaving it stops everything.
@@ -94,9 +98,12 @@ class Supervisor:
     async def stop(self) -> None:
         """Stop in the order of `STOP_ORDER` within `stop_timeout` seconds altogether. Idempotent."""
         deadline = asyncio.get_running_loop().time() + self._stop_timeout
-        for role in STOP_ORDER:
-            going = [one for one in self.keepers if one.part.role == role and one.state is not State.STOPPED]
-            ended = await asyncio.gather(*(one.stop(deadline, self.hurry) for one in going))
+        left = [one for one in self.keepers if one.state is not State.STOPPED]
+        roles = [role for role in STOP_ORDER if any(one.part.role == role for one in left)]
+        least = min(LEAST, self._stop_timeout / max(1, len(roles)))
+        for later, role in zip(reversed(range(len(roles))), roles, strict=True):
+            going = [one for one in left if one.part.role == role]
+            ended = await asyncio.gather(*(one.stop(deadline - later * least, self.hurry) for one in going))
             self.killed += [one.part.id for one, by_itself in zip(going, ended, strict=True) if not by_itself]
         # Keepers end when their parts are stopped; one that is in the middle of a start is not waited for.
         for task in list(self._keeping):

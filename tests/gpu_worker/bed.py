@@ -237,7 +237,8 @@ class Process:
         self.process.send_signal(number)
 
     @classmethod
-    async def start(cls, url: str, id: str, **settings: str) -> Process:
+    async def start(cls, url: str, id: str, *, until: str = "worker.started", **settings: str) -> Process:
+        """It runs, and has said `until`."""
         environment = {
             "OKOME_WORKER_ID": id,
             "OKOME_WORKER_ENGINE": "scripted",
@@ -249,7 +250,7 @@ class Process:
             sys.executable, "-c", code, cwd=ROOT, env=os.environ | environment, stderr=asyncio.subprocess.PIPE
         )
         worker = cls(process)
-        await worker.says("worker.started")
+        await worker.says(until)
         return worker
 
     async def close(self) -> int:

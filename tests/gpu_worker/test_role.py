@@ -6,7 +6,9 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import sys
+import urllib.error
 import urllib.request
 from typing import Any
 
@@ -65,10 +67,32 @@ async def test_the_real_model_is_served_beside_the_scripted_one(bed: Bed) -> Non
         os.kill(engines[0]["pid"], signal.SIGCONT)  # the engine's child has ended with its worker
 
 
+async def test_a_worker_whose_server_is_not_there_says_which_and_why_and_ends_when_it_is_told(bed: Bed) -> None:
+    """Its engine would go on trying for a minute, and only then say what stood in the way."""
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))  # bound and not listening: refused
+        server = f"http://127.0.0.1:{silent.getsockname()[1]}/v1"
+        worker = await Process.start(bed.url, "w1", until="worker.listening", engine="openai", openai_url=server)
+        try:
+            url = f"http://127.0.0.1:{json.loads(await worker.says('worker.listening'))['port']}"
+            said = ""
+            async with asyncio.timeout(20):
+                while "refused" not in said:  # nothing tells of a reason that has changed
+                    said = await get(url + "/readyz")
+                    await asyncio.sleep(0.05)
+            assert server in said
+        finally:
+            assert await worker.close() == 0
+
+
 async def get(url: str) -> str:
     def read() -> Any:
-        with urllib.request.urlopen(url, timeout=5) as answer:
-            return answer.read().decode()
+        try:
+            with urllib.request.urlopen(url, timeout=5) as answer:
+                return answer.read().decode()
+        except urllib.error.HTTPError as refusal:
+            with refusal:
+                return refusal.read().decode()
 
     found: str = await asyncio.to_thread(read)
     return found
