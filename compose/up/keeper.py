@@ -21,6 +21,8 @@ from compose.up.probe import Probe
 
 PROBE_INTERVAL = 0.05
 LONGEST_PROBE_INTERVAL = 0.4
+SLOW = 3.0
+"""Seconds after which a start that is not over is worth a word."""
 ENGINES_INTERVAL = 1.0
 
 
@@ -52,7 +54,8 @@ class StartFailed(Exception):
 
 
 class Keeper:
-    """Keeps one part. `on_change(keeper)` is called after every move and when its engines changed."""
+    """Keeps one part. `on_change(keeper)` is called after every move, when its engines changed, and when a start that
+    takes long waits for something new."""
 
     def __init__(
         self,
@@ -72,6 +75,8 @@ class Keeper:
         """Seconds from its last start to ready."""
         self.engines: tuple[EngineProcess, ...] = ()
         self.last_end = ""
+        self.waits_for = ""
+        """Why it is not ready, of a start that takes more than `SLOW` seconds; else empty."""
         self.log_file = logs / f"{part.id if part.id.startswith(part.role) else f'{part.role}-{part.id}'}.log"
         self._probe = probe
         self._on_change = on_change
@@ -117,6 +122,8 @@ class Keeper:
                 if unready is None and not ended.done():
                     break
                 why = unready or why
+                if loop.time() - began >= SLOW:
+                    self._wait_for(why)
                 await asyncio.wait([ended], timeout=interval)
                 interval = min(interval * 1.5, LONGEST_PROBE_INTERVAL)
             else:
@@ -235,6 +242,11 @@ class Keeper:
         self._move(State.DEAD)
         return StartFailed(self.part, why, tail(self.log_file), self.log_file)
 
+    def _wait_for(self, why: str) -> None:
+        if why != self.waits_for:
+            self.waits_for = why
+            self._on_change(self)
+
     def _move(self, to: State) -> None:
-        self.state = to
+        self.state, self.waits_for = to, ""
         self._on_change(self)

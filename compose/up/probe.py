@@ -28,7 +28,7 @@ class Probe:
             answer = await self._http.get(url)
         except httpx.HTTPError as error:
             return str(error) or type(error).__name__
-        return None if answer.status_code == 200 else f"{answer.status_code} {answer.text[:200].strip()}"
+        return None if answer.status_code == 200 else f"{answer.status_code} {' '.join(answer.text[:400].split())}"
 
     async def engines(self, url: str) -> list[dict[str, Any]]:
         """The engine processes that a worker tells of; none when it does not answer now: it will be asked again."""

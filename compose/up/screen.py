@@ -58,6 +58,10 @@ class Screen:
         name = keeper.part.id
         if self._stopping:
             return
+        if keeper.waits_for:
+            if self._live is None:  # the list says it itself
+                self._console.print(Text.assemble((f"{name} is not ready yet: ", "yellow"), keeper.waits_for))
+            return
         if not self._up:
             if self._live is None and keeper.state is State.READY:
                 self._console.print(f"{name}: ready after {keeper.took:.1f} s")
@@ -155,7 +159,7 @@ class Screen:
                     mark, note = Text("  ✓", "green"), Text(f"{keeper.took:.1f} s", "dim")
                 case State.STARTING:
                     # One spinner for all would draw the same frame; each is drawn anew at the time of the refresh.
-                    mark, note = _spin(), Text("starting", "dim")
+                    mark, note = _spin(), Text(keeper.waits_for or "starting", "yellow" if keeper.waits_for else "dim")
                 case State.WAITING:
                     mark, note = Text("  ·", "dim"), Text("")
                 case _:

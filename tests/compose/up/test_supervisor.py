@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from compose.up import readyfile
+from compose.up import keeper, readyfile
 from compose.up.child import alive
 from compose.up.keeper import Keeper, StartFailed, State
 from compose.up.part import Part
@@ -149,6 +149,27 @@ async def test_who_does_not_end_by_the_deadline_is_killed(tmp_path: Path, ports:
     async with supervising(tmp_path, [[fake(ports, "node", "deaf")]], stop=0.5) as (supervisor, _):
         await supervisor.start()
     assert supervisor.killed == ["node-1"]
+
+
+async def test_who_does_not_end_leaves_those_below_it_the_time_to_end_by_themselves(
+    tmp_path: Path, ports: Ports
+) -> None:
+    stages = [[fake(ports, "nats")], [fake(ports, "control")], [fake(ports, "worker", "deaf")]]
+    async with supervising(tmp_path, stages, stop=4.0) as (supervisor, _):
+        await supervisor.start()
+    assert supervisor.killed == ["worker-1"]
+
+
+async def test_a_start_that_takes_long_says_what_it_waits_for(
+    tmp_path: Path, ports: Ports, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keeper, "SLOW", 0.0)
+    async with supervising(tmp_path, [[fake(ports, "node", "late")]]) as (supervisor, moves):
+        starting = asyncio.create_task(supervisor.start())
+        await moves.until(lambda: supervisor.keepers[0].waits_for == "503 still dreaming")
+        starting.cancel()
+        await asyncio.gather(starting, return_exceptions=True)
+    assert supervisor.keepers[0].waits_for == ""
 
 
 async def test_in_a_hurry_nobody_is_waited_for(tmp_path: Path, ports: Ports) -> None:
