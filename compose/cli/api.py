@@ -6,7 +6,8 @@ import asyncio
 import json
 import random
 import secrets
-from collections.abc import AsyncGenerator
+import ssl
+from collections.abc import AsyncGenerator, Callable
 from typing import Any, NamedTuple
 
 import httpx
@@ -18,6 +19,8 @@ from compose.cli.outcome import CommandFailed
 PERMANENT = frozenset({400, 401, 403, 404, 405, 409, 413, 422})
 PATIENCE = 30.0
 """Seconds without one event after which a stream is given up."""
+REFUSED_PAUSE = 1.0
+"""Seconds before somebody who refuses connections is asked again."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.25, 5.0
 
 
@@ -29,20 +32,74 @@ class Event(NamedTuple):
     data: dict[str, Any]
 
 
+class Away(CommandFailed):
+    """Nobody serves this now; asked again after `pause` seconds, somebody may."""
+
+    def __init__(self, message: str, pause: float) -> None:
+        super().__init__(message)
+        self.pause = pause
+
+
 async def ask(client: httpx.AsyncClient, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
     """One request, one JSON answer; a POST may be repeated on its way without doing it twice. Raises CommandFailed."""
-    headers = {"idempotency-key": secrets.token_hex(16)} if method == "POST" else {}
+    return await _ask(client, method, path, body, _once(method))
+
+
+async def ask_again(
+    client: httpx.AsyncClient,
+    method: str,
+    path: str,
+    body: dict[str, Any] | None = None,
+    *,
+    patience: float,
+    waiting: Callable[[Away], None],
+) -> dict[str, Any]:
+    """The same; who is away is asked again for `patience` seconds, and `waiting` is told of it each time. Whatever the
+    answer to an earlier try was, it is done once. Raises CommandFailed."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + patience
+    headers = _once(method)
+    while True:
+        try:
+            return await _ask(client, method, path, body, headers)
+        except Away as error:
+            if loop.time() + error.pause > deadline:
+                raise
+            waiting(error)
+            await asyncio.sleep(error.pause)
+
+
+def _once(method: str) -> dict[str, str]:
+    return {"idempotency-key": secrets.token_hex(16)} if method == "POST" else {}
+
+
+async def _ask(
+    client: httpx.AsyncClient, method: str, path: str, body: dict[str, Any] | None, headers: dict[str, str]
+) -> dict[str, Any]:
     try:
         answer = await client.request(method, path, json=body, headers=headers)
     except httpx.HTTPError as error:
-        raise CommandFailed(f"{client.base_url} does not answer: {error or type(error).__name__}") from error
+        message = f"{client.base_url} does not answer: {error or type(error).__name__}"
+        raise Away(message, REFUSED_PAUSE) if _passing(error) else CommandFailed(message) from error
     if answer.is_error:
-        raise CommandFailed(refusal(answer.status_code, answer.content))
+        message = refusal(answer.status_code, answer.content)
+        after = answer.headers.get("retry-after", "")
+        raise Away(message, max(float(after), FIRST_PAUSE)) if after.isdecimal() else CommandFailed(message)
     try:
         told = answer.json() if answer.content else {}
     except ValueError as error:
         raise CommandFailed(f"{client.base_url} is not OKOME: it answers {path} with something else") from error
     return told if isinstance(told, dict) else {}
+
+
+def _passing(error: httpx.HTTPError) -> bool:
+    """A connection that was refused or broke off, as while its other end is started anew; not a wrong certificate."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, ssl.SSLError):
+            return False
+        cause = cause.__cause__ or cause.__context__
+    return isinstance(error, httpx.NetworkError | httpx.RemoteProtocolError)
 
 
 def refusal(status: int, body: bytes) -> str:

@@ -13,12 +13,14 @@ from typing import Any
 import httpx
 
 from broker.bus.frames import TERMINAL
-from compose.cli.api import Event, ask, follow
-from compose.cli.outcome import FAILED, INTERRUPTED, OK
+from compose.cli.api import Away, Event, ask, ask_again, follow
+from compose.cli.outcome import FAILED, INTERRUPTED, OK, CommandFailed
 from compose.cli.target import Target
-from compose.cli.transcript import Transcript
+from compose.cli.transcript import RED, Transcript
 
 CANCEL_TIMEOUT = 5.0
+AWAY_PATIENCE = 30.0
+"""Seconds for which a person's prompt waits for a system that is started anew."""
 
 
 @dataclass
@@ -45,76 +47,126 @@ class Answer:
 
 
 def chat(target: Target, *, once: str | None, model: str, sid: str, max_tokens: int | None, as_json: bool) -> int:
-    """The exit code: of `--once` that of its answer, of a conversation 0."""
+    """The exit code: of `--once` that of its answer, of a conversation 0.
+
+    A person at a terminal keeps the prompt whatever happens to an answer; a program is told by CommandFailed.
+    """
+    talk = Conversation(target, sid, model, max_tokens)
     if once is not None:
-        answer = asyncio.run(_turn(target, sid, once, model, max_tokens, None if as_json else Transcript(roles=False)))
+        answer = asyncio.run(talk.turn(once, None if as_json else Transcript(roles=False)))
         if as_json:
             told = {name: value for name, value in vars(answer).items() if name != "interrupted"}
             sys.stdout.write(json.dumps(told, ensure_ascii=False) + "\n")
         if answer.interrupted:
             return INTERRUPTED
         return OK if answer.status == "done" else FAILED
-    interactive = sys.stdin.isatty()
-    if interactive:
-        sys.stderr.write("Ctrl-C stops an answer, Ctrl-D leaves.\n")
+    talk.introduces = True
+    if not sys.stdin.isatty():
+        while (prompt := _read("")) is not None:
+            if prompt.strip():
+                asyncio.run(talk.turn(prompt, Transcript(roles=False)))
+        return OK
+    target.known()  # else there is nobody to talk to, and no use in a prompt
+    talk.patience = AWAY_PATIENCE
+    sys.stderr.write("Ctrl-C stops an answer, Ctrl-D leaves.\n")
     while True:
-        prompt = _read(interactive)
+        try:
+            prompt = _read("> ")
+        except KeyboardInterrupt:
+            sys.stdout.write("\n")
+            return INTERRUPTED
         if prompt is None:
+            sys.stdout.write("\n")
             return OK
-        if prompt.strip():
-            answer = asyncio.run(_turn(target, sid, prompt, model, max_tokens, Transcript(roles=False)))
-            sid = answer.session_id
+        if not prompt.strip():
+            continue
+        transcript = Transcript(roles=False)
+        try:
+            asyncio.run(talk.turn(prompt, transcript))
+        except CommandFailed as error:
+            transcript.note(str(error), RED)
+        except KeyboardInterrupt:
+            transcript.note("given up")
 
 
-def _read(interactive: bool) -> str | None:
+def _read(sign: str) -> str | None:
     """One prompt; None at the end of the input."""
     try:
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401  # input() edits lines and remembers them once this is imported
-        return input("> ") if interactive else input()
+        return input(sign)
     except EOFError:
-        if interactive:
-            sys.stdout.write("\n")
         return None
 
 
-async def _turn(
-    target: Target, sid: str, prompt: str, model: str, max_tokens: int | None, transcript: Transcript | None
-) -> Answer:
-    async with target.client() as client:
-        if not sid:
-            sid = (await ask(client, "POST", "/v1/sessions", {"model": model} if model else {}))["session_id"]
-        body: dict[str, Any] = {"prompt": prompt}
-        if model:
-            body["model"] = model
-        if max_tokens is not None:
-            body["max_tokens"] = max_tokens
-        accepted = await ask(client, "POST", f"/v1/sessions/{sid}/generations", body)
-        answer = Answer(sid, accepted["generation_id"])
-        interrupt = asyncio.Event()
-        loop = asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGINT, interrupt.set)
-        reading = asyncio.create_task(_read_answer(client, answer, accepted["cursor"], transcript))
-        interrupted = asyncio.create_task(interrupt.wait())
-        try:
-            await asyncio.wait([reading, interrupted], return_when=asyncio.FIRST_COMPLETED)
-            if not reading.done():
-                answer.interrupted = True
-                # The next Ctrl-C ends the command itself: asyncio.run's own handler takes it.
-                loop.remove_signal_handler(signal.SIGINT)
-                signal.signal(signal.SIGINT, signal.default_int_handler)
-                await ask(client, "POST", f"/v1/sessions/{sid}/generations/{answer.generation_id}/cancel")
-                await asyncio.wait([reading], timeout=CANCEL_TIMEOUT)
-            if reading.done():
-                reading.result()
-        finally:
+class Conversation:
+    """A session and what is asked in it. The session is made by the first turn, and outlives a turn that fails."""
+
+    def __init__(self, target: Target, sid: str, model: str, max_tokens: int | None) -> None:
+        self.patience = 0.0
+        """Seconds for which a system that is away for the moment is asked again."""
+        self.introduces = False
+        """Says which session it has made."""
+        self._target = target
+        self._sid = sid
+        self._model = model
+        self._max_tokens = max_tokens
+
+    async def turn(self, prompt: str, transcript: Transcript | None) -> Answer:
+        """One prompt and its answer, shown as it comes. Raises CommandFailed. Cancelled, the answer goes on."""
+        model = {"model": self._model} if self._model else {}
+        async with self._target.client() as client:
+            if not self._sid:
+                self._sid = (await self._ask(client, "/v1/sessions", model, transcript))["session_id"]
+                if transcript and self.introduces:
+                    transcript.note(f"session {self._sid}: go on with `okome chat --sid {self._sid}`")
+            body: dict[str, Any] = {"prompt": prompt, **model}
+            if self._max_tokens is not None:
+                body["max_tokens"] = self._max_tokens
+            accepted = await self._ask(client, f"/v1/sessions/{self._sid}/generations", body, transcript)
+            answer = Answer(self._sid, accepted["generation_id"])
+            await _show(client, answer, accepted["cursor"], transcript)
+        return answer
+
+    async def _ask(
+        self, client: httpx.AsyncClient, path: str, body: dict[str, Any], transcript: Transcript | None
+    ) -> dict[str, Any]:
+        said = ""
+
+        def waiting(error: Away) -> None:
+            nonlocal said
+            if transcript and str(error) != said:
+                said = str(error)
+                transcript.note(f"{said}; trying again")
+
+        return await ask_again(client, "POST", path, body, patience=self.patience, waiting=waiting)
+
+
+async def _show(client: httpx.AsyncClient, answer: Answer, cursor: str, transcript: Transcript | None) -> None:
+    """Until its end; Ctrl-C cancels it."""
+    interrupt = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGINT, interrupt.set)
+    reading = asyncio.create_task(_read_answer(client, answer, cursor, transcript))
+    interrupted = asyncio.create_task(interrupt.wait())
+    try:
+        await asyncio.wait([reading, interrupted], return_when=asyncio.FIRST_COMPLETED)
+        if not reading.done():
+            answer.interrupted = True
+            # The next Ctrl-C ends the turn itself: asyncio.run's own handler takes it.
             loop.remove_signal_handler(signal.SIGINT)
-            for task in (reading, interrupted):
-                task.cancel()
-            await asyncio.gather(reading, interrupted, return_exceptions=True)
-            if transcript:
-                transcript.end()
-    return answer
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            await ask(client, "POST", f"/v1/sessions/{answer.session_id}/generations/{answer.generation_id}/cancel")
+            await asyncio.wait([reading], timeout=CANCEL_TIMEOUT)
+        if reading.done():
+            reading.result()
+    finally:
+        loop.remove_signal_handler(signal.SIGINT)
+        for task in (reading, interrupted):
+            task.cancel()
+        await asyncio.gather(reading, interrupted, return_exceptions=True)
+        if transcript:
+            transcript.end()
 
 
 async def _read_answer(client: httpx.AsyncClient, answer: Answer, cursor: str, transcript: Transcript | None) -> None:

@@ -46,14 +46,18 @@ class Target:
             ca=ca if ca is not None and ca.is_file() else None,
         )
 
-    def client(self) -> httpx.AsyncClient:
-        """Speaks as the owner of the API key. A silence longer than two heartbeats is a dead connection."""
-        import httpx
-
+    def known(self) -> None:
+        """Whom to ask, and by which key. Raises CommandFailed."""
         if not self.url:
             raise CommandFailed(NOT_FOUND)
         if not self.api_key:
             raise CommandFailed(f"no API key for {self.url}: set OKOME_API_KEY")
+
+    def client(self) -> httpx.AsyncClient:
+        """Speaks as the owner of the API key. A silence longer than two heartbeats is a dead connection."""
+        import httpx
+
+        self.known()
         return httpx.AsyncClient(
             base_url=self.url,
             headers={"authorization": f"Bearer {self.api_key}"},

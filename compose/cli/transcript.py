@@ -40,21 +40,21 @@ class Transcript:
             case "done":
                 self._end_line()
                 if data.get("finish_reason") not in (None, "stop"):
-                    self._note(f"ended: {data['finish_reason']}")
+                    self.note(f"ended: {data['finish_reason']}")
             case "failed" | "cancelled" | "expired":
                 self._end_line()
                 why = str(data.get("message") or data.get("code") or "")
-                self._note(f"{event.name}{': ' if why else ''}{why}", RED)
+                self.note(f"{event.name}{': ' if why else ''}{why}", RED)
             case "attempt":
                 if self._terminal:
                     self._end_line()
-                    self._note(f"another worker goes on here: {data.get('worker')}, epoch {data.get('epoch')}")
+                    self.note(f"another worker goes on here: {data.get('worker')}, epoch {data.get('epoch')}")
             case "reset":
                 self._end_line()
-                self._note(f"what is older than {data.get('earliest')} is gone: {data.get('reason')}", RED)
+                self.note(f"what is older than {data.get('earliest')} is gone: {data.get('reason')}", RED)
             case "queued":
                 if self._terminal:
-                    self._note(f"waiting, {data.get('position')} before it")
+                    self.note(f"waiting, {data.get('position')} before it")
             case _:
                 return
         self._out.flush()
@@ -75,7 +75,8 @@ class Transcript:
             self._out.write(f"{BOLD}{role}:{PLAIN} " if self._colour else f"{role}: ")
             self._line_open = True
 
-    def _note(self, text: str, style: str = DIM) -> None:
+    def note(self, text: str, style: str = DIM) -> None:
+        """A line about the conversation, not of it: in a pipe it goes to stderr."""
         where = self._out if self._terminal else sys.stderr
         where.write(f"{style}[{text}]{PLAIN}\n" if self._colour else f"[{text}]\n")
 
