@@ -20,8 +20,8 @@ from pydantic import SecretStr
 from broker.bus.errors import SettingsInvalid
 from broker.bus.settings import RoleSettings, load
 from compose import nats_server
-from compose.cli.target import Target, read_state
-from compose.up import servers
+from compose.cli.target import Target
+from compose.up import servers, statefile
 from compose.up.ports import PortBusy, Ports
 from compose.up.roles import alone
 
@@ -161,9 +161,9 @@ def port() -> Finding:
         with Ports() as ports:
             ports.claim("127.0.0.1", DEFAULT_PORT)
     except PortBusy:
-        ours = urlsplit(str(read_state().get("url", ""))).port == DEFAULT_PORT
+        ours = any(urlsplit(str(one.get("url"))).port == DEFAULT_PORT for one in statefile.running())
         return Finding(
-            what, OK if ours else WARN, "used by the running system" if ours else "in use: `okome up --port 0`"
+            what, OK if ours else WARN, "used by a running system" if ours else "in use: `okome up --port 0`"
         )
     except OSError as error:
         return Finding(what, WARN, str(error))
@@ -178,10 +178,7 @@ def system(target: Target) -> list[Finding]:
     # trust_env off: a proxy does not know this machine's loopback.
     with httpx.Client(verify=target.trusted(), timeout=HEALTH_TIMEOUT, trust_env=False) as client:
         found.append(_health(client, "system", target.url))
-        if read_state().get("url") == target.url:
-            for process in read_state().get("processes", []):
-                if process.get("metrics"):
-                    found.append(_health(client, process["id"], process["url"]))
+        found += [_health(client, one["id"], one["url"]) for one in target.processes if one.get("metrics")]
     if target.nats_url:
         found.append(_reachable("nats", target.nats_url))
     return found

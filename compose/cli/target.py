@@ -1,10 +1,10 @@
-"""Which system a command talks to: flags, else environment, else what `okome up` wrote into its state file."""
+"""Which system a command talks to: flags, else environment, else what an `okome up` that runs wrote of itself."""
 
 from __future__ import annotations
 
-import json
 import os
 import ssl
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,23 +27,32 @@ class Target:
     api_key: str
     nats_url: str
     ca: Path | None
+    processes: tuple[dict[str, Any], ...] = ()
+    """As its ready file lists them; none of a system that another machine runs."""
 
     @classmethod
     def find(cls, url: str | None, *, environment: Mapping[str, str] | None = None) -> Target:
-        """The state file's key and CA are for its own system only: another URL never gets them."""
+        """The state file's key, NATS and CA are for its own system only: another URL never gets them. Where several run
+        and none is named, it is the one started last, and that is said."""
+        from compose.up import statefile
+
         env = os.environ if environment is None else environment
-        state = read_state()
         asked = (url or env.get("OKOME_URL") or "").rstrip("/")
-        same = not asked or asked == state.get("url")
-        known = state if same else {}
-        ca = Path(known["data"]) / "tls" / "ca.pem" if known.get("data") else None
+        systems = statefile.running()
+        known: dict[str, Any] = next((one for one in systems if asked in ("", one.get("url"))), {})
+        if not asked and len(systems) > 1 and "OKOME_NATS_URL" not in env:
+            others = ", ".join(str(one.get("url")) for one in systems[1:])
+            sys.stderr.write(f"okome: using {known.get('url')}, started last; --url chooses another: {others}\n")
+        ca = Path(known["data"]) / "tls" / "ca.pem" if known else None
         if named := env.get("OKOME_CA"):
             ca = Path(named)
+        told, own = env.get("OKOME_NATS_URL", ""), known.get("nats_url", "")
         return cls(
             url=asked or known.get("url", ""),
             api_key=env.get("OKOME_API_KEY") or known.get("api_key", ""),
-            nats_url=env.get("OKOME_NATS_URL") or known.get("nats_url", ""),
+            nats_url=(own or told) if url else (told or own),  # a flag wins over the environment
             ca=ca if ca is not None and ca.is_file() else None,
+            processes=tuple(known.get("processes", ())),
         )
 
     def known(self) -> None:
@@ -72,16 +81,8 @@ class Target:
     def bus(self) -> str:
         """The URL of NATS, for operators' commands."""
         if not self.nats_url:
-            raise CommandFailed("this command talks to NATS: start a system with `okome up`, or set OKOME_NATS_URL")
+            where = f": none of an `okome up` here is known for {self.url}" if self.url else ""
+            raise CommandFailed(
+                f"this command talks to NATS{where}; start a system with `okome up`, or set OKOME_NATS_URL"
+            )
         return self.nats_url
-
-
-def read_state() -> dict[str, Any]:
-    """What `okome up` wrote last; {} when nothing is there. A broken file counts as none: the next start mends it."""
-    from compose.up.readyfile import state_file
-
-    try:
-        state = json.loads(state_file().read_text())
-    except (OSError, ValueError):
-        return {}
-    return state if isinstance(state, dict) else {}

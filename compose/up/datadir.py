@@ -5,8 +5,6 @@ Starting again on the same directory resumes everything. A directory that nobody
 
 from __future__ import annotations
 
-import fcntl
-import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -14,7 +12,7 @@ from types import TracebackType
 from typing import TextIO
 
 from broker.bus.credentials import new_api_key
-from compose.up import readyfile
+from compose.up import lock, readyfile
 
 
 class DirectoryBusy(Exception):
@@ -84,18 +82,10 @@ class DataDir:
             return made, True
 
     def _take_lock(self) -> TextIO:
-        lock = (self.path / "lock").open("a+", encoding="utf-8")
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
-            pid = lock.read().strip()
-            lock.close()
-            raise DirectoryBusy(self.path, pid) from None
-        lock.truncate(0)
-        lock.write(str(os.getpid()))
-        lock.flush()
-        return lock
+            return lock.take(self.path)
+        except lock.Taken as error:
+            raise DirectoryBusy(self.path, error.pid) from None
 
     def _place(self, name: str) -> Path:
         place = self.path / name

@@ -1,4 +1,4 @@
-"""What a running system says about itself: the ready file, the state file and the line of `--json`. Its shape is fixed.
+"""What a running system says about itself: in ready file, state file and the line of `--json`. Its shape is fixed.
 
 Whoever reads it never sees half of it, and nobody else on the machine may: it holds the API key.
 """
@@ -67,25 +67,3 @@ def write(path: Path, text: str) -> None:
 def dump(document: dict[str, Any]) -> str:
     """One line."""
     return json.dumps(document, ensure_ascii=False, separators=(", ", ": "))
-
-
-def state_file() -> Path:
-    """Where the other commands find the system that `okome up` started last."""
-    home = os.environ.get("XDG_STATE_HOME")
-    return (Path(home) if home else Path.home() / ".local" / "state") / "okome" / "state.json"
-
-
-def write_state(document: dict[str, Any]) -> None:
-    path = state_file()
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    write(path, dump(document))
-
-
-def forget_state(document: dict[str, Any]) -> None:
-    """Remove the state file, unless another system has written it meanwhile."""
-    path = state_file()
-    try:
-        if json.loads(path.read_text()).get("url") == document["url"]:
-            path.unlink()
-    except (FileNotFoundError, ValueError):
-        return

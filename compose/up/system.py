@@ -13,7 +13,7 @@ from broker.bus.errors import BusError, Refusal
 from broker.bus.nats import Bus
 from broker.bus.operations import CreateTicket, TicketCreated
 from broker.bus.retry import retry
-from compose.up import plan, readyfile
+from compose.up import plan, readyfile, statefile
 from compose.up.datadir import DataDir, DirectoryBusy, KeyInvalid
 from compose.up.keeper import Keeper, StartFailed, State
 from compose.up.options import Options, OptionsInvalid
@@ -88,6 +88,7 @@ class _System:
         self._key = key
         self._key_made = key_made
         self._page_url = ""  # empty until the system is ready
+        self._state_file = statefile.new()
         self._keepers: list[Keeper] = []
 
     async def run(self, stack: AsyncExitStack, signals: _Signals) -> int:
@@ -123,8 +124,7 @@ class _System:
                 starting.cancel()
                 stopping.cancel()
                 await asyncio.gather(starting, stopping, return_exceptions=True)
-            if self._page_url:
-                readyfile.forget_state(self._document())
+            self._state_file.unlink(missing_ok=True)
             interrupted_start, self._page_url = not self._page_url, ""
             self._screen.stopping()
             await supervisor.stop()
@@ -135,6 +135,7 @@ class _System:
         await supervisor.start()
         ticket = await login_ticket(self._plan.nats_url)
         self._page_url = f"{self._plan.url}/#t={ticket}"
+        statefile.sweep()
         self._publish()
         self._screen.ready(
             url=self._plan.url,
@@ -156,7 +157,7 @@ class _System:
     def _publish(self) -> None:
         document = self._document()
         text = readyfile.dump(document)
-        readyfile.write_state(document)
+        statefile.write(self._state_file, document)
         if self._options.ready_file:
             readyfile.write(self._options.ready_file, text)
         if self._options.json:

@@ -91,14 +91,6 @@ def test_a_system_that_does_not_answer_is_a_sentence_and_not_a_stack_trace(tmp_p
     assert "Traceback" not in told.stderr
 
 
-def test_the_key_of_the_last_system_is_not_sent_to_another_one(tmp_path: Path) -> None:
-    (tmp_path / "okome").mkdir()
-    (tmp_path / "okome" / "state.json").write_text(json.dumps({"url": "http://127.0.0.1:1", "api_key": "ok_secret"}))
-    told = okome("models", "--url", "http://127.0.0.1:2", home=tmp_path)
-    assert told.returncode == 1
-    assert "no API key for http://127.0.0.1:2" in told.stderr
-
-
 @pytest.mark.parametrize("engine", ["vllm", "tensorflow"])
 def test_an_engine_that_is_not_there_cannot_start(engine: str, tmp_path: Path) -> None:
     told = okome("up", "--engine", engine, "--port", "0", home=tmp_path)

@@ -1,6 +1,7 @@
 """`okome up` as a person runs it: the real roles, the scripted engine."""
 
 import json
+import os
 import signal
 import ssl
 import stat
@@ -123,3 +124,30 @@ def test_three_nats_servers_and_two_of_everything_over_tls(start_system: StartSy
     assert system.url.startswith("https://")
     ready(system, trust)
     assert httpx.get(f"{system.url}/livez", verify=trust, timeout=TIMEOUT).status_code == 200
+
+
+def test_of_two_systems_the_commands_take_the_last_and_then_the_one_that_still_runs(start_system: StartSystem) -> None:
+    first = start_system("--nodes", "1")
+    home = str(first.directory / "state")
+    second = start_system("--nodes", "1", XDG_STATE_HOME=home)
+
+    def models() -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-P", "-m", "compose.cli.main", "models"],
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT,
+            env={**os.environ, "XDG_STATE_HOME": home},
+            check=False,
+        )
+
+    both = models()
+    assert both.returncode == 0, both.stderr
+    assert both.stderr == f"okome: using {second.url}, started last; --url chooses another: {first.url}\n"
+    assert second.stop() == 0
+    one = models()
+    assert (one.returncode, one.stderr) == (0, "")
+    first.crash()
+    none = models()
+    assert none.returncode == 1
+    assert "no running system found" in none.stderr

@@ -1,0 +1,83 @@
+"""Which system a command talks to, and what it gets to know of it."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from compose.cli.outcome import CommandFailed
+from compose.cli.target import Target
+from compose.up import statefile
+from compose.up.datadir import DataDir
+
+FIRST, SECOND = "http://127.0.0.1:1", "http://127.0.0.1:2"
+Start = Callable[[str], DataDir]
+
+
+@pytest.fixture
+def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
+    """As an `okome up` leaves it: somebody lives in the directory, and its state file says where."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    with ExitStack() as stack:
+
+        def one(url: str) -> DataDir:
+            data = stack.enter_context(DataDir(tmp_path / url.rpartition(":")[2]))
+            port = url.rpartition(":")[2]
+            told = {"url": url, "api_key": f"ok_{port}", "nats_url": f"nats://x:{port}", "data": str(data.path)}
+            statefile.write(statefile.new(), told)
+            return data
+
+        yield one
+
+
+def find(url: str | None = None, **env: str) -> Target:
+    return Target.find(url, environment=env)
+
+
+def test_a_single_system_is_found_without_a_word(start: Start, capsys: pytest.CaptureFixture[str]) -> None:
+    start(FIRST)
+    assert (find().url, find().api_key, find().nats_url) == (FIRST, "ok_1", "nats://x:1")
+    assert capsys.readouterr().err == ""
+
+
+def test_of_several_it_is_the_last_and_that_is_said_unless_one_was_chosen(
+    start: Start, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start(FIRST)
+    start(SECOND)
+    assert find().api_key == "ok_2"
+    assert f"using {SECOND}, started last; --url chooses another: {FIRST}" in capsys.readouterr().err
+    assert find(FIRST).api_key == find(OKOME_URL=FIRST + "/").api_key == "ok_1"
+    assert capsys.readouterr().err == ""
+
+
+def test_one_that_ended_without_a_word_does_not_count_and_is_forgotten(start: Start) -> None:
+    start(FIRST)
+    start(SECOND).close()
+    assert find().url == FIRST
+    statefile.sweep()
+    assert len(list(statefile.folder().iterdir())) == 1
+
+
+def test_looking_for_a_system_keeps_nobody_from_starting_there(start: Start, tmp_path: Path) -> None:
+    start(FIRST).close()
+    assert statefile.running() == []
+    start(FIRST)
+    assert find().url == FIRST
+
+
+def test_the_key_of_a_system_is_not_sent_to_another_one(start: Start) -> None:
+    start(FIRST)
+    with pytest.raises(CommandFailed, match=f"no API key for {SECOND}"):
+        find(SECOND).client()
+
+
+def test_a_flag_chooses_the_nats_servers_too(start: Start) -> None:
+    start(FIRST)
+    start(SECOND)
+    assert find(FIRST).bus() == "nats://x:1"
+    assert find(FIRST, OKOME_NATS_URL="nats://elsewhere").bus() == "nats://x:1"
+    assert find(OKOME_NATS_URL="nats://elsewhere").bus() == "nats://elsewhere"
+    with pytest.raises(CommandFailed, match=r"http://far:8080.*OKOME_NATS_URL"):
+        find("http://far:8080").bus()
