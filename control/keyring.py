@@ -11,7 +11,7 @@ from typing import Any
 import structlog
 
 from broker.bus.clock import now_ms
-from broker.bus.credentials import SigningKey, digest, new_api_key, new_internal_key
+from broker.bus.credentials import SigningKey, digest, key_id, new_api_key, new_internal_key
 from broker.bus.errors import BucketConflict, Refusal
 from broker.bus.kv import Bucket
 from broker.bus.nats import Bus
@@ -74,7 +74,7 @@ class Keyring:
     async def _accept(self, api_key: str) -> None:
         """An API key that somebody else made: its hash is kept, unless it was revoked."""
         hashed = digest(api_key)
-        record = ApiKey(id=_key_id(hashed), tenant=DEFAULT_TENANT, name="first", created_at=now_ms())
+        record = ApiKey(id=key_id(api_key), tenant=DEFAULT_TENANT, name="first", created_at=now_ms())
         if await self._revoked.get(f"key.{record.id}") is not None:
             log.warning("key.stays_revoked", key=record.id)
             return
@@ -103,7 +103,7 @@ class Keyring:
             raise Refusal("malformed", "a tenant is 1 to 64 of A-Z a-z 0-9 _ -", param="tenant")
         api_key = new_api_key()
         hashed = digest(api_key)
-        record = ApiKey(_key_id(hashed), question.tenant, question.name, now_ms())
+        record = ApiKey(key_id(api_key), question.tenant, question.name, now_ms())
         await self._keys.create(hashed, encode(record))
         log.info("key.created", key=record.id, tenant=record.tenant)
         return {"key": api_key, "id": record.id, "tenant": record.tenant, "name": record.name}
@@ -122,10 +122,6 @@ class Keyring:
                 log.info("key.revoked", key=id)
                 return
         raise Refusal("not_found", "there is no such key", param="id")
-
-
-def _key_id(hashed: str) -> str:
-    return "k" + hashed[:12]
 
 
 def is_tenant(text: str) -> bool:

@@ -72,6 +72,11 @@ def digest(secret: str) -> str:
     return hashlib.sha256(secret.encode()).hexdigest()
 
 
+def key_id(api_key: str) -> str:
+    """What an API key is called where it must not be seen."""
+    return "k" + digest(api_key)[:12]
+
+
 # -- tokens -------------------------------------------------------------------------------------------------------
 
 

@@ -83,6 +83,8 @@ async def _ask(
         raise Away(message, REFUSED_PAUSE) if _passing(error) else CommandFailed(message) from error
     if answer.is_error:
         message = refusal(answer.status_code, answer.content)
+        if answer.status_code == 401:
+            message += "; `okome doctor` says what helps"
         after = answer.headers.get("retry-after", "")
         raise Away(message, max(float(after), FIRST_PAUSE)) if after.isdecimal() else CommandFailed(message)
     try:

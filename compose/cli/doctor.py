@@ -20,8 +20,9 @@ from pydantic import SecretStr
 from broker.bus.errors import SettingsInvalid
 from broker.bus.settings import RoleSettings, load
 from compose import nats_server
+from compose.cli.api import refusal
 from compose.cli.target import Target
-from compose.up import servers, statefile
+from compose.up import firstkey, servers, statefile
 from compose.up.ports import PortBusy, Ports
 from compose.up.roles import alone
 
@@ -178,6 +179,8 @@ def system(target: Target) -> list[Finding]:
     # trust_env off: a proxy does not know this machine's loopback.
     with httpx.Client(verify=target.trusted(), timeout=HEALTH_TIMEOUT, trust_env=False) as client:
         found.append(_health(client, "system", target.url))
+        if target.api_key:
+            found.append(_key(client, target))
         found += [_health(client, one["id"], one["url"]) for one in target.processes if one.get("metrics")]
     if target.nats_url:
         found.append(_reachable("nats", target.nats_url))
@@ -192,6 +195,19 @@ def _health(client: httpx.Client, what: str, url: str) -> Finding:
     if answer.status_code != 200:
         return Finding(what, BAD, f"{url} is not ready: {' '.join(answer.text.split())[:200]}")
     return Finding(what, OK, f"{url} is ready")
+
+
+def _key(client: httpx.Client, target: Target) -> Finding:
+    """Whether the key of this machine's commands opens anything."""
+    try:
+        answer = client.get(f"{target.url}/v1/models", headers={"authorization": f"Bearer {target.api_key}"})
+    except httpx.HTTPError as error:
+        return Finding("API key", WARN, f"could not be tried: {error or type(error).__name__}")
+    if answer.status_code == 401:
+        return Finding("API key", BAD, firstkey.lost(target.key_file))
+    if answer.is_error:
+        return Finding("API key", WARN, f"could not be tried: {refusal(answer.status_code, answer.content)}")
+    return Finding("API key", OK, f"counts, from {target.key_file or 'what was given'}")
 
 
 def _reachable(what: str, urls: str) -> Finding:

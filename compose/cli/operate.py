@@ -10,15 +10,17 @@ from datetime import datetime
 
 import msgspec
 
+from broker.bus.credentials import key_id
 from broker.bus.kv import Bucket
 from broker.bus.nats import Bus, Msg
 from broker.bus.operations import CreateKey, Explain, RevokeKey, Route
-from broker.bus.records import ApiKey
 from broker.bus.subjects import beat_subject, encode, node_subject, worker_subject
 from compose.cli import table
 from compose.cli.api import ask
 from compose.cli.outcome import CommandFailed
 from compose.cli.target import Target
+from compose.up import firstkey
+from compose.up.firstkey import Keys
 
 BEAT_TIMEOUT = 2.0
 CONNECT_TIMEOUT = 3.0
@@ -31,10 +33,6 @@ class NewKey(msgspec.Struct, frozen=True):
     id: str
     tenant: str
     name: str
-
-
-class Keys(msgspec.Struct, frozen=True):
-    keys: list[ApiKey]
 
 
 class Done(msgspec.Struct, frozen=True):
@@ -117,6 +115,10 @@ async def revoke_key(target: Target, key: str) -> None:
             raise CommandFailed(f"there is no key {key}; `okome keys ls` lists them by id")
         await bus.ask("key_revoke", RevokeKey(id=key), Done)
     _say(f"{key} is revoked, and what it opened ends within a second")
+    if known == {key}:
+        _say("warning: that was the last API key; `okome keys create NAME` makes another")
+    if target.api_key and key_id(target.api_key) == key:
+        _say(f"warning: that was the key of this machine's own commands; {firstkey.lost(target.key_file)}")
 
 
 async def drain_node(target: Target, node: str) -> None:

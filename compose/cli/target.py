@@ -27,6 +27,8 @@ class Target:
     api_key: str
     nats_url: str
     ca: Path | None
+    key_file: Path | None = None
+    """Where the API key is kept; None of one that somebody gave."""
     processes: tuple[dict[str, Any], ...] = ()
     """As its ready file lists them; none of a system that another machine runs."""
 
@@ -43,7 +45,9 @@ class Target:
         if not asked and len(systems) > 1 and "OKOME_NATS_URL" not in env:
             others = ", ".join(str(one.get("url")) for one in systems[1:])
             sys.stderr.write(f"okome: using {known.get('url')}, started last; --url chooses another: {others}\n")
-        ca = Path(known["data"]) / "tls" / "ca.pem" if known else None
+        data = Path(known["data"]) if known else None
+        ca = data / "tls" / "ca.pem" if data else None
+        key_file = data / "api-key" if data and not env.get("OKOME_API_KEY") else None
         if named := env.get("OKOME_CA"):
             ca = Path(named)
         told, own = env.get("OKOME_NATS_URL", ""), known.get("nats_url", "")
@@ -52,6 +56,7 @@ class Target:
             api_key=env.get("OKOME_API_KEY") or known.get("api_key", ""),
             nats_url=(own or told) if url else (told or own),  # a flag wins over the environment
             ca=ca if ca is not None and ca.is_file() else None,
+            key_file=key_file if key_file is not None and key_file.is_file() else None,
             processes=tuple(known.get("processes", ())),
         )
 

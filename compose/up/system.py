@@ -13,7 +13,7 @@ from broker.bus.errors import BusError, Refusal
 from broker.bus.nats import Bus
 from broker.bus.operations import CreateTicket, TicketCreated
 from broker.bus.retry import retry
-from compose.up import plan, readyfile, statefile
+from compose.up import firstkey, plan, readyfile, statefile
 from compose.up.datadir import DataDir, DirectoryBusy, KeyInvalid
 from compose.up.keeper import Keeper, StartFailed, State
 from compose.up.options import Options, OptionsInvalid
@@ -134,6 +134,7 @@ class _System:
     async def _start(self, supervisor: Supervisor) -> None:
         await supervisor.start()
         ticket = await login_ticket(self._plan.nats_url)
+        key_counts = await firstkey.counts(self._plan.nats_url, self._key)
         self._page_url = f"{self._plan.url}/#t={ticket}"
         statefile.sweep()
         self._publish()
@@ -145,6 +146,8 @@ class _System:
             temporary=self._data.temporary,
             ca=self._plan.ca,
         )
+        if not key_counts:
+            self._screen.warn(firstkey.lost(None if self._options.api_key else self._data.key_file))
 
     def _changed(self, keeper: Keeper) -> None:
         self._screen.changed(keeper)
