@@ -21,6 +21,7 @@ from bench.peers import Direct, peers
 from bench.record import Shape
 from bench.summary import PATH, per_stream, rows
 from bench.trace import jittered, recorded, steady
+from compose import folder
 
 __all__ = ["PeerFailed", "WrongUse", "firsts", "fluidity", "measure", "plan", "resume", "write"]
 
@@ -74,14 +75,14 @@ def chosen(only: Sequence[str], option: str = "--only") -> list[Contender]:
 
 
 def measure(shapes: Sequence[str], only: Sequence[str], rounds: int, seconds: float, report: Path) -> Path:
-    """Run it; where the records are. Raises WrongUse."""
+    """Run it; where the records are. Raises WrongUse, Unusable."""
     contenders = chosen(only)
     wanted = [shape(text) for text in shapes or SHAPES]
     if any(not one.rate for one in wanted) and any(not isinstance(one, Okome) for one in contenders):
         raise WrongUse("a shape in which nothing is asked is for sessions: --only okome")
     if any(one.trace or one.engines > 1 for one in wanted) and any(_asks_nobody(one) for one in contenders):
         raise WrongUse("a rhythm of engines is for contenders that ask one")
-    report.mkdir(parents=True, exist_ok=True)
+    folder.make(report, "--report")
     file = report / RECORDS
     if file.exists():
         raise WrongUse(f"--report {report}: holds the records of another run already")
@@ -91,11 +92,14 @@ def measure(shapes: Sequence[str], only: Sequence[str], rounds: int, seconds: fl
 
 
 def firsts(only: Sequence[str], asks: int, rounds: int, report: Path) -> Path:
-    """Measure it; where the records are, behind what is there already. Raises WrongUse, NotStarted, TimeoutError."""
+    """Measure it; where the records are, behind what is there already.
+
+    Raises WrongUse, Unusable, NotStarted, TimeoutError.
+    """
     contenders = chosen(only)
     if any(_asks_nobody(one) for one in contenders):
         raise WrongUse("first tokens are held against those of an engine: only for contenders that ask one")
-    report.mkdir(parents=True, exist_ok=True)
+    folder.make(report, "--report")
     file = report / RECORDS
     asyncio.run(first.measure(contenders, asks, rounds, file, _said))
     return file
@@ -112,7 +116,7 @@ def _said(line: str) -> None:
 def resume(text: str, name: str, resumes: float, history: int, rounds: int, seconds: float, report: Path) -> Path:
     """Measure it of one of our own contenders; where the records are, behind what is there already.
 
-    Raises WrongUse, NotStarted, TimeoutError.
+    Raises WrongUse, Unusable, NotStarted, TimeoutError.
     """
     watched = shape(text)
     if not watched.rate:
@@ -120,7 +124,7 @@ def resume(text: str, name: str, resumes: float, history: int, rounds: int, seco
     (okome,) = chosen([name], "--contender")
     if not isinstance(okome, Okome) or okome.published:
         raise WrongUse(f"--contender {name}: nothing there that one could come back to")
-    report.mkdir(parents=True, exist_ok=True)
+    folder.make(report, "--report")
     file = report / RECORDS
     timing = relay.Timing(ramp=RESUME_RAMP, window=seconds)
     asyncio.run(resuming.measure(okome, watched, resumes, history, rounds, timing, file, _said))

@@ -64,9 +64,7 @@ class Player:
         self._scenarios = [CATALOGUE[name] for name in order.scenarios]
         self._left_out: dict[str, str] = {}
         if order.running:
-            for scenario in self._scenarios:
-                if scenario.world is not SINGLE or scenario.links:
-                    self._left_out[scenario.name] = "it needs a system of its own: " + scenario.world.sentence
+            self._left_out = {one.name: one.needs_own for one in self._scenarios if one.needs_own}
             self._scenarios = [scenario for scenario in self._scenarios if scenario.name not in self._left_out]
         self._rounds = self._injections = self._unverified = self._violations = 0
         self._loop = asyncio.get_running_loop()

@@ -32,6 +32,13 @@ class Scenario:
     links: bool = False
     weight: int = 4
 
+    @property
+    def needs_own(self) -> str:
+        """Why it cannot be played on a system that runs already; empty where it can."""
+        if self.world is SINGLE and not self.links:
+            return ""
+        return f"it needs a system of its own: {self.world.sentence}"
+
 
 class Catalogue(dict[str, Scenario]):
     """All scenarios by name."""

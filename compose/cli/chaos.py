@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from compose import folder
 from compose.chaos import fleet, report
 from compose.chaos.fleet import Plan, RunFailed
 from compose.chaos.merge import merge as join
@@ -68,9 +69,11 @@ def chaos(
     missing = [str(path) for path in running if not path.is_file()]
     if missing:
         raise CommandFailed(f"--target {', '.join(missing)}: no such ready file of a running `okome up`", USAGE)
+    if running:
+        _playable_there(chosen)
     drawn = seed if seed is not None else random.SystemRandom().randrange(1, 10**6)
     where = directory or Path(f"chaos-{drawn}")
-    where.mkdir(parents=True, exist_ok=True)
+    folder.make(where, "--report")
     if any(where.glob("*.jsonl")):
         raise CommandFailed(f"--report {where}: holds the records of another run already", USAGE)
     bound = 0 if duration and faults is None else (FAULTS if faults is None else faults)
@@ -86,6 +89,15 @@ def chaos(
         control=control,
     )
     return asyncio.run(_run(plan, where))
+
+
+def _playable_there(chosen: Sequence[Scenario]) -> None:
+    """Raises CommandFailed where not one of these can be played on a system that runs already."""
+    reasons = {one.name: one.needs_own for one in chosen}
+    if all(reasons.values()):
+        raise CommandFailed(
+            "; ".join(f"--scenario {name} with --target: {why}" for name, why in reasons.items()), USAGE
+        )
 
 
 async def _run(plan: Plan, where: Path) -> int:
@@ -115,6 +127,9 @@ async def _run(plan: Plan, where: Path) -> int:
         raise CommandFailed(failure)
     if enough.is_set():
         return INTERRUPTED
+    if not summary.scenarios and summary.left_out:
+        nothing = "; ".join(f"{name} is left out: {why}" for name, why in summary.left_out.items())
+        raise CommandFailed(f"nothing could be played: {nothing}", USAGE)
     return OK if summary.passed(control=plan.control) else FAILED
 
 
@@ -127,6 +142,7 @@ def publish(lines: Sequence[Line], where: Path) -> Summary:
 
 def merge(directories: Sequence[Path], where: Path) -> int:
     """Join earlier runs; the exit code says whether all that they show holds. Raises CommandFailed."""
+    folder.make(where, "--report")
     try:
         summary = join(directories, where)
     except ValueError as error:
@@ -140,6 +156,8 @@ def merge(directories: Sequence[Path], where: Path) -> int:
 
 async def exactness(cuts: int, seed: int, page: Path | None) -> None:
     """Measure takeovers of the real model; `page` is where the result is written. Raises CommandFailed."""
+    if page is not None:
+        folder.takes(page, "--write")
     from compose.chaos import exactness as measuring
     from compose.chaos.exactness_page import page as render
     from gpu_worker.engines import EngineFailed, EngineUnavailable
@@ -155,6 +173,8 @@ async def exactness(cuts: int, seed: int, page: Path | None) -> None:
 
 async def soak(minutes: float, seed: int, sessions: int, page: Path | None) -> None:
     """Churn for so long, and say what every process holds afterwards. Raises CommandFailed."""
+    if page is not None:
+        folder.takes(page, "--write")
     from compose.chaos import soak as soaking
     from compose.chaos.soak_page import page as render
     from compose.chaos.whole import NotBack

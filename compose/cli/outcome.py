@@ -25,12 +25,16 @@ class CommandFailed(Exception):
 def outcome() -> Iterator[None]:
     """Around a command's body: turns what it raises into a message and an exit code, never into a stack trace."""
     from broker.bus.errors import BusUnavailable, Refusal, SettingsInvalid, StoreRejected
+    from compose.folder import Unusable
 
     try:
         yield
     except CommandFailed as error:
         _say(str(error))
         raise typer.Exit(error.code) from None
+    except Unusable as error:
+        _say(str(error))
+        raise typer.Exit(USAGE) from None
     except Refusal as error:
         _say(f"{error.message} ({error.code})")
         raise typer.Exit(FAILED) from None

@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import TextIO
 
 from broker.bus.credentials import new_api_key
+from compose import folder
 from compose.up import lock, readyfile
 
 
@@ -28,14 +29,14 @@ class KeyInvalid(Exception):
 
 
 class DataDir:
-    """An owned directory; opened by its constructor, released by `close`. Raises DirectoryBusy or OSError."""
+    """An owned directory; opened by its constructor, released by `close`. Raises Unusable, DirectoryBusy or OSError."""
 
     def __init__(self, named: Path | None) -> None:
         self.temporary = named is None
         if named is None:
             self.path = Path(tempfile.mkdtemp(prefix="okome-"))
         else:
-            named.mkdir(mode=0o700, parents=True, exist_ok=True)
+            folder.make(named, "--data", mode=0o700)
             self.path = named.resolve()
         self._lock: TextIO | None = self._take_lock()
         self.logs = self._place("logs")

@@ -13,6 +13,7 @@ from broker.bus.errors import BusError, Refusal
 from broker.bus.nats import Bus
 from broker.bus.operations import CreateTicket, TicketCreated
 from broker.bus.retry import retry
+from compose.folder import Unusable
 from compose.up import firstkey, plan, readyfile, statefile
 from compose.up.datadir import DataDir, DirectoryBusy, KeyInvalid
 from compose.up.keeper import Keeper, StartFailed, State
@@ -41,7 +42,7 @@ async def up(options: Options) -> int:
             planned = plan.make(options, data, ports, key, os.environ)
             system = _System(options, screen, data, planned, key, key_made)
             return await system.run(stack, signals)
-    except OptionsInvalid as error:
+    except (OptionsInvalid, Unusable) as error:
         screen.refused(str(error))
         return USAGE
     except StartFailed:  # said already

@@ -72,6 +72,43 @@ def test_misuse_is_exit_code_2(arguments: tuple[str, ...], tmp_path: Path) -> No
     assert "Traceback" not in told.stderr
 
 
+WRITERS = [
+    ("chaos", "--report"),
+    ("chaos", "merge", "run", "--report"),
+    ("chaos", "exactness", "--write"),
+    ("chaos", "soak", "--write"),
+    ("bench", "relay", "--only", "okome", "--report"),
+    ("bench", "first", "--only", "okome", "--report"),
+    ("bench", "resume", "--report"),
+    ("up", "--engine", "scripted", "--port", "0", "--data"),
+]
+
+
+@pytest.mark.parametrize("arguments", WRITERS, ids=" ".join)
+def test_a_place_that_cannot_be_written_to_is_named_before_anything_is_done(
+    arguments: tuple[str, ...], tmp_path: Path
+) -> None:
+    taken = tmp_path / "file"
+    taken.write_text("somebody's")
+    nowhere = taken / "place"  # below a file: root cannot either
+    for place in (nowhere, tmp_path if arguments[-1] == "--write" else taken):
+        told = okome(*arguments, str(place), home=tmp_path)
+        assert told.returncode == 2, told.stderr
+        (said,) = told.stderr.strip().splitlines()
+        assert f"{arguments[-1]} {place}: " in said
+    assert taken.read_text() == "somebody's"
+
+
+def test_scenarios_that_a_running_system_cannot_play_are_refused_with_the_reason(tmp_path: Path) -> None:
+    ready = tmp_path / "ready.json"
+    ready.write_text("{}")
+    report = tmp_path / "report"
+    told = okome("chaos", "--target", str(ready), "--scenario", "disk-full", "--report", str(report), home=tmp_path)
+    assert told.returncode == 2
+    assert "disk-full with --target: it needs a system of its own: one NATS server on a small disk" in told.stderr
+    assert not report.exists()
+
+
 @pytest.mark.parametrize(
     "arguments", [("models",), ("tail", "00abcdefgh"), ("chat", "--once", "hi"), ("keys", "ls"), ("drain", "node", "n")]
 )
