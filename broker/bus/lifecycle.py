@@ -18,7 +18,7 @@ import structlog
 
 from broker.bus import clock, garbage
 from broker.bus.errors import BusError, SettingsInvalid
-from broker.bus.settings import RoleSettings, load
+from broker.bus.settings import RoleSettings, load, misspelt
 
 Settings = TypeVar("Settings", bound=RoleSettings)
 Main = Callable[[Settings, asyncio.Event], Awaitable[None]]
@@ -42,6 +42,8 @@ def launch(role: str, kind: type[Settings], main: Main[Settings], *, holds_strea
         return 2
     clock.set_offset(settings.clock_offset)
     configure_logging(settings.log_level)
+    for name, why in misspelt(kind, os.environ).items():
+        log.warning("settings.unknown", setting=name, why=why)
     raise_file_limit()
     garbage.settle(by_turnover=holds_streams)
     try:

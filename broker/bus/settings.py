@@ -5,10 +5,18 @@ A role subclasses `RoleSettings` with its own prefix. Units are in the names or 
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
 
 from broker.bus.errors import SettingsInvalid
 
@@ -43,11 +51,12 @@ class RoleSettings(BaseSettings):
 Settings = TypeVar("Settings", bound=RoleSettings)
 
 
-def load(kind: type[Settings], **overrides: Any) -> Settings:
-    """Read a role's settings from the environment; raises SettingsInvalid with every mistake at once."""
+def load(kind: type[Settings], *, environment: Mapping[str, str] | None = None, **overrides: Any) -> Settings:
+    """Read a role's settings from the environment, this process's or the one that it will have; raises SettingsInvalid
+    with every mistake at once."""
     prefix = str(kind.model_config.get("env_prefix", ""))
     try:
-        return kind(**overrides)
+        return (kind if environment is None else _told(kind, environment))(**overrides)
     except ValidationError as error:
         problems = {
             (prefix + "_".join(str(part) for part in item["loc"])).upper(): item["msg"] for item in error.errors()
@@ -55,3 +64,35 @@ def load(kind: type[Settings], **overrides: Any) -> Settings:
         raise SettingsInvalid(problems) from error
     except SettingsError as error:  # a list or mapping that is not JSON: found before anything is validated
         raise SettingsInvalid({prefix.upper() + "*": f"{error} ({error.__cause__})"}) from error
+
+
+def _told(kind: type[Settings], environment: Mapping[str, str]) -> type[Settings]:
+    """The same settings, read from this environment and no other."""
+
+    class Told(kind):  # type: ignore[valid-type,misc]
+        @classmethod
+        def settings_customise_sources(
+            cls,
+            settings_cls: type[BaseSettings],
+            init_settings: PydanticBaseSettingsSource,
+            env_settings: PydanticBaseSettingsSource,
+            dotenv_settings: PydanticBaseSettingsSource,
+            file_secret_settings: PydanticBaseSettingsSource,
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            assert isinstance(env_settings, EnvSettingsSource)
+            env_settings.env_vars = {name.lower(): value for name, value in environment.items()}
+            return init_settings, env_settings
+
+    return Told
+
+
+def misspelt(kind: type[RoleSettings], environment: Mapping[str, str]) -> dict[str, str]:
+    """Variables that begin like this role's and are none of its settings, with the nearest one: nobody reads them."""
+    prefix = str(kind.model_config.get("env_prefix", "")).upper()
+    known = [prefix + field.upper() for field in kind.model_fields]
+    found = {}
+    for name in environment:
+        if name.upper().startswith(prefix) and name.upper() not in known:
+            nearest = difflib.get_close_matches(name.upper(), known, n=1)
+            found[name] = "is no setting" + (f"; the nearest is {nearest[0]}" if nearest else "")
+    return found

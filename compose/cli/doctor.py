@@ -18,13 +18,14 @@ import httpx
 from pydantic import SecretStr
 
 from broker.bus.errors import SettingsInvalid
-from broker.bus.settings import RoleSettings, load
+from broker.bus.settings import load
 from compose import nats_server
 from compose.cli.api import refusal
 from compose.cli.target import Target
 from compose.up import firstkey, servers, statefile
 from compose.up.ports import PortBusy, Ports
 from compose.up.roles import alone
+from compose.up.settings import kinds, unknown
 
 OK, WARN, BAD = "ok", "warn", "bad"
 DEFAULT_PORT = 8080
@@ -32,13 +33,6 @@ FEW_FILES = 4096
 PROGRAM_TIMEOUT = 5.0
 HEALTH_TIMEOUT = 2.0
 MASK = "********"
-
-SETTINGS = {
-    "control": ("control.settings", "ControlSettings"),
-    "node": ("broker.node.settings", "NodeSettings"),
-    "worker": ("gpu_worker.settings", "WorkerSettings"),
-    "ingress": ("ingress.settings", "IngressSettings"),
-}
 
 
 class Finding(NamedTuple):
@@ -70,7 +64,8 @@ class Report(NamedTuple):
 def examine(target: Target) -> Report:
     checks: list[Callable[[], Finding]] = [python, nats, valkey, engine, files, memory, port]
     settings, mistakes = effective_settings()
-    return Report([check() for check in checks] + system(target), settings, mistakes)
+    unread = [Finding(name, WARN, why) for name, why in unknown(os.environ).items()]
+    return Report([*(check() for check in checks), *system(target), *unread], settings, mistakes)
 
 
 def python() -> Finding:
@@ -225,8 +220,7 @@ def effective_settings() -> tuple[list[Setting], dict[str, str]]:
     """Of every role, and every mistake in any of them. A role with a mistake shows its problems, not its values."""
     settings: list[Setting] = []
     mistakes: dict[str, str] = {}
-    for role, (module, name) in SETTINGS.items():
-        kind: type[RoleSettings] = getattr(importlib.import_module(module), name)
+    for role, kind in kinds():
         prefix = str(kind.model_config.get("env_prefix", "")).upper()
         try:
             loaded = load(kind)

@@ -9,12 +9,12 @@ import ssl
 from contextlib import AsyncExitStack
 from typing import Any
 
-from broker.bus.errors import BusError, Refusal
+from broker.bus.errors import BusError, Refusal, SettingsInvalid
 from broker.bus.nats import Bus
 from broker.bus.operations import CreateTicket, TicketCreated
 from broker.bus.retry import retry
 from compose.folder import Unusable
-from compose.up import firstkey, plan, readyfile, statefile
+from compose.up import firstkey, plan, readyfile, settings, statefile
 from compose.up.datadir import DataDir, DirectoryBusy, KeyInvalid
 from compose.up.keeper import Keeper, StartFailed, State
 from compose.up.options import Options, OptionsInvalid
@@ -40,10 +40,17 @@ async def up(options: Options) -> int:
             data = stack.enter_context(DataDir(options.data))
             key, key_made = data.api_key(options.api_key)
             planned = plan.make(options, data, ports, key, os.environ)
+            for name, why in settings.unknown(os.environ).items():
+                screen.warn(f"{name} {why}")
+            settings.check((part for stage in planned.stages for part in stage), os.environ)
             system = _System(options, screen, data, planned, key, key_made)
             return await system.run(stack, signals)
     except (OptionsInvalid, Unusable) as error:
         screen.refused(str(error))
+        return USAGE
+    except SettingsInvalid as error:
+        for name, why in error.problems.items():
+            screen.refused(f"{name}: {why}")
         return USAGE
     except StartFailed:  # said already
         return CANNOT_START

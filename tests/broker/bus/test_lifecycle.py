@@ -73,6 +73,14 @@ def test_wrong_settings_are_named_together_and_the_exit_code_is_2() -> None:
     assert "Traceback" not in err
 
 
+def test_a_misspelt_setting_is_said_and_does_not_keep_it_from_starting() -> None:
+    code, _, err = end(start("unavailable", GRACES="2"))
+    assert code == 3
+    said = json.loads(err.splitlines()[0])
+    assert said["setting"] == "OKOME_SAMPLE_GRACES"
+    assert said["why"] == "is no setting; the nearest is OKOME_SAMPLE_GRACE"
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_lets_it_drain_and_end_well(number: signal.Signals) -> None:
     process = start("serve")

@@ -40,6 +40,15 @@ def test_a_list_that_is_not_json_is_a_wrong_setting_too(monkeypatch: pytest.Monk
         load(Settings)
 
 
+def test_they_can_be_read_from_the_environment_that_a_role_will_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OKOME_SAMPLE_GRACE", "soon")
+    told = load(Settings, environment={"OKOME_SAMPLE_PORT": "7", "OKOME_SAMPLE_ORIGINS": '["http://a"]'})
+    assert (told.grace, told.port, told.origins) == (30.0, 7, ("http://a",))
+    with pytest.raises(SettingsInvalid) as caught:
+        load(Settings, environment={"OKOME_SAMPLE_PORT": "x", "OKOME_SAMPLE_ID": "a b"})
+    assert set(caught.value.problems) == {"OKOME_SAMPLE_PORT", "OKOME_SAMPLE_ID"}
+
+
 def test_settings_are_read_once_and_hide_their_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OKOME_SAMPLE_NATS_PASSWORD", "hunter2")
     settings = load(Settings)

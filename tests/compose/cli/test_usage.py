@@ -165,6 +165,38 @@ def test_what_names_everybody_is_no_name(kind: str, name: str, tmp_path: Path) -
     assert "is no name of a node or worker" in told.stderr
 
 
+def test_wrong_settings_of_all_roles_are_named_before_anything_is_started(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    wrong = {
+        "OKOME_NODE_RING_FRAMES": "abc",
+        "OKOME_INGRESS_BODY_LIMIT": "x",
+        "OKOME_WORKER_SLOTS": "q",
+        "OKOME_CONTROL_PARTITIONS": "z",
+    }
+    told = okome("up", "--engine", "scripted", "--port", "0", "--data", str(data), home=tmp_path, **wrong)
+    assert told.returncode == 2
+    assert sorted(line.split(": ")[1] for line in told.stderr.splitlines()) == sorted(wrong)
+    assert list((data / "logs").iterdir()) == []
+
+
+def test_what_okome_up_sets_itself_cannot_be_set_wrong(tmp_path: Path) -> None:
+    told = okome(
+        "up", "--port", "0", home=tmp_path, OKOME_NODE_PORT="99999", OKOME_NODE_RING_FRAMES="1", OKOME_NODE_ID="a b"
+    )
+    assert told.returncode == 2
+    assert [line.split(": ")[1] for line in told.stderr.splitlines()] == ["OKOME_NODE_RING_FRAMES"]
+
+
+def test_a_variable_that_no_role_reads_is_said_with_the_nearest_one(tmp_path: Path) -> None:
+    env = {"OKOME_NODE_RING_FRAME": "9", "OKOME_NODE_RING_FRAMES": "1"}  # the second keeps anything from starting
+    for command in (("up", "--port", "0"), ("doctor",)):
+        told = okome(*command, home=tmp_path, **env)
+        assert told.returncode == 2
+        said = (told.stdout + told.stderr).replace("\t", " ")
+        assert "OKOME_NODE_RING_FRAME is no setting; the nearest is OKOME_NODE_RING_FRAMES\n" in said
+        assert "OKOME_NODE_RING_FRAMES is no setting" not in said
+
+
 def test_a_key_that_cannot_be_one_cannot_start(tmp_path: Path) -> None:
     told = okome("up", "--engine", "scripted", "--port", "0", home=tmp_path, OKOME_API_KEY="pass word")
     assert told.returncode == 3
