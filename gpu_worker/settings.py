@@ -17,7 +17,7 @@ class WorkerSettings(RoleSettings):
 
     model_config = SettingsConfigDict(env_prefix="OKOME_WORKER_", extra="ignore", frozen=True)
 
-    engine: str = Field("smollm2", description="smollm2 · scripted · vllm · ollama · tensorflow · openai")
+    engine: str = Field("smollm2", description="smollm2 · scripted · openai")
     threads: int = Field(1, ge=1, le=1024, description="threads of the model's computation")
     slots: int = Field(4, ge=1, le=65536, description="generations that the engine decodes at once")
     queue_limit: int = Field(16, ge=0, le=65536, description="generations held here that wait for a slot")

@@ -78,7 +78,7 @@ def up(
     nats: Annotated[int, typer.Option(help="NATS servers: 1, or 3 for a cluster with 3 copies of everything.")] = 1,
     nats_url: Annotated[str, typer.Option(help="Use running NATS servers.")] = "",
     redis_url: Annotated[str, typer.Option(help="Use a running Redis or Valkey.")] = "",
-    engine: Annotated[str, typer.Option(help="smollm2, scripted, vllm, ollama, tensorflow or openai.")] = "smollm2",
+    engine: Annotated[str, typer.Option(help="smollm2, scripted or openai (any server that speaks it).")] = "smollm2",
     data: Annotated[Path | None, typer.Option(help="Where state lives; starting again resumes it.")] = None,
     tls: Annotated[bool, typer.Option("--tls", help="HTTPS with a throw-away CA.")] = False,
     tls_cert: Annotated[Path | None, typer.Option(help="HTTPS with this certificate chain (PEM).")] = None,
@@ -373,11 +373,12 @@ def chaos_soak(
 
 
 def _announce(name: str, what: str) -> None:
-    """A command that has its place but no body yet; it says so and fails, whatever it is given."""
+    """A command that has its place but no body yet: not in the list, and who asks for it is told so."""
 
     @app.command(
         name,
         help=f"{what} Not built yet.",
+        hidden=True,
         context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
     )
     def announced() -> None:

@@ -12,6 +12,9 @@ from compose.up.options import Options, OptionsInvalid
 from compose.up.part import Part
 from compose.up.ports import Ports
 
+SPEAK_OPENAI = {"vllm": "http://127.0.0.1:8000/v1", "ollama": "http://127.0.0.1:11434/v1"}
+"""Engines with no adapter of their own, and where their servers speak OpenAI's API unless told otherwise."""
+
 
 class EngineMissing(Exception):
     """The engine cannot run here; the message names what to install or to choose."""
@@ -68,7 +71,12 @@ def _check_engine(name: str, environment: Mapping[str, str]) -> None:
     from gpu_worker.engines import ANNOUNCED, ENGINES, EngineSettings, EngineUnavailable, create
 
     if name not in (*ENGINES, *ANNOUNCED):
-        raise OptionsInvalid(f"--engine {name}: one of {', '.join((*ENGINES, *ANNOUNCED))}")
+        raise OptionsInvalid(f"--engine {name}: one of {', '.join(ENGINES)}")
+    if name in SPEAK_OPENAI:
+        raise EngineMissing(
+            f"--engine {name} is not built yet; use its server's OpenAI API: --engine openai with "
+            f"OKOME_WORKER_OPENAI_URL={SPEAK_OPENAI[name]}"
+        )
     try:
         create(name, EngineSettings(openai_url=environment.get("OKOME_WORKER_OPENAI_URL", "")))
     except EngineUnavailable as error:

@@ -30,8 +30,18 @@ def okome(*arguments: str, home: Path, **env: str) -> subprocess.CompletedProces
 def test_help_is_there_for_every_command(tmp_path: Path) -> None:
     told = okome("--help", home=tmp_path)
     assert told.returncode == 0
-    for command in BUILT + NOT_BUILT:
+    for command in BUILT:
         assert f"│ {command} " in told.stdout
+
+
+def test_help_offers_nothing_that_is_not_built(tmp_path: Path) -> None:
+    for command in ((), ("up",)):
+        told = okome(*command, "--help", home=tmp_path).stdout
+        assert "ot built" not in told
+        assert not [name for name in (*NOT_BUILT, "vllm", "ollama", "tensorflow") if f" {name}" in told]
+    assert (
+        "one of smollm2, scripted, openai\n" in okome("up", "--engine", "abacus", "--port", "0", home=tmp_path).stderr
+    )
 
 
 def test_help_imports_nothing_that_a_command_would_need(tmp_path: Path) -> None:
@@ -128,11 +138,15 @@ def test_a_system_that_does_not_answer_is_a_sentence_and_not_a_stack_trace(tmp_p
     assert "Traceback" not in told.stderr
 
 
-@pytest.mark.parametrize("engine", ["vllm", "tensorflow"])
-def test_an_engine_that_is_not_there_cannot_start(engine: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("engine", "instead"), [("vllm", ":8000/v1"), ("ollama", ":11434/v1"), ("tensorflow", "")])
+def test_an_engine_that_is_not_there_cannot_start_and_what_does_instead_is_said(
+    engine: str, instead: str, tmp_path: Path
+) -> None:
     told = okome("up", "--engine", engine, "--port", "0", home=tmp_path)
     assert told.returncode == 3
-    assert f"engine '{engine}' is not built yet" in told.stderr
+    assert "is not built yet" in told.stderr
+    if instead:
+        assert f"--engine openai with OKOME_WORKER_OPENAI_URL=http://127.0.0.1{instead}" in told.stderr
 
 
 def test_a_busy_port_is_a_clear_error_at_once(tmp_path: Path) -> None:
