@@ -17,6 +17,7 @@ from compose.cli.api import Away, Event, ask, ask_again, follow
 from compose.cli.outcome import FAILED, INTERRUPTED, OK, CommandFailed
 from compose.cli.target import Target
 from compose.cli.transcript import RED, Transcript
+from compose.command import command
 
 CANCEL_TIMEOUT = 5.0
 AWAY_PATIENCE = 30.0
@@ -119,7 +120,7 @@ class Conversation:
             if not self._sid:
                 self._sid = (await self._ask(client, "/v1/sessions", model, transcript))["session_id"]
                 if transcript and self.introduces:
-                    transcript.note(f"session {self._sid}: go on with `okome chat --sid {self._sid}`")
+                    transcript.note(f"session {self._sid}: go on with `{command()} chat --sid {self._sid}`")
             body: dict[str, Any] = {"prompt": prompt, **model}
             if self._max_tokens is not None:
                 body["max_tokens"] = self._max_tokens

@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from broker.bus.version import VERSION
+from compose.command import command
 from compose.up.child import describe
 from compose.up.keeper import Keeper, StartFailed, State
 
@@ -94,7 +95,7 @@ class Screen:
         """Says what to open, then the ready line. `new_key` is an API key that was made just now, else empty."""
         self._end_live()
         self._up = True
-        lines = [("Open", page_url), ("Chat", "okome chat")]
+        lines = [("Open", page_url), ("Chat", f"{command()} chat")]
         if new_key:
             lines.append(("Key", new_key + ("" if temporary else f"  (kept in {data / 'api-key'})")))
         if ca is not None:
@@ -130,6 +131,8 @@ class Screen:
         if self._console.is_terminal:
             self._console.print(Text("\nstopping: letting everybody finish; Ctrl-C again to kill", "dim"))
             self._draw(self._farewell, transient=True)
+        else:
+            self._console.print("stopping…")
 
     def stopped(self, killed: Sequence[str]) -> None:
         self._end_live()

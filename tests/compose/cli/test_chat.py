@@ -171,7 +171,7 @@ def test_the_session_is_named_so_that_it_can_be_gone_on_with(terminal: Open) -> 
     with serving(MADE, ACCEPTED, SAID) as server:
         talk = terminal(url(server))
         talk.type("hi\n")
-        talk.until(f"session {SID}: go on with `okome chat --sid {SID}`")
+        talk.until(" chat --sid " + SID, talk.until(f"session {SID}: go on with `"))
         talk.until("hello")
 
 

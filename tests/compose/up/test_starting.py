@@ -31,6 +31,7 @@ def test_who_waits_is_told_for_what_and_may_leave(tmp_path: Path) -> None:
             assert server in told
             assert "refused" in told
             process.send_signal(signal.SIGINT)
+            assert next(process.stderr) == "stopping…\n"
             rest = process.stderr.read()
             assert process.wait(END_TIMEOUT) == 130
         finally:
