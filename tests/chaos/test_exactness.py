@@ -148,6 +148,9 @@ def test_the_page_has_every_figure_and_every_difference() -> None:
     assert r"`\n` `\n`. Why: the stored text has other tokens than the model chose (of 7 tokens" in text
     assert "$" not in text
 
+    (bound,) = re.findall(r'its bound: \[chaos.md\]\(chaos.md\), "([^"]+)"', text)
+    assert f"| {bound} |" in (ROOT / "docs" / "chaos.md").read_text(encoding="utf-8")
+
     named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", text)
     assert len(named) >= 5
     assert [f"{path} {name}" for path, name in named if name not in functions(ROOT / path)] == []
