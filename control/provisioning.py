@@ -16,6 +16,7 @@ from control.streams import everything, repaired
 
 NAME_IN_USE = 10058  # there already, with another configuration: its own incarnation at least
 NO_PEERS = 10005  # "no suitable peers for placement": not enough servers, or not enough that have found one another yet
+NO_SPACE = 10047  # it promises a stream what that may become, out of what the disk has left
 PEER_OFFLINE = "peer offline"  # … because one that the others know does not answer them now
 PEERS_TIMEOUT = 30.0
 ABREAST = 8  # a replicated stream takes 75 ms to make
@@ -41,6 +42,8 @@ async def provision(bus: Bus, settings: ControlSettings, *, timeout: float = 60.
             except (BusUnavailable, StoreRejected) as error:
                 patience = 0.0
                 match error:
+                    case StoreRejected(err_code=code, description=said) if code == NO_SPACE:
+                        raise StoreRejected(code, f"{said}: {_room(settings)}") from error
                     case StoreRejected(err_code=code) if code == NO_PEERS:
                         patience = timeout if PEER_OFFLINE in str(error) else min(PEERS_TIMEOUT, timeout)
                     case StoreRejected(err_code=code) if code == STREAM_NOT_FOUND:
@@ -52,6 +55,15 @@ async def provision(bus: Bus, settings: ControlSettings, *, timeout: float = 60.
                 await asyncio.sleep(RETRY_INTERVAL)
 
     await abreast(ABREAST, one, everything(settings))
+
+
+def _room(settings: ControlSettings) -> str:
+    """What is asked of a disk, and what to do where it has not that much."""
+    of_each = settings.log_max_bytes / 2**20
+    return (
+        f"NATS has to promise {settings.partitions} logs {of_each:,.0f} MiB each, and its disk has not that much to "
+        "give; free some of it, or set OKOME_CONTROL_LOG_MAX_BYTES lower"
+    )
 
 
 async def ensure(bus: Bus, config: dict[str, Any]) -> None:

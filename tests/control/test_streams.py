@@ -66,7 +66,7 @@ async def test_a_running_system_can_be_given_more_partitions_and_another_age(fre
 
 async def test_logs_that_do_not_fit_the_disk_are_told_at_start(fresh_nats: NatsServer) -> None:
     async with connected(fresh_nats.url) as bus:
-        with pytest.raises(StoreRejected):
+        with pytest.raises(StoreRejected, match=r"logs .* MiB each.* set OKOME_CONTROL_LOG_MAX_BYTES lower"):
             await provision(bus, settings(fresh_nats.url, log_max_bytes=2**60))
 
 
