@@ -5,6 +5,7 @@ Starting again on the same directory resumes everything. A directory that nobody
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -14,6 +15,10 @@ from typing import TextIO
 from broker.bus.credentials import new_api_key
 from compose import folder
 from compose.up import lock, readyfile
+
+PREFIX = "okome-"
+TEMPORARY = "temporary"
+"""A file in a directory that nobody named: it may be removed with all that it holds."""
 
 
 class DirectoryBusy(Exception):
@@ -34,11 +39,15 @@ class DataDir:
     def __init__(self, named: Path | None) -> None:
         self.temporary = named is None
         if named is None:
-            self.path = Path(tempfile.mkdtemp(prefix="okome-"))
+            self.path = Path(tempfile.mkdtemp(prefix=PREFIX))
         else:
             folder.make(named, "--data", mode=0o700)
             self.path = named.resolve()
         self._lock: TextIO | None = self._take_lock()
+        if self.temporary:
+            (self.path / TEMPORARY).touch()
+        else:
+            (self.path / TEMPORARY).unlink(missing_ok=True)  # whoever names one that was left means to keep it
         self.logs = self._place("logs")
 
     def __enter__(self) -> DataDir:
@@ -92,6 +101,21 @@ class DataDir:
         place = self.path / name
         place.mkdir(mode=0o700, exist_ok=True)
         return place
+
+
+def sweep() -> list[Path]:
+    """Remove the temporary directories of this user's systems that were killed; returns them."""
+    gone = []
+    for path in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+        if path.is_symlink() or not (path / TEMPORARY).is_file() or path.stat().st_uid != os.geteuid():
+            continue
+        left = lock.abandoned(path)
+        if left is None:
+            continue
+        with left:
+            shutil.rmtree(path, ignore_errors=True)
+        gone.append(path)
+    return gone
 
 
 def checked_key(text: str, where: str) -> str:

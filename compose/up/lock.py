@@ -39,6 +39,19 @@ def take(directory: Path) -> TextIO:
     return lock
 
 
+def abandoned(directory: Path) -> TextIO | None:
+    """The lock of a directory in which somebody lived who is gone, held until it is closed; None where nobody did, or
+    somebody does, or is about to."""
+    try:
+        lock = (directory / NAME).open("r", encoding="utf-8")
+    except OSError:
+        return None
+    if _now(lock, fcntl.LOCK_EX) and lock.read().strip():
+        return lock
+    lock.close()
+    return None
+
+
 def held(directory: Path) -> bool:
     """Somebody lives there. Raises nothing: a directory that is gone, or not ours to read, has nobody."""
     try:

@@ -15,7 +15,7 @@ from broker.bus.operations import CreateTicket, TicketCreated
 from broker.bus.retry import retry
 from compose.folder import Unusable
 from compose.up import firstkey, plan, readyfile, settings, statefile
-from compose.up.datadir import DataDir, DirectoryBusy, KeyInvalid
+from compose.up.datadir import DataDir, DirectoryBusy, KeyInvalid, sweep
 from compose.up.keeper import Keeper, StartFailed, State
 from compose.up.options import Options, OptionsInvalid
 from compose.up.plan import EngineMissing
@@ -37,6 +37,8 @@ async def up(options: Options) -> int:
         async with AsyncExitStack() as stack:
             stack.callback(signals.close)
             ports = stack.enter_context(Ports())
+            for left in sweep():
+                screen.warn(f"removed {left}, which an `okome up` that was killed had left")
             data = stack.enter_context(DataDir(options.data))
             key, key_made = data.api_key(options.api_key)
             planned = plan.make(options, data, ports, key, os.environ)

@@ -2,11 +2,12 @@
 
 import re
 import stat
+import tempfile
 from pathlib import Path
 
 import pytest
 
-from compose.up.datadir import DataDir, DirectoryBusy, KeyInvalid
+from compose.up.datadir import DataDir, DirectoryBusy, KeyInvalid, sweep
 
 
 def test_a_made_key_is_kept_and_only_its_owner_may_read_it(tmp_path: Path) -> None:
@@ -49,3 +50,39 @@ def test_a_named_directory_stays(tmp_path: Path) -> None:
     with DataDir(tmp_path) as data:
         data.place("nats-1").joinpath("block").write_text("x")
     assert (tmp_path / "nats-1" / "block").read_text() == "x"
+
+
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where directories that nobody named are made."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return tmp_path
+
+
+def killed(data: DataDir) -> Path:
+    """Its process is gone, and could put nothing away."""
+    assert data._lock is not None
+    data._lock.close()
+    return data.path
+
+
+def test_what_a_killed_system_left_is_removed_and_what_runs_is_not(temporary: Path) -> None:
+    left = killed(DataDir(None))
+    with DataDir(None) as running:
+        assert sweep() == [left]
+        assert not left.exists()
+        assert running.logs.is_dir()
+
+
+def test_nothing_is_removed_that_somebody_named_or_that_is_not_ours(temporary: Path) -> None:
+    named = killed(DataDir(temporary / "okome-mine"))
+    rescued = killed(DataDir(killed(DataDir(None))))
+    (temporary / "okome-of-another-program").mkdir()
+    about_to_start = temporary / "okome-new"
+    about_to_start.mkdir()
+    for name in ("temporary", "lock"):
+        (about_to_start / name).touch()
+    (temporary / "okome-link").symlink_to(killed(DataDir(temporary / "elsewhere")))
+    assert sweep() == []
+    assert named.is_dir()
+    assert rescued.is_dir()
