@@ -33,7 +33,8 @@ help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 up: install ## the whole system on this machine; flags by ARGS="--port 9000"
-	@$(BIN)/okome up $(ARGS) || test $$? -eq 130  # Ctrl-C is how it is meant to end
+	@# Ctrl-C is how it is meant to end. At a terminal it gets that alone (set -m): make would call it an error.
+	@if [ -t 0 ]; then set -m; fi; $(BIN)/okome up $(ARGS) || test $$? -eq 130
 
 install: $(VENV)/runtime.stamp ## .venv with what runs, from requirements.lock
 
