@@ -64,6 +64,12 @@ class Role(StrEnum):
 Url = Annotated[
     str | None, typer.Option("--url", help="The system's address; else OKOME_URL, else the one started last.")
 ]
+System = Annotated[
+    str | None,
+    typer.Option(
+        "--url", help="Which system of this machine, by its address; it is asked at its NATS. Else OKOME_NATS_URL says."
+    ),
+]
 Output = Annotated[Format, typer.Option("--output", "-o", help="text or json.")]
 
 
@@ -219,7 +225,7 @@ def route(
     model: Annotated[str, typer.Argument(help="The model.")],
     explain: Annotated[bool, typer.Option("--explain", help="And why.")] = False,
     sid: Annotated[str, typer.Option(help="In this session.")] = "",
-    url: Url = None,
+    url: System = None,
     output: Output = Format.TEXT,
 ) -> None:
     """Where a generation of a model would go."""
@@ -235,7 +241,7 @@ def route(
 def keys_create(
     name: Annotated[str, typer.Argument(help="What it is for.")],
     tenant: Annotated[str, typer.Option(help="Whose sessions it opens.")] = "default",
-    url: Url = None,
+    url: System = None,
     output: Output = Format.TEXT,
 ) -> None:
     """Make an API key. It is shown this once."""
@@ -247,7 +253,7 @@ def keys_create(
 
 
 @keys.command("ls")
-def keys_list(url: Url = None, output: Output = Format.TEXT) -> None:
+def keys_list(url: System = None, output: Output = Format.TEXT) -> None:
     """List API keys, never the keys themselves."""
     with outcome():
         from compose.cli import operate
@@ -257,7 +263,7 @@ def keys_list(url: Url = None, output: Output = Format.TEXT) -> None:
 
 
 @keys.command("revoke")
-def keys_revoke(key: Annotated[str, typer.Argument(metavar="ID", help="Its id.")], url: Url = None) -> None:
+def keys_revoke(key: Annotated[str, typer.Argument(metavar="ID", help="Its id.")], url: System = None) -> None:
     """Revoke an API key: what it opened ends within a second."""
     with outcome():
         from compose.cli import operate
@@ -267,7 +273,7 @@ def keys_revoke(key: Annotated[str, typer.Argument(metavar="ID", help="Its id.")
 
 
 @drain.command("node")
-def drain_node(name: Annotated[str, typer.Argument(metavar="ID")], url: Url = None) -> None:
+def drain_node(name: Annotated[str, typer.Argument(metavar="ID")], url: System = None) -> None:
     """Its viewers move to another node, without a loss."""
     with outcome():
         from compose.cli import operate
@@ -277,7 +283,7 @@ def drain_node(name: Annotated[str, typer.Argument(metavar="ID")], url: Url = No
 
 
 @drain.command("worker")
-def drain_worker(name: Annotated[str, typer.Argument(metavar="ID")], url: Url = None) -> None:
+def drain_worker(name: Annotated[str, typer.Argument(metavar="ID")], url: System = None) -> None:
     """It takes no more jobs and finishes those it has."""
     with outcome():
         from compose.cli import operate

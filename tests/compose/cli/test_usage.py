@@ -44,6 +44,15 @@ def test_help_offers_nothing_that_is_not_built(tmp_path: Path) -> None:
     )
 
 
+def test_the_commands_that_talk_to_nats_say_so_and_the_manual_names_them_all(tmp_path: Path) -> None:
+    manual = (Path(__file__).parents[3] / "docs" / "operations.md").read_text()
+    (line,) = [line for line in manual.splitlines() if line.startswith("| `OKOME_NATS_URL` |")]
+    for command in (("keys", "ls"), ("drain", "node"), ("route",)):
+        assert "OKOME_NATS_URL" in okome(*command, "--help", home=tmp_path).stdout
+        assert f"`{command[0]}`" in line
+    assert "OKOME_NATS_URL" not in okome("chat", "--help", home=tmp_path).stdout
+
+
 def test_help_imports_nothing_that_a_command_would_need(tmp_path: Path) -> None:
     """Which is what makes it quick on any machine: a clock would measure the machine."""
     heavy = ("nats", "httpx", "pydantic", "msgspec", "uvicorn", "structlog")
