@@ -14,11 +14,9 @@ from typing import get_args
 import structlog
 
 from gpu_worker.engines import Engine, EngineFailed, Finish, Piece, Pouring, Prefix, Prompt, Tap
-from gpu_worker.engines.engine import FailureCode, FinishReason
+from gpu_worker.engines.engine import MOST_TOKENS, PIECE_TEXT, FailureCode, FinishReason
 
-PIECE_TEXT = 64 * 1024  # bytes of UTF-8: one piece is never cut, so it has to fit into a message, escaped as JSON
 MESSAGE = 500  # characters kept of why an engine failed
-MOST_TOKENS = 2**31
 
 _REASONS = frozenset(get_args(FinishReason))
 _KINDS = frozenset({"token", "reasoning"})

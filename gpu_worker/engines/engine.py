@@ -14,6 +14,11 @@ FailureCode = Literal["engine_failed", "context_length_exceeded", "overloaded"]
 Kind = Literal["token", "reasoning"]
 Resume = Literal["continue", "prefill", "refuse"]
 
+MOST_TOKENS = 2**31
+"""What is counted as more is no count."""
+PIECE_TEXT = 64 * 1024
+"""Bytes of a piece's UTF-8: one piece is never cut, so it has to fit into a message, escaped as JSON."""
+
 
 @dataclass(frozen=True, slots=True)
 class Message:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import msgspec
 
+from gpu_worker.engines.chunk import Unreadable
 from gpu_worker.engines.engine import EngineFailed
 from gpu_worker.engines.http import Broken, Refused, Unreachable
 
@@ -21,7 +22,7 @@ def translated(who: str, refused: Callable[[Refused], EngineFailed]) -> Iterator
         raise EngineFailed("engine_failed", f"{who} fell silent", retryable=True) from error
     except (Broken, Unreachable) as error:
         raise EngineFailed("engine_failed", f"{who} broke off: {error}", retryable=True) from error
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, Unreadable) as error:
         raise EngineFailed("engine_failed", f"{who} spoke nonsense: {error}", retryable=True) from error
     except Refused as error:
         raise refused(error) from error

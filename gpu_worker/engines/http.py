@@ -153,6 +153,7 @@ class Answer(asyncio.Protocol):
         self._over: asyncio.Future[None] | None = None  # ... and until when
         self._held = False
         self._giving = False
+        self._hurry: asyncio.TimerHandle | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -162,9 +163,10 @@ class Answer(asyncio.Protocol):
 
     def leave(self) -> None:
         """Close the connection without lingering: unread tokens are of no use to anyone. Idempotent."""
-        if self._alarm is not None:
-            self._alarm.cancel()
-            self._alarm = None
+        for timer in (self._alarm, self._hurry):
+            if timer is not None:
+                timer.cancel()
+        self._alarm = self._hurry = None
         if self._transport is not None:
             self._transport.abort()
 
@@ -244,6 +246,14 @@ class Answer(asyncio.Protocol):
         self._waits_since = self._loop.time()
         self._deliver()
         self._go_on()
+
+    def hurry(self, timeout: float) -> None:
+        """Pouring is over by then, as if `take` had said so."""
+        self._hurry = self._hurry or self._loop.call_later(timeout, self._conclude)
+
+    def _conclude(self) -> None:
+        if self._over is not None and not self._over.done():
+            self._over.set_result(None)
 
     def _go_on(self) -> None:
         if self._stopped and not self._held and self._transport is not None:

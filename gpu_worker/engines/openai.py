@@ -13,11 +13,14 @@ from typing import Any, get_args
 from urllib.parse import urlsplit
 
 import msgspec
+import structlog
 
 from gpu_worker.engines import http
+from gpu_worker.engines.chunk import Chunk, Error, Unreadable, odd, strict
 from gpu_worker.engines.edge import Edges
 from gpu_worker.engines.engine import (
     DRY,
+    MOST_TOKENS,
     EngineFailed,
     EngineSettings,
     EngineUnavailable,
@@ -39,40 +42,13 @@ WHO = "the server"
 END = b"[DONE]"
 RETRY_PAUSE = 0.5  # seconds between two tries to reach a server that is still starting
 OVERLOADED = frozenset({429, 503, 529})
+END_TIMEOUT = 5.0  # seconds that what may follow the finish reason is waited for: the usage, the end
 TOGETHER = 4096  # characters of what came together that are one piece
 TOO_LONG = "context_length_exceeded"
 
 _REASONS: frozenset[str] = frozenset(get_args(FinishReason))
 
-
-class _Delta(msgspec.Struct, gc=False):
-    """`reasoning_content` as vLLM, SGLang and DeepSeek have it, `reasoning` as OpenRouter and newer vLLM do."""
-
-    content: str | None = None
-    reasoning_content: str | None = None
-    reasoning: str | None = None
-
-
-class _Choice(msgspec.Struct, gc=False):
-    delta: _Delta | None = None
-    finish_reason: str | None = None
-
-
-class _Usage(msgspec.Struct, gc=False):
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-
-
-class _Error(msgspec.Struct):
-    message: str = ""
-    type: str | None = None
-    code: str | int | None = None
-
-
-class _Chunk(msgspec.Struct):
-    choices: list[_Choice] = []
-    usage: _Usage | None = None
-    error: _Error | None = None
+log = structlog.get_logger("worker")
 
 
 class _Model(msgspec.Struct):
@@ -86,7 +62,6 @@ class _Models(msgspec.Struct):
     data: list[_Model]
 
 
-_chunk = msgspec.json.Decoder(_Chunk)
 _models = msgspec.json.Decoder(_Models)
 
 
@@ -182,13 +157,19 @@ class OpenAIEngine:
                 tap.on_turn = answer.hold
                 answer.hold(tap.is_shut)
                 tap.source = answer.source or DRY
+                reading.on_reason = lambda: answer.hurry(END_TIMEOUT)
                 try:
                     await answer.pour(reading.take, tap.on_unread)
                 except asyncio.CancelledError:  # what it had said before is heard
-                    with suppress(EngineFailed, msgspec.DecodeError):
+                    with suppress(EngineFailed, Unreadable):
                         reading.take(answer.left())
                     raise
+                except (Broken, TimeoutError) as error:
+                    if reading.reason is None:
+                        raise
+                    log.info("engine.broke_off_behind_its_end", error=str(error))
         finally:
+            reading.on_reason = _nothing  # else the two would keep each other
             tap.source = DRY
             self._busy -= 1
         if reading.reason is None:
@@ -236,20 +217,23 @@ class OpenAIEngine:
 
 
 class _Reading:
-    """The chunks of one answer, and what they said so far."""
+    """The chunks of one answer, and what they said so far. Once the reason is known the answer is whole: nothing that
+    follows can cost it. `on_reason`: called then.
+    """
 
     def __init__(self, take: Callable[[Piece], None]) -> None:
         self.reason: str | None = None
         self.told = 0  # tokens
         self.asked = 0
+        self.on_reason: Callable[[], object] = _nothing
         self._take = take
         self._kind: Kind = "token"  # of the piece that is being put together ...
         self._text = ""
         self._n = 0  # ... and its tokens
 
     def take(self, payloads: list[bytes]) -> bool:
-        """What came together; True: the end is there. Raises EngineFailed, msgspec.DecodeError, and as whoever takes
-        the pieces: what came before the failure has been given then.
+        """What came together; True: the end is there. Raises EngineFailed, Unreadable, and as whoever takes the pieces:
+        what came before the failure has been given then.
         """
         try:
             for data in payloads:
@@ -262,24 +246,48 @@ class _Reading:
         return False
 
     def _read(self, data: bytes) -> None:
-        chunk = _chunk.decode(data)
+        try:
+            chunk = strict(data)
+        except (ValueError, RecursionError):
+            chunk = self._oddly(data)
         if chunk.error is not None:
-            raise _said(chunk.error)
+            self._fail(chunk.error)
         usage = chunk.usage
         counted = usage.completion_tokens if usage is not None else 0
+        if counted > MOST_TOKENS:  # it cannot count
+            counted = 0
         for choice in chunk.choices:
-            if choice.finish_reason:
-                self.reason = choice.finish_reason
             delta = choice.delta
-            if delta is None:
-                continue
-            if thought := delta.reasoning_content or delta.reasoning:
-                self._hear("reasoning", thought, counted)
-            if delta.content:
-                self._hear("token", delta.content, counted)
+            if delta is not None:
+                if thought := delta.reasoning_content or delta.reasoning:
+                    self._hear("reasoning", thought, counted)
+                if delta.content:
+                    self._hear("token", delta.content, counted)
+            if choice.finish_reason:
+                self._end(choice.finish_reason)
         if usage is not None:
-            self.asked = usage.prompt_tokens
+            if 0 < usage.prompt_tokens <= MOST_TOKENS:
+                self.asked = usage.prompt_tokens
             self.told = max(self.told, counted)
+
+    def _oddly(self, data: bytes) -> Chunk:
+        try:
+            return odd(data)
+        except Unreadable as error:
+            if self.reason is None:
+                raise
+            log.info("engine.unreadable_behind_its_end", error=str(error))
+            return Chunk()
+
+    def _fail(self, error: Error) -> None:
+        if self.reason is None:
+            raise _said(error)
+        log.info("engine.failed_behind_its_end", error=error.message)
+
+    def _end(self, reason: str) -> None:
+        if self.reason is None:
+            self.on_reason()
+        self.reason = reason
 
     def _hear(self, kind: Kind, text: str, counted: int) -> None:
         """`counted`: the tokens so far as the server counts them, 0 where it does not: one a chunk then."""
@@ -298,11 +306,15 @@ class _Reading:
         self._take(Piece(self._text, n, self._kind))
 
 
+def _nothing() -> None:
+    pass
+
+
 def _reason(said: str) -> FinishReason:
     return said if said in _REASONS else "stop"  # type: ignore[return-value]  # just looked up
 
 
-def _said(error: _Error) -> EngineFailed:
+def _said(error: Error) -> EngineFailed:
     code = str(error.code or "")
     if code == TOO_LONG:
         return EngineFailed("context_length_exceeded", error.message, retryable=False)

@@ -1,0 +1,99 @@
+"""Servers that speak OpenAI's protocol as they see it: they are understood, and no answer is lost to a detail."""
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+
+from gpu_worker.engines import EngineFailed, Finish, Piece, openai
+from tests.gpu_worker.engines.test_openai import ask, delta, engine, play, server, staying, stream
+
+HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n"
+
+
+def events(*payloads: str) -> bytes:
+    """An answer of these payloads, as they are."""
+    return HEAD + "".join(f"data: {payload}\n\n" for payload in payloads).encode()
+
+
+def said(answer: bytes) -> Any:
+    return server(lambda path, body: answer)
+
+
+def text(pieces: list[Piece]) -> str:
+    return "".join(piece.text for piece in pieces)
+
+
+A, B_END = json.dumps(delta(content="a")), json.dumps(delta("stop", content="b"))
+
+LASTS = [
+    '{"choices":[],"usage":{"prompt_tokens":null,"completion_tokens":null,"total_tokens":null}}',
+    '{"choices":[],"usage":{"prompt_tokens":-1,"completion_tokens":-7}}',
+    '{"choices":[],"usage":{"prompt_tokens":99999999999,"completion_tokens":99999999999}}',
+    '{"choices":[],"usage":{"prompt_tokens":1.5,"completion_tokens":true}}',
+    '{"choices":[],"usage":"free"}',
+    '{"choices":null,"usage":null}',
+    '{"choices":7}',
+    "",
+    "{",
+    "[" * 100_000,
+    '"over"',
+    '{"error":{"message":"too late","code":500}}',
+    '{"error":"too late"}',
+]
+
+
+@pytest.mark.parametrize("last", LASTS, ids=range(len(LASTS)))
+async def test_what_follows_the_finish_reason_costs_no_answer(last: str) -> None:
+    """What was counted here stands in for what the server does not tell."""
+    async with said(events(A, B_END, last, "[DONE]")) as url, engine(url) as made:
+        pieces, finish = await play(made, ask())
+    assert (text(pieces), finish) == ("ab", Finish("stop", 0, 2))
+
+
+async def test_usage_that_is_told_in_part_is_taken_in_part() -> None:
+    last = '{"choices":null,"usage":{"prompt_tokens":5,"completion_tokens":null}}'
+    async with said(events(A, B_END, last)) as url, engine(url) as made:
+        assert (await play(made, ask()))[1] == Finish("stop", 5, 2)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        events(A, '{"choices":null}', '{"choices":[],"usage":{"prompt_tokens":null}}', B_END, "[DONE]"),
+        events(A, '{"choices":[{"delta":null,"finish_reason":null,"index":null}],"usage":[]}', B_END, "[DONE]"),
+    ],
+)
+async def test_nulls_within_an_answer_say_nothing(answer: bytes) -> None:
+    async with said(answer) as url, engine(url) as made:
+        assert text((await play(made, ask()))[0]) == "ab"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    ['{"choices":{}}', '{"choices":["x"]}', '{"choices":[{"delta":"x"}]}', '{"choices":[{"delta":{"content":7}}]}'],
+)
+async def test_what_might_be_words_is_not_passed_over(wrong: str) -> None:
+    """An answer with a hole would look whole."""
+    async with said(events(A, wrong, B_END, "[DONE]")) as url, engine(url) as made:
+        with pytest.raises(EngineFailed) as caught:
+            await play(made, ask())
+    assert caught.value.retryable
+
+
+async def test_a_connection_that_breaks_behind_the_finish_reason_costs_no_answer() -> None:
+    cut = stream(delta(content="a"), delta("stop", content="b"), done=False).replace(
+        b"\r\n\r\n", b"\r\ncontent-length: 9999\r\n\r\n", 1
+    )
+    async with said(cut) as url, engine(url) as made:
+        assert text((await play(made, ask()))[0]) == "ab"
+
+
+async def test_an_end_that_is_never_said_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server keeps the connection and its silence: the viewer has the answer, and need not wait for its end."""
+    monkeypatch.setattr(openai, "END_TIMEOUT", 0.1)
+    whole = stream(delta(content="a"), delta("stop", content="b"), done=False)
+    async with staying(whole) as (url, gone), engine(url) as made, asyncio.timeout(10):
+        assert text((await play(made, ask()))[0]) == "ab"
+        await gone.wait()
