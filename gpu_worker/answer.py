@@ -160,9 +160,9 @@ class Answer:
                 if not error.retryable:
                     return await self._end(publisher, FAILED, _broken(error))
                 if barren >= MAX_BARREN_EPOCHS:
-                    return await self._end(publisher, FAILED, _exhausted())
+                    return await self._end(publisher, FAILED, _exhausted(BARREN, error.shown))
                 if self._patience.is_over:
-                    return await self._end(publisher, FAILED, _exhausted(BROKEN_OFF))
+                    return await self._end(publisher, FAILED, _exhausted(BROKEN_OFF, error.shown))
             await self._drop_publisher()
             await self._interruption.unless(asyncio.sleep(self._patience.pause()))
 
@@ -180,7 +180,7 @@ class Answer:
 
     async def give_up(self, chain: Chain) -> Outcome:
         """Nobody gave a new token for too many epochs."""
-        return await self._only_frame(chain, FAILED, _exhausted())
+        return await self._only_frame(chain, FAILED, _exhausted(BARREN))
 
     # -- decoding ----------------------------------------------------------------------------------------------------
 
@@ -363,12 +363,14 @@ class Answer:
         CANCELS.labels("silence" if self._interruption.why is Interrupt.ABANDONED else "request").inc()
 
 
-def _exhausted(message: str = BARREN) -> dict[str, Any]:
+def _exhausted(message: str, shown: str = "") -> dict[str, Any]:
     """Fields of a `failed` frame. What the engine said of its process (addresses, its last words) is for the log."""
+    if shown:
+        message = f"{message}: {shown}"
     return {"code": "attempts_exhausted", "message": message, "retryable": True, "t": now_ms()}
 
 
 def _broken(error: EngineFailed) -> dict[str, Any]:
-    """Fields of a `failed` frame: what was asked cannot be answered, and the engine says why."""
+    """Fields of a `failed` frame: what was asked cannot be answered, and why."""
     code = "engine_failed" if error.code == "overloaded" else error.code  # that one is no code of a terminal
-    return {"code": code, "message": error.message, "retryable": code != "context_length_exceeded", "t": now_ms()}
+    return {"code": code, "message": error.shown, "retryable": error.retryable, "t": now_ms()}

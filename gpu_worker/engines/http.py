@@ -117,7 +117,7 @@ async def ask(
         transport.write(head.encode() + payload)
         await answer.head()
         if answer.status != 200:
-            raise _refusal(answer.status, await answer.whole())
+            raise _refusal(answer, await answer.whole())
     except BaseException:
         answer.leave()
         raise
@@ -396,7 +396,11 @@ class Answer(asyncio.Protocol):
             self._transport.pause_reading()
 
 
-def _refusal(status: int, body: bytes) -> Refused:
+def _refusal(answer: Answer, body: bytes) -> Refused:
+    status = answer.status
+    elsewhere = answer.headers.get(b"location")
+    if elsewhere is not None and status < 400:  # where a key is not sent after it
+        return Refused(status, "", f"it is at {elsewhere.decode(errors='replace')}")
     try:
         told = _error.decode(body)
     except msgspec.DecodeError:

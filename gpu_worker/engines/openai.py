@@ -17,8 +17,10 @@ import structlog
 
 from gpu_worker.engines import http
 from gpu_worker.engines.chunk import Chunk, Error, Unreadable, odd, strict
+from gpu_worker.engines.discretion import HIDDEN, for_the_log
 from gpu_worker.engines.edge import Edges
 from gpu_worker.engines.engine import (
+    BROKE_OFF,
     DRY,
     MOST_TOKENS,
     EngineFailed,
@@ -36,15 +38,14 @@ from gpu_worker.engines.engine import (
 from gpu_worker.engines.failure import translated
 from gpu_worker.engines.http import Answer, Broken, Endpoint, Refused, Unreachable
 from gpu_worker.engines.pulled import pulled
+from gpu_worker.engines.refusal import OVERLOADED, broke, refused
 
 NAME = "openai"
 WHO = "the server"
 END = b"[DONE]"
 RETRY_PAUSE = 0.5  # seconds between two tries to reach a server that is still starting
-OVERLOADED = frozenset({429, 503, 529})
 END_TIMEOUT = 5.0  # seconds that what may follow the finish reason is waited for: the usage, the end
 TOGETHER = 4096  # characters of what came together that are one piece
-TOO_LONG = "context_length_exceeded"
 
 _REASONS: frozenset[str] = frozenset(get_args(FinishReason))
 
@@ -139,11 +140,19 @@ class OpenAIEngine:
         if prompt.max_tokens is not None and prefix.tokens >= prompt.max_tokens:
             return Finish("length", 0, prefix.tokens)
         body = self._request(model, prompt, prefix)
-        reading = _Reading(take)
         self._busy += 1
         try:
+            return await self._hear(body, prefix, take, tap)
+        except EngineFailed as error:
+            raise self._without_key(error) from error
+        finally:
+            self._busy -= 1
+
+    async def _hear(self, body: dict[str, Any], prefix: Prefix, take: Callable[[Piece], None], tap: Tap) -> Finish:
+        reading = _Reading(take)
+        try:
             with (
-                translated(WHO, _refused),
+                translated(WHO, refused),
                 await http.ask(
                     self._endpoint,
                     "POST",
@@ -171,9 +180,9 @@ class OpenAIEngine:
         finally:
             reading.on_reason = _nothing  # else the two would keep each other
             tap.source = DRY
-            self._busy -= 1
         if reading.reason is None:
-            raise EngineFailed("engine_failed", "the answer ended without an end", retryable=True)
+            message = "the answer ended without an end"
+            raise EngineFailed("engine_failed", message, retryable=True, shown=BROKE_OFF)
         return Finish(_reason(reading.reason), reading.asked, prefix.tokens + reading.told)
 
     def _request(self, model: str, prompt: Prompt, prefix: Prefix) -> dict[str, Any]:
@@ -213,7 +222,16 @@ class OpenAIEngine:
         )
 
     def _failed(self, why: str) -> EngineFailed:
-        return EngineFailed("engine_failed", f"the server at {self._settings.openai_url}: {why}", retryable=True)
+        message = for_the_log(f"the server at {self._settings.openai_url}: {why}")
+        return self._without_key(EngineFailed("engine_failed", message, retryable=True))
+
+    def _without_key(self, error: EngineFailed) -> EngineFailed:
+        """Servers say the key that they refuse."""
+        key = self._endpoint.key
+        if not key or key not in error.message + error.shown:
+            return error
+        message, shown = (words.replace(key, HIDDEN) for words in (error.message, error.shown))
+        return EngineFailed(error.code, message, retryable=error.retryable, shown=shown)
 
 
 class _Reading:
@@ -281,8 +299,8 @@ class _Reading:
 
     def _fail(self, error: Error) -> None:
         if self.reason is None:
-            raise _said(error)
-        log.info("engine.failed_behind_its_end", error=error.message)
+            raise broke(error)
+        log.info("engine.failed_behind_its_end", error=for_the_log(error.message))
 
     def _end(self, reason: str) -> None:
         if self.reason is None:
@@ -312,22 +330,3 @@ def _nothing() -> None:
 
 def _reason(said: str) -> FinishReason:
     return said if said in _REASONS else "stop"  # type: ignore[return-value]  # just looked up
-
-
-def _said(error: Error) -> EngineFailed:
-    code = str(error.code or "")
-    if code == TOO_LONG:
-        return EngineFailed("context_length_exceeded", error.message, retryable=False)
-    refused = code.startswith("4") and code not in {str(status) for status in OVERLOADED}
-    return EngineFailed("engine_failed", error.message or "the server failed", retryable=not refused)
-
-
-def _refused(error: Refused) -> EngineFailed:
-    # vLLM has no code for it, only words: "This model's maximum context length is 2048 tokens. However, …".
-    if error.code == TOO_LONG or (error.status == 400 and "maximum context length" in error.message):
-        return EngineFailed("context_length_exceeded", error.message, retryable=False)
-    if error.kind == "exceed_context_size_error":  # llama.cpp's
-        return EngineFailed("context_length_exceeded", error.message, retryable=False)
-    if error.status in OVERLOADED:
-        return EngineFailed("overloaded", error.message, retryable=True)
-    return EngineFailed("engine_failed", f"{error.status}: {error.message}", retryable=error.status >= 500)

@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 
-from gpu_worker.engines import EngineFailed, Finish, Piece, openai
-from tests.gpu_worker.engines.test_openai import ask, delta, engine, play, server, staying, stream
+from gpu_worker import believed, patience
+from gpu_worker.engines import EngineFailed, Finish, Piece, Prefix, Tap, openai
+from tests.gpu_worker.bed import Bed
+from tests.gpu_worker.engines.test_openai import ask, delta, document, engine, play, server, staying, stream
 
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n"
 
@@ -97,3 +99,44 @@ async def test_an_end_that_is_never_said_is_not_waited_for(monkeypatch: pytest.M
     async with staying(whole) as (url, gone), engine(url) as made, asyncio.timeout(10):
         assert text((await play(made, ask()))[0]) == "ab"
         await gone.wait()
+
+
+# -- what viewers hear of failures -------------------------------------------------------------------------------------
+
+REFUSED = "Incorrect API key provided: sk-abc. Ask at http://10.0.0.7:8000/keys."
+
+
+@pytest.mark.parametrize(
+    ("answer", "retryable", "message"),
+    [
+        (document(401, {"error": {"message": REFUSED}}), False, "the engine does not accept this worker"),
+        (document(422, {"error": {"message": REFUSED}}), False, "422: Incorrect API key provided: … Ask at …"),
+        (document(422, {"error": {"message": "not mykey!"}}), False, "422: not …!"),
+        (
+            b"HTTP/1.1 302 F\r\nlocation: http://10.0.0.7/\r\ncontent-length: 0\r\n\r\n",
+            False,
+            "the engine is not where",
+        ),
+        (stream({"error": {"message": REFUSED, "code": 403}}), False, "the engine does not accept this worker"),
+        (events("{"), True, "3 attempts in a row gave no new token: the engine's answer could not be read"),
+        (document(500, {"error": REFUSED}), True, "3 attempts in a row gave no new token: the engine failed"),
+    ],
+)
+async def test_viewers_hear_whether_to_ask_again_and_no_secret(
+    bed: Bed, monkeypatch: pytest.MonkeyPatch, answer: bytes, retryable: bool, message: str
+) -> None:
+    monkeypatch.setattr(patience, "PAUSE", (0.001, 0.005))
+    async with said(answer) as url, engine(url, openai_key="mykey") as made, bed.worker("w1", made):
+        await bed.enqueue(await bed.ask("g1", [], model="m", enqueue=False))
+        end = (await bed.ended("g1")).fields()
+        assert end["retryable"] is retryable
+        assert end["message"].startswith(message)
+        assert end["code"] == ("attempts_exhausted" if retryable else "engine_failed")
+
+
+async def test_the_log_has_the_words_of_a_refusal_but_no_key() -> None:
+    answer = document(401, {"error": {"message": f"not mykey, {REFUSED}"}})
+    async with said(answer) as url, engine(url, openai_key="mykey") as made:
+        with pytest.raises(EngineFailed) as caught:
+            await believed.poured(made, "m", ask(), Prefix(), lambda piece: None, Tap())
+    assert caught.value.message == "401: not …, Incorrect API key provided: … Ask at http://10.0.0.7:8000/keys."
