@@ -1,6 +1,6 @@
 """One event of a streamed chat completion, as servers that speak OpenAI's protocol write it. Pure.
 
-What is written as it should be is decoded in one step, `strict`; the rest is looked at field by field, `odd`: what says
+What is written as it should be is decoded in one step, `strict`; the rest is looked at field by field, `Odd`: what says
 nothing of the answer may be anything there.
 """
 
@@ -18,14 +18,20 @@ class Unreadable(ValueError):
 
 
 class Delta(msgspec.Struct, gc=False):
-    """`reasoning_content` as vLLM, SGLang and DeepSeek have it, `reasoning` as OpenRouter and newer vLLM do."""
+    """`reasoning_content` as vLLM, SGLang and DeepSeek have it, `reasoning` as OpenRouter and newer vLLM do.
+    `function_call` is what `tool_calls` were once.
+    """
 
     content: str | None = None
     reasoning_content: str | None = None
     reasoning: str | None = None
+    refusal: str | None = None
+    tool_calls: Any = None
+    function_call: Any = None
 
 
 class Choice(msgspec.Struct, gc=False):
+    index: int = 0
     delta: Delta | None = None
     finish_reason: str | None = None
 
@@ -51,37 +57,76 @@ strict = msgspec.json.Decoder(Chunk).decode
 """Raises msgspec.DecodeError, UnicodeDecodeError and RecursionError."""
 
 
-def odd(data: bytes) -> Chunk:
-    """What `strict` refuses. Raises Unreadable."""
-    if not data:
-        return Chunk()
+class Odd:
+    """What `strict` refuses, of one answer. `half`: of a character whose other half comes next, as JSON allows."""
+
+    def __init__(self) -> None:
+        self.half = ""
+
+    def read(self, data: bytes) -> Chunk:
+        """Raises Unreadable. Its texts are whole characters; what is none is replaced."""
+        if not data:
+            return Chunk()
+        said = _object(data)
+        choices = [self._choice(one) for one in _list(said.get("choices"), "choices")]
+        error = said if said.get("object") == "error" else said.get("error")  # the first as older vLLM says it
+        return Chunk(choices, _usage(said.get("usage")), _error(error))
+
+    def _choice(self, said: object) -> Choice:
+        if not isinstance(said, Mapping):
+            raise Unreadable("a choice that is none")
+        index, reason, delta = said.get("index"), said.get("finish_reason"), said.get("delta")
+        told = reason if isinstance(reason, str) else "stop" if reason else None
+        if index or delta is None:
+            return Choice(1 if index else 0, None, told)
+        if not isinstance(delta, Mapping):
+            raise Unreadable("a delta that is none")
+        content, thought = delta.get("content"), delta.get("reasoning_content") or delta.get("reasoning")
+        if isinstance(content, list):
+            thought = thought or [part["thinking"] for part in content if _is_thought(part)]
+        heard = Delta(self._whole(_text(content)), self._whole(_text(thought)))
+        heard.refusal = _text(delta.get("refusal"))
+        heard.tool_calls, heard.function_call = delta.get("tool_calls"), delta.get("function_call")
+        return Choice(0, heard, told)
+
+    def _whole(self, text: str) -> str:
+        text = self.half + text
+        self.half = ""
+        if text and "\ud800" <= text[-1] <= "\udbff":
+            text, self.half = text[:-1], text[-1]
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
+def _object(data: bytes) -> dict[str, Any]:
     try:
-        said = json.loads(data)
+        said = json.loads(data.decode(errors="replace"))
     except (ValueError, RecursionError) as error:
         raise Unreadable(f"no JSON: {error}") from error
     if not isinstance(said, dict):
         raise Unreadable(f"a {type(said).__name__} instead of an event")
-    choices = [_choice(one) for one in _list(said.get("choices"), "choices")]
-    return Chunk(choices, _usage(said.get("usage")), _error(said.get("error")))
+    return said
 
 
-def _choice(said: object) -> Choice:
-    if not isinstance(said, Mapping):
-        raise Unreadable("a choice that is none")
-    reason, delta = said.get("finish_reason"), said.get("delta")
-    told = reason if isinstance(reason, str) else "stop" if reason else None
-    if delta is None:
-        return Choice(None, told)
-    if not isinstance(delta, Mapping):
-        raise Unreadable("a delta that is none")
-    texts = (_text(delta.get(name)) for name in ("content", "reasoning_content", "reasoning"))
-    return Choice(Delta(*texts), told)
+def _text(said: object) -> str:
+    """A text, or the parts of one. Parts of other kinds (references, say) are not for reading."""
+    match said:
+        case None | {"text": None}:
+            return ""
+        case str():
+            return said
+        case list():
+            return "".join([_text(part) for part in said])
+        case {"text": str(text)}:
+            return text
+        case {"type": str(kind)} if kind != "text":
+            return ""
+        case _:
+            raise Unreadable(f"a {type(said).__name__} instead of a text")
 
 
-def _text(said: object) -> str | None:
-    if said is None or isinstance(said, str):
-        return said
-    raise Unreadable(f"a {type(said).__name__} instead of a text")
+def _is_thought(part: object) -> bool:
+    """As Mistral has them."""
+    return isinstance(part, Mapping) and part.get("type") == "thinking" and "thinking" in part
 
 
 def _usage(said: object) -> Usage | None:

@@ -10,7 +10,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import msgspec
 
 FinishReason = Literal["stop", "length", "content_filter", "tool_calls"]
-FailureCode = Literal["engine_failed", "context_length_exceeded", "overloaded"]
+FailureCode = Literal["engine_failed", "context_length_exceeded", "overloaded", "unsupported"]
 Kind = Literal["token", "reasoning"]
 Resume = Literal["continue", "prefill", "refuse"]
 

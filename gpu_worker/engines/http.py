@@ -6,6 +6,7 @@ coroutine, a timer and a future of its own. Knows nothing of models or of who as
 """
 
 import asyncio
+import re
 import ssl
 from collections import deque
 from collections.abc import Callable
@@ -20,6 +21,10 @@ from gpu_worker.engines.event_stream import Chunks, Malformed, Payloads
 MAX_BODY = 64 * 1024 * 1024
 """Bytes of an answer that is not a stream; the longest is the token list of a 1 MiB prompt."""
 MAX_HEAD = 64 * 1024
+DIGITS = 18
+"""Of a length that is worth reading."""
+INTERIM = 100
+"""Heads with a status below 200 before the answer's."""
 READS = 8
 """Of what was left, at the end."""
 HIGH, LOW = 256, 64
@@ -71,6 +76,7 @@ class _ErrorAnswer(msgspec.Struct):
 
 
 _error = msgspec.json.Decoder(_ErrorAnswer)
+_HEAD_END = re.compile(rb"\r?\n\r?\n")
 
 
 async def call(endpoint: Endpoint, method: str, path: str, body: object = None) -> bytes:
@@ -138,6 +144,7 @@ class Answer(asyncio.Protocol):
         self._silence = silence_timeout
         self._transport: asyncio.Transport | None = None
         self._rest = b""  # of a head that is not whole yet
+        self._interim = 0  # heads before it
         self._chunks: Chunks | None = None
         self._left: int | None = None  # bytes of a body whose length was announced; None: it ends with the connection
         self._events: Payloads | None = None
@@ -332,6 +339,8 @@ class Answer(asyncio.Protocol):
         if not self._ended:
             if self.status and error is None and self._chunks is None and self._left is None:
                 self._ended = True
+                if self._events is not None:
+                    self._waiting.extend(self._events.end())
             else:
                 self._break(str(error) if error else "the connection ended early")
         self._deliver()
@@ -348,30 +357,37 @@ class Answer(asyncio.Protocol):
 
     def _take_head(self, data: bytes) -> bytes:
         """The bytes behind the head, once it is whole. Raises ValueError."""
-        head, separator, rest = (self._rest + data).partition(b"\r\n\r\n")
-        if not separator:
-            self._rest = head
-            if len(head) > MAX_HEAD:
-                raise Malformed("a head without end")
-            return b""
-        lines = head.split(b"\r\n")
-        version, status, *_ = lines[0].split(b" ", 2)
-        if not version.startswith(b"HTTP/1."):
-            raise Malformed("not HTTP")
-        for line in lines[1:]:
-            name, _, value = line.partition(b":")
-            self.headers[name.strip().lower()] = value.strip()
-        if self.headers.get(b"transfer-encoding", b"").lower() == b"chunked":
+        data = self._rest + data
+        while (end := _HEAD_END.search(data)) is not None:
+            status, headers = _head(data[: end.start()])
+            data = data[end.end() :]
+            if status >= 200:
+                self._rest = b""
+                self._begin(status, headers)
+                return data
+            self._interim += 1  # it says that the answer is still to come
+            if self._interim > INTERIM:
+                raise Malformed("no answer but that it is still to come")
+        self._rest = data
+        if len(data) > MAX_HEAD:
+            raise Malformed("a head without end")
+        return b""
+
+    def _begin(self, status: int, headers: dict[bytes, bytes]) -> None:
+        """What the head says of the body. Raises Malformed."""
+        self.headers = headers
+        coding, length = headers.get(b"transfer-encoding"), headers.get(b"content-length")
+        if coding is not None and coding.lower() != b"chunked":
+            raise Malformed(f"the transfer coding {coding!r}")
+        if coding is not None:
             self._chunks = Chunks()
-        elif (length := self.headers.get(b"content-length")) is not None:
+        elif length is not None:
+            if not length.isdigit() or len(length) > DIGITS or int(length) > MAX_BODY:
+                raise Malformed(f"{length!r} bytes announced")
             self._left = int(length)
-            if not 0 <= self._left <= MAX_BODY:
-                raise Malformed(f"{self._left} bytes announced")
-        self._rest = b""
-        self.status = int(status)
-        if self.status == 200 and self.headers.get(b"content-type", b"").lower().startswith(b"text/event-stream"):
+        self.status = status
+        if status == 200 and headers.get(b"content-type", b"").lower().startswith(b"text/event-stream"):
             self._events = Payloads()
-        return rest
 
     def _take_body(self, data: bytes) -> None:
         if self._ended:
@@ -390,10 +406,26 @@ class Answer(asyncio.Protocol):
             self._waiting.append(data)
             return
         self._waiting.extend(self._events.feed(data))
+        if self._ended:
+            self._waiting.extend(self._events.end())
         asked = self._take is None or self._held  # else they are given as they come
         if len(self._waiting) > HIGH and asked and not self._stopped and self._transport is not None:
             self._stopped = True
             self._transport.pause_reading()
+
+
+def _head(data: bytes) -> tuple[int, dict[bytes, bytes]]:
+    """Raises Malformed."""
+    first, *lines = data.replace(b"\r\n", b"\n").split(b"\n")
+    version, _, rest = first.partition(b" ")
+    status = rest.partition(b" ")[0]
+    if not version.startswith(b"HTTP/1.") or len(status) != 3 or not status.isdigit() or status < b"100":
+        raise Malformed("not HTTP")
+    headers = {}
+    for line in lines:
+        name, _, value = line.partition(b":")
+        headers[name.strip().lower()] = value.strip()
+    return int(status), headers
 
 
 def _refusal(answer: Answer, body: bytes) -> Refused:

@@ -16,13 +16,14 @@ import msgspec
 import structlog
 
 from gpu_worker.engines import http
-from gpu_worker.engines.chunk import Chunk, Error, Unreadable, odd, strict
+from gpu_worker.engines.chunk import Chunk, Error, Odd, Unreadable, strict
 from gpu_worker.engines.discretion import HIDDEN, for_the_log
 from gpu_worker.engines.edge import Edges
 from gpu_worker.engines.engine import (
     BROKE_OFF,
     DRY,
     MOST_TOKENS,
+    PIECE_TEXT,
     EngineFailed,
     EngineSettings,
     EngineUnavailable,
@@ -46,7 +47,9 @@ END = b"[DONE]"
 RETRY_PAUSE = 0.5  # seconds between two tries to reach a server that is still starting
 END_TIMEOUT = 5.0  # seconds that what may follow the finish reason is waited for: the usage, the end
 TOGETHER = 4096  # characters of what came together that are one piece
+LONGEST = PIECE_TEXT // 4  # characters of a piece, whatever they are
 
+_TOOLS = frozenset({"tool_calls", "function_call"})
 _REASONS: frozenset[str] = frozenset(get_args(FinishReason))
 
 log = structlog.get_logger("worker")
@@ -245,6 +248,8 @@ class _Reading:
         self.asked = 0
         self.on_reason: Callable[[], object] = _nothing
         self._take = take
+        self._odd = Odd()
+        self._decode: Callable[[bytes], Chunk] = strict
         self._kind: Kind = "token"  # of the piece that is being put together ...
         self._text = ""
         self._n = 0  # ... and its tokens
@@ -265,22 +270,29 @@ class _Reading:
 
     def _read(self, data: bytes) -> None:
         try:
-            chunk = strict(data)
+            chunk = self._decode(data)
         except (ValueError, RecursionError):
             chunk = self._oddly(data)
+        else:
+            if not chunk.choices:
+                chunk = self._oddly(data)
         if chunk.error is not None:
             self._fail(chunk.error)
-        usage = chunk.usage
-        counted = usage.completion_tokens if usage is not None else 0
-        if counted > MOST_TOKENS:  # it cannot count
-            counted = 0
+        usage, counted = chunk.usage, 0
+        if usage is not None and usage.completion_tokens <= MOST_TOKENS:  # else it cannot count
+            counted = usage.completion_tokens
         for choice in chunk.choices:
-            delta = choice.delta
-            if delta is not None:
+            if choice.index:  # of several answers the first one is it
+                continue
+            if (delta := choice.delta) is not None:
                 if thought := delta.reasoning_content or delta.reasoning:
                     self._hear("reasoning", thought, counted)
-                if delta.content:
-                    self._hear("token", delta.content, counted)
+                if text := delta.content:
+                    self._hear("token", text, counted)
+                elif (delta.tool_calls or delta.function_call) and self.reason is None:
+                    raise _no_tools()
+                elif delta.refusal:
+                    self._hear("token", delta.refusal, counted)
             if choice.finish_reason:
                 self._end(choice.finish_reason)
         if usage is not None:
@@ -289,13 +301,20 @@ class _Reading:
             self.told = max(self.told, counted)
 
     def _oddly(self, data: bytes) -> Chunk:
+        """What is not said as usual."""
         try:
-            return odd(data)
+            chunk = self._odd.read(data)
         except Unreadable as error:
-            if self.reason is None:
+            if b"\n" in data:  # events that nothing parts
+                for line in data.split(b"\n"):
+                    self._read(line)
+            elif self.reason is None:
                 raise
-            log.info("engine.unreadable_behind_its_end", error=str(error))
+            else:
+                log.info("engine.unreadable_behind_its_end", error=str(error))
             return Chunk()
+        self._decode = _not_as_usual if self._odd.half else strict
+        return chunk
 
     def _fail(self, error: Error) -> None:
         if self.reason is None:
@@ -303,25 +322,50 @@ class _Reading:
         log.info("engine.failed_behind_its_end", error=for_the_log(error.message))
 
     def _end(self, reason: str) -> None:
-        if self.reason is None:
-            self.on_reason()
+        if self.reason is not None:
+            return
+        if reason in _TOOLS:
+            raise _no_tools()
         self.reason = reason
+        self.on_reason()
 
     def _hear(self, kind: Kind, text: str, counted: int) -> None:
         """`counted`: the tokens so far as the server counts them, 0 where it does not: one a chunk then."""
-        if self._n and (kind != self._kind or len(self._text) + len(text) > TOGETHER):
-            self._give()
-        n = max(1, counted - self.told)
+        n = counted - self.told
+        if n < 1:
+            n = 1
         self.told += n
         if self._n:
-            self._text += text
-            self._n += n
-        else:
-            self._kind, self._text, self._n = kind, text, n
+            if kind == self._kind and len(self._text) + len(text) <= TOGETHER:
+                self._text += text
+                self._n += n
+                return
+            self._give()
+        self._kind, self._text, self._n = kind, text, n
 
     def _give(self) -> None:
-        n, self._n = self._n, 0
-        self._take(Piece(self._text, n, self._kind))
+        text, n, self._n = self._text, self._n, 0
+        if len(text) > LONGEST:
+            text, n = self._cut(text, n)
+        self._take(Piece(text, n, self._kind))
+
+    def _cut(self, text: str, n: int) -> tuple[str, int]:
+        """Gives all of what is too long for one piece but its last part. A part is a token at least."""
+        *parts, last = [text[at : at + LONGEST] for at in range(0, len(text), LONGEST)]
+        if n <= len(parts):
+            self.told += len(parts) + 1 - n
+            n = len(parts) + 1
+        for part in parts:
+            self._take(Piece(part, 1, self._kind))
+        return last, n - len(parts)
+
+
+def _not_as_usual(data: bytes) -> Chunk:
+    raise Unreadable("its first character may be half of one")
+
+
+def _no_tools() -> EngineFailed:
+    return EngineFailed("unsupported", "the model called a tool, and tools are not supported", retryable=False)
 
 
 def _nothing() -> None:

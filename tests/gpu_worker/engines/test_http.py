@@ -77,6 +77,18 @@ async def test_nonsense_is_broken(answer: bytes) -> None:
             await call(endpoint, "GET", "/")
 
 
+async def test_that_an_answer_is_still_to_come_is_none() -> None:
+    """Any number of heads below 200 may come before it, but not without end; nothing of theirs is taken for its own."""
+    early = b"HTTP/1.1 100 Continue\r\ncontent-length: 5\r\n\r\n"
+    document = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
+    for times in (1, 3):
+        async with listener(saying(early * times + document)) as endpoint:
+            assert await call(endpoint, "GET", "/") == b"{}"
+    async with listener(saying(early * 1_000 + document)) as endpoint:
+        with pytest.raises(Broken):
+            await call(endpoint, "GET", "/")
+
+
 async def test_a_refusal_carries_the_servers_reason() -> None:
     """Status, type and message come through; a body that says neither is no second error."""
     body = b'{"error":{"code":400,"type":"exceed_context_size_error","message":"too long"}}'

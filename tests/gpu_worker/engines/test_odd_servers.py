@@ -8,6 +8,7 @@ import pytest
 
 from gpu_worker import believed, patience
 from gpu_worker.engines import EngineFailed, Finish, Piece, Prefix, Tap, openai
+from gpu_worker.engines.engine import PIECE_TEXT
 from tests.gpu_worker.bed import Bed
 from tests.gpu_worker.engines.test_openai import ask, delta, document, engine, play, server, staying, stream
 
@@ -99,6 +100,66 @@ async def test_an_end_that_is_never_said_is_not_waited_for(monkeypatch: pytest.M
     async with staying(whole) as (url, gone), engine(url) as made, asyncio.timeout(10):
         assert text((await play(made, ask()))[0]) == "ab"
         await gone.wait()
+
+
+# -- words -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        HEAD + b"\xef\xbb\xbf" + events(A, B_END, "[DONE]").removeprefix(HEAD),
+        HEAD + events(A, B_END, "[DONE]").removeprefix(HEAD).replace(b"\n", b"\r"),
+        HEAD + events(A, B_END, "[DONE]").removeprefix(HEAD).replace(b"\n\n", b"\n"),
+        events(A.replace(", ", ",\ndata: "), B_END, "[DONE]"),
+        events('{"choices":[{"delta":{"content":[{"type":"text","text":"a"}]}}]}', B_END, "[DONE]"),
+        events('{"choices":[{"index":1,"delta":{"content":"x"},"finish_reason":"stop"}]}', A, B_END, "[DONE]"),
+        events('{"choices":[{"delta":{"refusal":"a"}}]}', B_END, "[DONE]"),
+        b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early\r\nlink: x\r\n\r\n" + events(A, B_END, "[DONE]"),
+    ],
+    ids=["BOM", "CR", "no blank lines", "lines", "parts", "n > 1", "refusal", "1xx"],
+)
+async def test_an_answer_that_is_told_otherwise_is_the_same_answer(answer: bytes) -> None:
+    async with said(answer) as url, engine(url) as made:
+        pieces, finish = await play(made, ask())
+    assert (text(pieces), finish.finish_reason) == ("ab", "stop")
+
+
+async def test_a_character_that_comes_in_halves_is_whole() -> None:
+    halves = [json.dumps(delta(content=half)) for half in ("a\ud83d", "\ude00", "b\ud83d", "c")]
+    async with said(events(*halves, B_END, "[DONE]")) as url, engine(url) as made:
+        assert text((await play(made, ask()))[0]) == "a😀b\ufffdcb"
+
+
+@pytest.mark.parametrize(("long", "told"), [("x" * 200_000, 0), ("é😀" * 40_000, 9), ("x" * 200_000, 5_000)])
+async def test_very_much_at_once_comes_in_pieces_that_a_frame_can_hold(long: str, told: int) -> None:
+    usage = {"usage": {"prompt_tokens": 1, "completion_tokens": told}} if told else {}
+    async with said(stream(delta(content=long) | usage, delta("stop", content="b"))) as url, engine(url) as made:
+        pieces, finish = await play(made, ask())
+    assert text(pieces) == long + "b"
+    assert max(len(piece.text.encode()) for piece in pieces) <= PIECE_TEXT
+    assert sum(piece.n for piece in pieces) == finish.completion_tokens == max(told, len(pieces) - 1) + 1
+
+
+CALL = {"index": 0, "id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        stream(delta(tool_calls=[CALL]), delta("stop")),
+        stream(delta(content="Let me look."), delta("tool_calls")),
+        stream(delta(function_call={"name": "f"}), delta("function_call")),
+        events('{"choices":[{"index":null,"delta":{"tool_calls":[{"index":0}]}}]}', "[DONE]"),
+    ],
+)
+async def test_a_model_that_calls_a_tool_has_not_answered(answer: bytes) -> None:
+    """Nobody would call it, and the answer would look like one."""
+    async with said(answer) as url, engine(url) as made:
+        with pytest.raises(EngineFailed, match="tools are not supported") as caught:
+            await play(made, ask())
+    assert (caught.value.code, caught.value.retryable) == ("unsupported", False)
+    assert caught.value.shown == caught.value.message
 
 
 # -- what viewers hear of failures -------------------------------------------------------------------------------------
