@@ -12,6 +12,8 @@ from typing import Any
 
 import msgspec
 
+from gpu_worker.engines.event_stream import LINE_LIMIT
+
 
 class Unreadable(ValueError):
     """It is no event of an answer, or what it says cannot be read."""
@@ -58,7 +60,10 @@ strict = msgspec.json.Decoder(Chunk).decode
 
 
 class Odd:
-    """What `strict` refuses, of one answer. `half`: of a character whose other half comes next, as JSON allows."""
+    """What `strict` refuses, of one answer; and one that comes whole, as a message, and not delta by delta.
+
+    `half`: of a character whose other half comes next, as JSON allows.
+    """
 
     def __init__(self) -> None:
         self.half = ""
@@ -75,7 +80,7 @@ class Odd:
     def _choice(self, said: object) -> Choice:
         if not isinstance(said, Mapping):
             raise Unreadable("a choice that is none")
-        index, reason, delta = said.get("index"), said.get("finish_reason"), said.get("delta")
+        index, reason, delta = said.get("index"), said.get("finish_reason"), said.get("delta", said.get("message"))
         told = reason if isinstance(reason, str) else "stop" if reason else None
         if index or delta is None:
             return Choice(1 if index else 0, None, told)
@@ -98,6 +103,8 @@ class Odd:
 
 
 def _object(data: bytes) -> dict[str, Any]:
+    if len(data) > LINE_LIMIT:
+        raise Unreadable(f"{len(data)} bytes")
     try:
         said = json.loads(data.decode(errors="replace"))
     except (ValueError, RecursionError) as error:

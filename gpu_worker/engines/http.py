@@ -6,6 +6,7 @@ coroutine, a timer and a future of its own. Knows nothing of models or of who as
 """
 
 import asyncio
+import functools
 import re
 import ssl
 from collections import deque
@@ -20,6 +21,10 @@ from gpu_worker.engines.event_stream import Chunks, Malformed, Payloads
 
 MAX_BODY = 64 * 1024 * 1024
 """Bytes of an answer that is not a stream; the longest is the token list of a 1 MiB prompt."""
+MAX_REFUSAL = 256 * 1024
+"""The same of a refusal."""
+REFUSAL_TIMEOUT = 5.0
+"""Seconds that the reason of a refusal is waited for."""
 MAX_HEAD = 64 * 1024
 DIGITS = 18
 """Of a length that is worth reading."""
@@ -71,12 +76,21 @@ class _ErrorBody(msgspec.Struct):
 
 
 class _ErrorAnswer(msgspec.Struct):
+    """`detail` is FastAPI's."""
+
     error: _ErrorBody | str | None = None
     message: str | None = None
+    detail: str | None = None
 
 
 _error = msgspec.json.Decoder(_ErrorAnswer)
 _HEAD_END = re.compile(rb"\r?\n\r?\n")
+
+
+@functools.cache
+def _tls() -> ssl.SSLContext:
+    """Once: it reads every certificate of the system, and the loop stands meanwhile."""
+    return ssl.create_default_context()
 
 
 async def call(endpoint: Endpoint, method: str, path: str, body: object = None) -> bytes:
@@ -101,12 +115,13 @@ async def ask(
     """
     payload = b"" if body is None else msgspec.json.encode(body)
     key = f"Authorization: Bearer {endpoint.key}\r\n" if endpoint.key else ""
+    host = f"[{endpoint.host}]" if ":" in endpoint.host else endpoint.host
     head = (
-        f"{method} {path} HTTP/1.1\r\nHost: {endpoint.host}:{endpoint.port}\r\n{key}"
+        f"{method} {path} HTTP/1.1\r\nHost: {host}:{endpoint.port}\r\n{key}Accept-Encoding: identity\r\n"
         f"Content-Type: application/json\r\nContent-Length: {len(payload)}\r\nConnection: close\r\n\r\n"
     )
     loop = asyncio.get_running_loop()
-    tls = ssl.create_default_context() if endpoint.tls else None
+    tls = _tls() if endpoint.tls else None
     try:
         async with asyncio.timeout(silence_timeout):
             answer = Answer(loop, silence_timeout)
@@ -116,18 +131,27 @@ async def ask(
             else:
                 transport = await edges.connect(answer, endpoint.host, endpoint.port)
     except OSError as error:
-        if isinstance(error, TimeoutError):
+        if isinstance(error, TimeoutError) and error.errno is None:  # ours, not the network's
             raise
         raise Unreachable(str(error)) from error
     try:
         transport.write(head.encode() + payload)
         await answer.head()
         if answer.status != 200:
-            raise _refusal(answer, await answer.whole())
+            raise _refusal(answer, await _reason(answer))
     except BaseException:
         answer.leave()
         raise
     return answer
+
+
+async def _reason(answer: "Answer") -> bytes:
+    """What comes with a refusal, which is one without it, too."""
+    try:
+        async with asyncio.timeout(REFUSAL_TIMEOUT):
+            return await answer.whole()
+    except (Broken, TimeoutError):
+        return b""
 
 
 class Answer(asyncio.Protocol):
@@ -204,6 +228,11 @@ class Answer(asyncio.Protocol):
             self._stopped = False
             self._transport.resume_reading()
         return payload
+
+    @property
+    def streams(self) -> bool:
+        """It is an event stream, once its head is there; else a document."""
+        return self._events is not None
 
     @property
     def source(self) -> EdgeTransport | None:
@@ -376,6 +405,8 @@ class Answer(asyncio.Protocol):
     def _begin(self, status: int, headers: dict[bytes, bytes]) -> None:
         """What the head says of the body. Raises Malformed."""
         self.headers = headers
+        if status == 200 and headers.get(b"content-encoding", b"identity").lower() != b"identity":
+            raise Malformed(f"the content coding {headers[b'content-encoding']!r}, which was not asked for")
         coding, length = headers.get(b"transfer-encoding"), headers.get(b"content-length")
         if coding is not None and coding.lower() != b"chunked":
             raise Malformed(f"the transfer coding {coding!r}")
@@ -385,6 +416,7 @@ class Answer(asyncio.Protocol):
             if not length.isdigit() or len(length) > DIGITS or int(length) > MAX_BODY:
                 raise Malformed(f"{length!r} bytes announced")
             self._left = int(length)
+        self._ended = status in (204, 304)
         self.status = status
         if status == 200 and headers.get(b"content-type", b"").lower().startswith(b"text/event-stream"):
             self._events = Payloads()
@@ -401,8 +433,9 @@ class Answer(asyncio.Protocol):
             self._ended = not self._left
         if self._events is None:
             self._size += len(data)
-            if self._size > MAX_BODY:
-                raise Malformed(f"more than {MAX_BODY} bytes")
+            most = MAX_BODY if self.status == 200 else MAX_REFUSAL
+            if self._size > most:
+                raise Malformed(f"more than {most} bytes")
             self._waiting.append(data)
             return
         self._waiting.extend(self._events.feed(data))
@@ -435,10 +468,11 @@ def _refusal(answer: Answer, body: bytes) -> Refused:
         return Refused(status, "", f"it is at {elsewhere.decode(errors='replace')}")
     try:
         told = _error.decode(body)
-    except msgspec.DecodeError:
+    except (ValueError, RecursionError):  # no JSON, or another
         return Refused(status, "", "no reason given")
+    otherwise = told.message or told.detail or "no reason given"
     match told.error:
         case _ErrorBody(type=kind, message=message, code=code):
-            return Refused(status, kind or "", message or told.message or "no reason given", str(code or ""))
+            return Refused(status, kind or "", message or otherwise, str(code or ""))
         case _:
-            return Refused(status, "", told.error or told.message or "no reason given")
+            return Refused(status, "", told.error or otherwise)

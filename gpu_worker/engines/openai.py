@@ -49,6 +49,7 @@ END_TIMEOUT = 5.0  # seconds that what may follow the finish reason is waited fo
 TOGETHER = 4096  # characters of what came together that are one piece
 LONGEST = PIECE_TEXT // 4  # characters of a piece, whatever they are
 
+_ABORTED = frozenset({"abort", "aborted", "cancelled", "error", "insufficient_system_resource"})
 _TOOLS = frozenset({"tool_calls", "function_call"})
 _REASONS: frozenset[str] = frozenset(get_args(FinishReason))
 
@@ -77,12 +78,14 @@ class OpenAIEngine:
     """
 
     def __init__(self, settings: EngineSettings) -> None:
-        where = urlsplit(settings.openai_url)
+        try:
+            where = urlsplit(settings.openai_url)
+            port = where.port
+        except ValueError:  # a port, or an address in brackets, that is none
+            raise _nowhere() from None
         if where.scheme not in ("http", "https") or not where.hostname:
-            raise EngineUnavailable(
-                f"engine {NAME!r} needs to know its server: OKOME_WORKER_OPENAI_URL=http://host:port/v1"
-            )
-        port = where.port or (443 if where.scheme == "https" else 80)
+            raise _nowhere()
+        port = port or (443 if where.scheme == "https" else 80)
         self._endpoint = Endpoint(where.hostname, port, settings.openai_key, tls=where.scheme == "https")
         self._path = where.path.rstrip("/")
         self._settings = settings
@@ -114,7 +117,7 @@ class OpenAIEngine:
                         why = str(error)
                         await asyncio.sleep(RETRY_PAUSE)
                         continue
-                    except msgspec.DecodeError as error:
+                    except (ValueError, RecursionError) as error:
                         raise self._failed(f"its list of models is none: {error}") from error
                     self._cards = self._announced(listed)
         except TimeoutError as error:
@@ -171,7 +174,10 @@ class OpenAIEngine:
                 tap.source = answer.source or DRY
                 reading.on_reason = lambda: answer.hurry(END_TIMEOUT)
                 try:
-                    await answer.pour(reading.take, tap.on_unread)
+                    if answer.streams:
+                        await answer.pour(reading.take, tap.on_unread)
+                    else:
+                        reading.document(await answer.whole())
                 except asyncio.CancelledError:  # what it had said before is heard
                     with suppress(EngineFailed, Unreadable):
                         reading.take(answer.left())
@@ -268,6 +274,11 @@ class _Reading:
                 self._give()
         return False
 
+    def document(self, data: bytes) -> None:
+        """All of it, from a server that does not stream. Raises as `take`."""
+        self._decode = _not_as_usual
+        self.take([data])
+
     def _read(self, data: bytes) -> None:
         try:
             chunk = self._decode(data)
@@ -326,6 +337,8 @@ class _Reading:
             return
         if reason in _TOOLS:
             raise _no_tools()
+        if reason in _ABORTED:  # vLLM's, SGLang's, OpenRouter's and DeepSeek's words for an answer that is cut short
+            raise EngineFailed("engine_failed", f"the answer ended with {reason!r}", retryable=True, shown=BROKE_OFF)
         self.reason = reason
         self.on_reason()
 
@@ -360,8 +373,12 @@ class _Reading:
         return last, n - len(parts)
 
 
+def _nowhere() -> EngineUnavailable:
+    return EngineUnavailable(f"engine {NAME!r} needs to know its server: OKOME_WORKER_OPENAI_URL=http://host:port/v1")
+
+
 def _not_as_usual(data: bytes) -> Chunk:
-    raise Unreadable("its first character may be half of one")
+    raise Unreadable("it has to be looked at field by field")
 
 
 def _no_tools() -> EngineFailed:

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from gpu_worker import believed, patience
-from gpu_worker.engines import EngineFailed, Finish, Piece, Prefix, Tap, openai
-from gpu_worker.engines.engine import PIECE_TEXT
+from gpu_worker.engines import EngineFailed, Finish, Piece, Prefix, Tap, http, openai
+from gpu_worker.engines.engine import BROKE_OFF, PIECE_TEXT, UNREADABLE
 from tests.gpu_worker.bed import Bed
 from tests.gpu_worker.engines.test_openai import ask, delta, document, engine, play, server, staying, stream
 
@@ -201,3 +201,55 @@ async def test_the_log_has_the_words_of_a_refusal_but_no_key() -> None:
         with pytest.raises(EngineFailed) as caught:
             await believed.poured(made, "m", ask(), Prefix(), lambda piece: None, Tap())
     assert caught.value.message == "401: not …, Incorrect API key provided: … Ask at http://10.0.0.7:8000/keys."
+
+
+# -- other ways to answer ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reason", ["abort", "error", "insufficient_system_resource"])
+async def test_an_answer_that_the_server_cut_short_has_not_ended(reason: str) -> None:
+    async with said(stream(delta(content="a"), delta(reason))) as url, engine(url) as made:
+        with pytest.raises(EngineFailed, match=reason) as caught:
+            await play(made, ask())
+    assert caught.value.retryable
+
+
+async def test_a_server_that_does_not_stream_has_answered() -> None:
+    whole = {"choices": [{"index": 0, "message": {"role": "assistant", "content": "a b"}, "finish_reason": "length"}]}
+    answer = document(200, whole | {"usage": {"prompt_tokens": 3, "completion_tokens": 2}})
+    async with said(answer) as url, engine(url) as made:
+        assert await play(made, ask()) == ([Piece("a b", 2)], Finish("length", 3, 2))
+
+
+@pytest.mark.parametrize(
+    ("answer", "retryable", "shown"),
+    [
+        (document(200, {"error": {"message": "no", "code": 400}}), False, "400: no"),
+        (document(200, {"object": "error", "message": "no", "code": 400}), False, "400: no"),
+        (stream({"object": "error", "message": "no", "code": 400}), False, "400: no"),
+        (document(422, {"detail": "no"}), False, "422: no"),
+        (document(422, {"detail": [{"msg": "no"}]}), False, "422: no reason given"),
+        (b"HTTP/1.1 200 OK\r\ncontent-type: text/html\r\n\r\n<html>", True, UNREADABLE),
+        (HEAD.replace(b"\r\n\r\n", b"\r\ncontent-encoding: gzip\r\n\r\n") + b"\x1f\x8b", True, BROKE_OFF),
+        (HEAD.replace(b"\r\n\r\n", b"\r\ntransfer-encoding: gzip, chunked\r\n\r\n"), True, BROKE_OFF),
+        (b"HTTP/1.1 401 No\r\ncontent-length: 99\r\n\r\n{", False, "the engine does not accept this worker"),
+        (b"HTTP/1.1 400 No\r\ncontent-length: 500000\r\n\r\n" + b"x" * 500_000, False, "400: no reason given"),
+        (b"HTTP/1.1 400 No\r\n\r\n" + b'{"error":' * 100_000, False, "400: no reason given"),
+        (b"HTTP/1.1 400 No\r\ncontent-encoding: gzip\r\n\r\n\x1f\x8b", False, "400: no reason given"),
+    ],
+)
+async def test_failures_are_understood_wherever_they_are_said(answer: bytes, retryable: bool, shown: str) -> None:
+    async with said(answer) as url, engine(url) as made:
+        with pytest.raises(EngineFailed) as caught:
+            await play(made, ask())
+    assert (caught.value.retryable, caught.value.shown) == (retryable, shown)
+
+
+@pytest.mark.parametrize("head", [b"HTTP/1.1 204 No\r\n\r\n", b"HTTP/1.1 401 No\r\ncontent-length: 9\r\n\r\n{"])
+async def test_a_refusal_whose_reason_does_not_come_is_one(monkeypatch: pytest.MonkeyPatch, head: bytes) -> None:
+    monkeypatch.setattr(http, "REFUSAL_TIMEOUT", 0.1)
+    async with staying(head) as (url, gone), engine(url) as made, asyncio.timeout(10):
+        with pytest.raises(EngineFailed) as caught:
+            await play(made, ask())
+        await gone.wait()
+    assert not caught.value.retryable

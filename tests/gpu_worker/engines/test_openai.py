@@ -384,7 +384,7 @@ async def test_it_waits_for_a_server_that_is_still_starting() -> None:
             pass
 
 
-@pytest.mark.parametrize("url", ["", "127.0.0.1:8000", "ftp://host/v1", "http://"])
+@pytest.mark.parametrize("url", ["", "127.0.0.1:8000", "ftp://host/v1", "http://", "http://h:99999", "http://[h"])
 def test_without_a_server_it_says_what_to_set(url: str) -> None:
     with pytest.raises(EngineUnavailable, match="OKOME_WORKER_OPENAI_URL"):
         create("openai", EngineSettings(openai_url=url))
