@@ -47,6 +47,7 @@ END = b"[DONE]"
 RETRY_PAUSE = 0.5  # seconds between two tries to reach a server that is still starting
 END_TIMEOUT = 5.0  # seconds that what may follow the finish reason is waited for: the usage, the end
 TOGETHER = 4096  # characters of what came together that are one piece
+SECRET = 4  # characters of a key that is one, not a word to fill the field
 LONGEST = PIECE_TEXT // 4  # characters of a piece, whatever they are
 
 _ABORTED = frozenset({"abort", "aborted", "cancelled", "error", "insufficient_system_resource"})
@@ -237,7 +238,7 @@ class OpenAIEngine:
     def _without_key(self, error: EngineFailed) -> EngineFailed:
         """Servers say the key that they refuse."""
         key = self._endpoint.key
-        if not key or key not in error.message + error.shown:
+        if len(key) < SECRET or key not in error.message + error.shown:
             return error
         message, shown = (words.replace(key, HIDDEN) for words in (error.message, error.shown))
         return EngineFailed(error.code, message, retryable=error.retryable, shown=shown)

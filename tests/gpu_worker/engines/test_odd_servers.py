@@ -162,6 +162,18 @@ async def test_a_model_that_calls_a_tool_has_not_answered(answer: bytes) -> None
     assert caught.value.shown == caught.value.message
 
 
+@pytest.mark.parametrize("then", ["{", '{"error":{"message":"cuda"}}', "[DONE]"])
+async def test_a_server_that_fails_behind_each_token_is_not_asked_without_end(
+    bed: Bed, monkeypatch: pytest.MonkeyPatch, then: str
+) -> None:
+    monkeypatch.setattr(patience, "PAUSE", (0.001, 0.005))
+    async with said(events(A, then)) as url, engine(url) as made, bed.worker("w1", made):
+        await bed.enqueue(await bed.ask("g1", [], model="m", enqueue=False))
+        end = (await bed.ended("g1")).fields()
+        assert (end["code"], bed.text("g1")) == ("attempts_exhausted", "a" * patience.MOST_FAILURES)
+        assert end["message"].startswith(f"{patience.MOST_FAILURES} attempts in a row broke off: the engine")
+
+
 # -- what viewers hear of failures -------------------------------------------------------------------------------------
 
 REFUSED = "Incorrect API key provided: sk-abc. Ask at http://10.0.0.7:8000/keys."
