@@ -7,7 +7,6 @@ comes last, usage before it. It must not know jobs and acks (`held.py`), nor fen
 from __future__ import annotations
 
 import asyncio
-import random
 from collections.abc import Callable
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -32,13 +31,15 @@ from gpu_worker.engines import Engine, EngineFailed, Finish, ModelCard, Piece, P
 from gpu_worker.interruption import Interrupt, Interruption
 from gpu_worker.metrics import CANCELS, PAUSED, RESUMED, Measured
 from gpu_worker.outbox import Outbox, State, Stop, next_epoch
+from gpu_worker.patience import MOST_FAILURES, Patience, busy_pause
 from gpu_worker.publisher import Publisher
 from gpu_worker.publishing import Publishing
 from gpu_worker.pulse import Pulse
 from gpu_worker.settings import WorkerSettings
 
-ENGINE_PAUSE = (0.1, 0.5)  # seconds, at random between, before an engine that failed is asked again
 OVERLOADED_TIMEOUT = 30.0  # seconds that an engine may refuse although a slot is free
+BARREN = f"{MAX_BARREN_EPOCHS} attempts in a row gave no new token"
+BROKEN_OFF = f"{MOST_FAILURES} attempts in a row broke off"
 
 log = structlog.get_logger("worker")
 
@@ -101,6 +102,7 @@ class Answer:
         self._flowing = asyncio.Event()
         self._flowing.set()
         self._recheck: asyncio.TimerHandle | None = None
+        self._patience = Patience()
         self._log = log.bind(gid=job.gid, sid=job.sid, model=lane.card.id)
 
     @property
@@ -152,11 +154,17 @@ class Answer:
                 if (over := await self._settled(publisher)) is not None:  # all that was decoded is in the log
                     return over
                 chain = publisher.outbox.chain
-                barren = 0 if chain.next_offset > before else barren + 1
-                if not error.retryable or barren >= MAX_BARREN_EPOCHS:
-                    return await self._end(publisher, FAILED, _exhausted() if error.retryable else _broken(error))
+                new = chain.next_offset - before
+                barren = 0 if new else barren + 1
+                self._patience.failed(new)
+                if not error.retryable:
+                    return await self._end(publisher, FAILED, _broken(error))
+                if barren >= MAX_BARREN_EPOCHS:
+                    return await self._end(publisher, FAILED, _exhausted(BARREN, error.shown))
+                if self._patience.is_over:
+                    return await self._end(publisher, FAILED, _exhausted(BROKEN_OFF, error.shown))
             await self._drop_publisher()
-            await self._interruption.unless(_pause())
+            await self._interruption.unless(asyncio.sleep(self._patience.pause()))
 
     async def cancel_unbegun(self, chain: Chain) -> Outcome:
         """Cancelled before anybody began: `start` and the terminal, so that the log is the whole conversation."""
@@ -172,13 +180,14 @@ class Answer:
 
     async def give_up(self, chain: Chain) -> Outcome:
         """Nobody gave a new token for too many epochs."""
-        return await self._only_frame(chain, FAILED, _exhausted())
+        return await self._only_frame(chain, FAILED, _exhausted(BARREN))
 
     # -- decoding ----------------------------------------------------------------------------------------------------
 
     async def _to_the_end(self, publisher: Publisher, asked: list[engines.Message]) -> Outcome:
         """Decode behind what is stored, then the terminal. Raises EngineFailed."""
         deadline = self._loop.time() + OVERLOADED_TIMEOUT
+        refusals = 0
         while True:
             try:
                 finish = await self._interruption.unless(self._pull(publisher, asked))
@@ -188,7 +197,8 @@ class Answer:
                     raise
                 if (over := await self._settled(publisher)) is not None:
                     return over
-                await self._interruption.unless(_pause())
+                refusals += 1
+                await self._interruption.unless(asyncio.sleep(busy_pause(refusals)))
         if finish is not None:
             usage = {"prompt_tokens": finish.prompt_tokens, "completion_tokens": finish.completion_tokens}
             return await self._end(publisher, DONE, {"finish_reason": finish.finish_reason, "t": now_ms()}, usage)
@@ -353,17 +363,14 @@ class Answer:
         CANCELS.labels("silence" if self._interruption.why is Interrupt.ABANDONED else "request").inc()
 
 
-async def _pause() -> None:
-    await asyncio.sleep(random.uniform(*ENGINE_PAUSE))
-
-
-def _exhausted() -> dict[str, Any]:
+def _exhausted(message: str, shown: str = "") -> dict[str, Any]:
     """Fields of a `failed` frame. What the engine said of its process (addresses, its last words) is for the log."""
-    message = f"{MAX_BARREN_EPOCHS} attempts in a row gave no new token"
+    if shown:
+        message = f"{message}: {shown}"
     return {"code": "attempts_exhausted", "message": message, "retryable": True, "t": now_ms()}
 
 
 def _broken(error: EngineFailed) -> dict[str, Any]:
-    """Fields of a `failed` frame: what was asked cannot be answered, and the engine says why."""
+    """Fields of a `failed` frame: what was asked cannot be answered, and why."""
     code = "engine_failed" if error.code == "overloaded" else error.code  # that one is no code of a terminal
-    return {"code": code, "message": error.message, "retryable": code != "context_length_exceeded", "t": now_ms()}
+    return {"code": code, "message": error.shown, "retryable": error.retryable, "t": now_ms()}

@@ -14,11 +14,10 @@ from typing import get_args
 import structlog
 
 from gpu_worker.engines import Engine, EngineFailed, Finish, Piece, Pouring, Prefix, Prompt, Tap
-from gpu_worker.engines.engine import FailureCode, FinishReason
+from gpu_worker.engines.discretion import for_the_log, for_viewers
+from gpu_worker.engines.engine import MOST_TOKENS, PIECE_TEXT, UNREADABLE, FailureCode, FinishReason
 
-PIECE_TEXT = 64 * 1024  # bytes of UTF-8: one piece is never cut, so it has to fit into a message, escaped as JSON
 MESSAGE = 500  # characters kept of why an engine failed
-MOST_TOKENS = 2**31
 
 _REASONS = frozenset(get_args(FinishReason))
 _KINDS = frozenset({"token", "reasoning"})
@@ -123,11 +122,15 @@ def _check_text(text: str) -> None:
 
 
 def _broken(what: str) -> EngineFailed:
-    return EngineFailed("engine_failed", f"the engine {what}", retryable=True)
+    return EngineFailed("engine_failed", f"the engine {what}", retryable=True, shown=UNREADABLE)
 
 
 def _said(error: EngineFailed) -> EngineFailed:
-    """The failure in words that a frame can hold."""
+    """The failure in words that a log and a frame can hold."""
     code: FailureCode = error.code if error.code in _CODES else "engine_failed"
-    message = str(error.message)[:MESSAGE].encode("utf-8", "replace").decode()
-    return EngineFailed(code, message, retryable=bool(error.retryable))
+    message, shown = for_the_log(str(error.message)), for_viewers(str(error.shown))
+    return EngineFailed(code, _short(message), retryable=bool(error.retryable), shown=_short(shown))
+
+
+def _short(words: str) -> str:
+    return words[:MESSAGE].encode("utf-8", "replace").decode()

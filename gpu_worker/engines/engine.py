@@ -10,9 +10,14 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import msgspec
 
 FinishReason = Literal["stop", "length", "content_filter", "tool_calls"]
-FailureCode = Literal["engine_failed", "context_length_exceeded", "overloaded"]
+FailureCode = Literal["engine_failed", "context_length_exceeded", "overloaded", "unsupported"]
 Kind = Literal["token", "reasoning"]
 Resume = Literal["continue", "prefill", "refuse"]
+
+MOST_TOKENS = 2**31
+"""What is counted as more is no count."""
+PIECE_TEXT = 64 * 1024
+"""Bytes of a piece's UTF-8: one piece is never cut, so it has to fit into a message, escaped as JSON."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,16 +94,25 @@ class ModelCard:
     default_max_tokens: int | None = 1024
 
 
+BROKE_OFF = "the engine's answer broke off"
+UNREADABLE = "the engine's answer could not be read"
+"""What viewers may be told of failures that are anybody's."""
+
+
 class EngineFailed(Exception):
     """The answer broke: it did not end. retryable says whether the same prompt with the prefix so far may succeed
     here or elsewhere.
+
+    message is for the log. shown is what viewers may be told, where it matters to them: without it the message of what
+    is no use to try again, and nothing of the rest.
     """
 
-    def __init__(self, code: FailureCode, message: str, *, retryable: bool) -> None:
+    def __init__(self, code: FailureCode, message: str, *, retryable: bool, shown: str = "") -> None:
         super().__init__(message)
         self.code: FailureCode = code
         self.message = message
         self.retryable = retryable
+        self.shown = shown or ("" if retryable else message)
 
 
 class EngineUnavailable(Exception):

@@ -1,9 +1,10 @@
 """The body of a streamed HTTP answer, taken apart as its bytes come: the transfer coding, then the events. Pure."""
 
 LINE_LIMIT = 4 * 1024 * 1024
-"""Bytes of one line of an event stream."""
+"""Bytes of one line of an event stream, and of one event."""
 SIZE_LIMIT = 256
 """Bytes of the line that says how long a chunk is, its extensions included."""
+BOM = b"\xef\xbb\xbf"
 
 
 class Malformed(ValueError):
@@ -74,27 +75,53 @@ class Chunks:
 
 
 class Payloads:
-    """The payloads of server-sent events: what a `data:` line holds, or an `error:` line, which llama.cpp writes."""
+    """The payloads of server-sent events, as WHATWG's HTML standard has them: the `data:` lines of an event, whatever
+    ends them; and its `error:` lines, which llama.cpp writes.
+    """
 
     def __init__(self) -> None:
-        self._rest = b""
+        self._between = True  # events: nothing of the next one has come
+        self._rest = b""  # of a line that has not ended
+        self._data: list[bytes] = []  # of an event that has not
+        self._size = 0  # of these
+        self._after_cr = False  # which may be half of a line's end
 
     def feed(self, body: bytes) -> list[bytes]:
-        """The payloads whose lines end in these bytes. Raises Malformed."""
-        if not self._rest and body.startswith(b"data: ") and body.endswith(b"\n\n") and body.count(b"\n") == 2:
-            return [body[6:-2].strip()]  # what a token comes as: one event, whole and alone
-        if not self._rest and body.startswith(b"data: ") and body.endswith(b"\n\n"):
-            events = body[6:-2].split(b"\n\ndata: ")
-            if body.count(b"\n") == 2 * len(events):  # several of them, and nothing else
-                return [event.strip() for event in events]
-        *lines, self._rest = (self._rest + body).split(b"\n")
-        if len(self._rest) > LINE_LIMIT:
-            raise Malformed("an event without end")
+        """The payloads whose events end in these bytes. Raises Malformed."""
+        if self._between and body.startswith(b"data: "):
+            lines = body.splitlines()
+            if len(lines) == 2 and not lines[1]:  # what a token comes as: one event, whole and alone
+                return [lines[0][6:].strip()]
+            if body.endswith(b"\n\n"):
+                events = body[6:-2].split(b"\n\ndata: ")
+                if len(lines) == 2 * len(events):  # several of them, and nothing else
+                    return [event.strip() for event in events]
+        return self._by_lines(body)
+
+    def end(self) -> list[bytes]:
+        """The payload of an event that nothing ended but the body, where its server was short of words."""
+        return [] if self._between else self._by_lines(b"\n\n")
+
+    def _by_lines(self, body: bytes) -> list[bytes]:
+        if not body:
+            return []
+        if self._after_cr:
+            body = body.removeprefix(b"\n")
+        self._after_cr = body.endswith(b"\r")
+        *lines, self._rest = (self._rest + body.replace(b"\r\n", b"\n").replace(b"\r", b"\n")).split(b"\n")
         found = []
         for line in lines:
-            # No name is a comment (ping), an empty line the end of an event: both carry nothing.
-            if line.startswith(b"data:"):
-                found.append(line[5:].strip())
-            elif line.startswith(b"error:"):
-                found.append(line[6:].strip())
+            line = line.removeprefix(BOM)
+            if not line:
+                if self._data:
+                    found.append(b"\n".join(self._data).strip())
+                    self._data, self._size = [], 0
+                continue
+            name, _, value = line.partition(b":")  # no name is a comment (ping)
+            if name in (b"data", b"error"):
+                self._data.append(value.removeprefix(b" "))
+                self._size += len(line)
+        if len(self._rest) + self._size > LINE_LIMIT:
+            raise Malformed("an event without end")
+        self._between = not (self._rest or self._data)
         return found

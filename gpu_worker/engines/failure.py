@@ -7,7 +7,8 @@ from contextlib import contextmanager
 
 import msgspec
 
-from gpu_worker.engines.engine import EngineFailed
+from gpu_worker.engines.chunk import Unreadable
+from gpu_worker.engines.engine import BROKE_OFF, UNREADABLE, EngineFailed
 from gpu_worker.engines.http import Broken, Refused, Unreachable
 
 
@@ -18,10 +19,16 @@ def translated(who: str, refused: Callable[[Refused], EngineFailed]) -> Iterator
     try:
         yield
     except TimeoutError as error:
-        raise EngineFailed("engine_failed", f"{who} fell silent", retryable=True) from error
-    except (Broken, Unreachable) as error:
-        raise EngineFailed("engine_failed", f"{who} broke off: {error}", retryable=True) from error
-    except msgspec.DecodeError as error:
-        raise EngineFailed("engine_failed", f"{who} spoke nonsense: {error}", retryable=True) from error
+        raise _failed(f"{who} fell silent", "the engine fell silent") from error
+    except Unreachable as error:
+        raise _failed(f"{who} broke off: {error}", "the engine could not be reached") from error
+    except Broken as error:
+        raise _failed(f"{who} broke off: {error}", BROKE_OFF) from error
+    except (msgspec.DecodeError, Unreadable) as error:
+        raise _failed(f"{who} spoke nonsense: {error}", UNREADABLE) from error
     except Refused as error:
         raise refused(error) from error
+
+
+def _failed(message: str, shown: str) -> EngineFailed:
+    return EngineFailed("engine_failed", message, retryable=True, shown=shown)

@@ -6,6 +6,8 @@ coroutine, a timer and a future of its own. Knows nothing of models or of who as
 """
 
 import asyncio
+import functools
+import re
 import ssl
 from collections import deque
 from collections.abc import Callable
@@ -19,7 +21,15 @@ from gpu_worker.engines.event_stream import Chunks, Malformed, Payloads
 
 MAX_BODY = 64 * 1024 * 1024
 """Bytes of an answer that is not a stream; the longest is the token list of a 1 MiB prompt."""
+MAX_REFUSAL = 256 * 1024
+"""The same of a refusal."""
+REFUSAL_TIMEOUT = 5.0
+"""Seconds that the reason of a refusal is waited for."""
 MAX_HEAD = 64 * 1024
+DIGITS = 18
+"""Of a length that is worth reading."""
+INTERIM = 100
+"""Heads with a status below 200 before the answer's."""
 READS = 8
 """Of what was left, at the end."""
 HIGH, LOW = 256, 64
@@ -66,11 +76,21 @@ class _ErrorBody(msgspec.Struct):
 
 
 class _ErrorAnswer(msgspec.Struct):
+    """`detail` is FastAPI's."""
+
     error: _ErrorBody | str | None = None
     message: str | None = None
+    detail: str | None = None
 
 
 _error = msgspec.json.Decoder(_ErrorAnswer)
+_HEAD_END = re.compile(rb"\r?\n\r?\n")
+
+
+@functools.cache
+def _tls() -> ssl.SSLContext:
+    """Once: it reads every certificate of the system, and the loop stands meanwhile."""
+    return ssl.create_default_context()
 
 
 async def call(endpoint: Endpoint, method: str, path: str, body: object = None) -> bytes:
@@ -95,12 +115,13 @@ async def ask(
     """
     payload = b"" if body is None else msgspec.json.encode(body)
     key = f"Authorization: Bearer {endpoint.key}\r\n" if endpoint.key else ""
+    host = f"[{endpoint.host}]" if ":" in endpoint.host else endpoint.host
     head = (
-        f"{method} {path} HTTP/1.1\r\nHost: {endpoint.host}:{endpoint.port}\r\n{key}"
+        f"{method} {path} HTTP/1.1\r\nHost: {host}:{endpoint.port}\r\n{key}Accept-Encoding: identity\r\n"
         f"Content-Type: application/json\r\nContent-Length: {len(payload)}\r\nConnection: close\r\n\r\n"
     )
     loop = asyncio.get_running_loop()
-    tls = ssl.create_default_context() if endpoint.tls else None
+    tls = _tls() if endpoint.tls else None
     try:
         async with asyncio.timeout(silence_timeout):
             answer = Answer(loop, silence_timeout)
@@ -110,18 +131,27 @@ async def ask(
             else:
                 transport = await edges.connect(answer, endpoint.host, endpoint.port)
     except OSError as error:
-        if isinstance(error, TimeoutError):
+        if isinstance(error, TimeoutError) and error.errno is None:  # ours, not the network's
             raise
         raise Unreachable(str(error)) from error
     try:
         transport.write(head.encode() + payload)
         await answer.head()
         if answer.status != 200:
-            raise _refusal(answer.status, await answer.whole())
+            raise _refusal(answer, await _reason(answer))
     except BaseException:
         answer.leave()
         raise
     return answer
+
+
+async def _reason(answer: "Answer") -> bytes:
+    """What comes with a refusal, which is one without it, too."""
+    try:
+        async with asyncio.timeout(REFUSAL_TIMEOUT):
+            return await answer.whole()
+    except (Broken, TimeoutError):
+        return b""
 
 
 class Answer(asyncio.Protocol):
@@ -138,6 +168,7 @@ class Answer(asyncio.Protocol):
         self._silence = silence_timeout
         self._transport: asyncio.Transport | None = None
         self._rest = b""  # of a head that is not whole yet
+        self._interim = 0  # heads before it
         self._chunks: Chunks | None = None
         self._left: int | None = None  # bytes of a body whose length was announced; None: it ends with the connection
         self._events: Payloads | None = None
@@ -153,6 +184,7 @@ class Answer(asyncio.Protocol):
         self._over: asyncio.Future[None] | None = None  # ... and until when
         self._held = False
         self._giving = False
+        self._hurry: asyncio.TimerHandle | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -162,9 +194,10 @@ class Answer(asyncio.Protocol):
 
     def leave(self) -> None:
         """Close the connection without lingering: unread tokens are of no use to anyone. Idempotent."""
-        if self._alarm is not None:
-            self._alarm.cancel()
-            self._alarm = None
+        for timer in (self._alarm, self._hurry):
+            if timer is not None:
+                timer.cancel()
+        self._alarm = self._hurry = None
         if self._transport is not None:
             self._transport.abort()
 
@@ -195,6 +228,11 @@ class Answer(asyncio.Protocol):
             self._stopped = False
             self._transport.resume_reading()
         return payload
+
+    @property
+    def streams(self) -> bool:
+        """It is an event stream, once its head is there; else a document."""
+        return self._events is not None
 
     @property
     def source(self) -> EdgeTransport | None:
@@ -244,6 +282,14 @@ class Answer(asyncio.Protocol):
         self._waits_since = self._loop.time()
         self._deliver()
         self._go_on()
+
+    def hurry(self, timeout: float) -> None:
+        """Pouring is over by then, as if `take` had said so."""
+        self._hurry = self._hurry or self._loop.call_later(timeout, self._conclude)
+
+    def _conclude(self) -> None:
+        if self._over is not None and not self._over.done():
+            self._over.set_result(None)
 
     def _go_on(self) -> None:
         if self._stopped and not self._held and self._transport is not None:
@@ -322,6 +368,8 @@ class Answer(asyncio.Protocol):
         if not self._ended:
             if self.status and error is None and self._chunks is None and self._left is None:
                 self._ended = True
+                if self._events is not None:
+                    self._waiting.extend(self._events.end())
             else:
                 self._break(str(error) if error else "the connection ended early")
         self._deliver()
@@ -338,30 +386,40 @@ class Answer(asyncio.Protocol):
 
     def _take_head(self, data: bytes) -> bytes:
         """The bytes behind the head, once it is whole. Raises ValueError."""
-        head, separator, rest = (self._rest + data).partition(b"\r\n\r\n")
-        if not separator:
-            self._rest = head
-            if len(head) > MAX_HEAD:
-                raise Malformed("a head without end")
-            return b""
-        lines = head.split(b"\r\n")
-        version, status, *_ = lines[0].split(b" ", 2)
-        if not version.startswith(b"HTTP/1."):
-            raise Malformed("not HTTP")
-        for line in lines[1:]:
-            name, _, value = line.partition(b":")
-            self.headers[name.strip().lower()] = value.strip()
-        if self.headers.get(b"transfer-encoding", b"").lower() == b"chunked":
+        data = self._rest + data
+        while (end := _HEAD_END.search(data)) is not None:
+            status, headers = _head(data[: end.start()])
+            data = data[end.end() :]
+            if status >= 200:
+                self._rest = b""
+                self._begin(status, headers)
+                return data
+            self._interim += 1  # it says that the answer is still to come
+            if self._interim > INTERIM:
+                raise Malformed("no answer but that it is still to come")
+        self._rest = data
+        if len(data) > MAX_HEAD:
+            raise Malformed("a head without end")
+        return b""
+
+    def _begin(self, status: int, headers: dict[bytes, bytes]) -> None:
+        """What the head says of the body. Raises Malformed."""
+        self.headers = headers
+        if status == 200 and headers.get(b"content-encoding", b"identity").lower() != b"identity":
+            raise Malformed(f"the content coding {headers[b'content-encoding']!r}, which was not asked for")
+        coding, length = headers.get(b"transfer-encoding"), headers.get(b"content-length")
+        if coding is not None and coding.lower() != b"chunked":
+            raise Malformed(f"the transfer coding {coding!r}")
+        if coding is not None:
             self._chunks = Chunks()
-        elif (length := self.headers.get(b"content-length")) is not None:
+        elif length is not None:
+            if not length.isdigit() or len(length) > DIGITS or int(length) > MAX_BODY:
+                raise Malformed(f"{length!r} bytes announced")
             self._left = int(length)
-            if not 0 <= self._left <= MAX_BODY:
-                raise Malformed(f"{self._left} bytes announced")
-        self._rest = b""
-        self.status = int(status)
-        if self.status == 200 and self.headers.get(b"content-type", b"").lower().startswith(b"text/event-stream"):
+        self._ended = status in (204, 304)
+        self.status = status
+        if status == 200 and headers.get(b"content-type", b"").lower().startswith(b"text/event-stream"):
             self._events = Payloads()
-        return rest
 
     def _take_body(self, data: bytes) -> None:
         if self._ended:
@@ -375,24 +433,46 @@ class Answer(asyncio.Protocol):
             self._ended = not self._left
         if self._events is None:
             self._size += len(data)
-            if self._size > MAX_BODY:
-                raise Malformed(f"more than {MAX_BODY} bytes")
+            most = MAX_BODY if self.status == 200 else MAX_REFUSAL
+            if self._size > most:
+                raise Malformed(f"more than {most} bytes")
             self._waiting.append(data)
             return
         self._waiting.extend(self._events.feed(data))
+        if self._ended:
+            self._waiting.extend(self._events.end())
         asked = self._take is None or self._held  # else they are given as they come
         if len(self._waiting) > HIGH and asked and not self._stopped and self._transport is not None:
             self._stopped = True
             self._transport.pause_reading()
 
 
-def _refusal(status: int, body: bytes) -> Refused:
+def _head(data: bytes) -> tuple[int, dict[bytes, bytes]]:
+    """Raises Malformed."""
+    first, *lines = data.replace(b"\r\n", b"\n").split(b"\n")
+    version, _, rest = first.partition(b" ")
+    status = rest.partition(b" ")[0]
+    if not version.startswith(b"HTTP/1.") or len(status) != 3 or not status.isdigit() or status < b"100":
+        raise Malformed("not HTTP")
+    headers = {}
+    for line in lines:
+        name, _, value = line.partition(b":")
+        headers[name.strip().lower()] = value.strip()
+    return int(status), headers
+
+
+def _refusal(answer: Answer, body: bytes) -> Refused:
+    status = answer.status
+    elsewhere = answer.headers.get(b"location")
+    if elsewhere is not None and status < 400:  # where a key is not sent after it
+        return Refused(status, "", f"it is at {elsewhere.decode(errors='replace')}")
     try:
         told = _error.decode(body)
-    except msgspec.DecodeError:
+    except (ValueError, RecursionError):  # no JSON, or another
         return Refused(status, "", "no reason given")
+    otherwise = told.message or told.detail or "no reason given"
     match told.error:
         case _ErrorBody(type=kind, message=message, code=code):
-            return Refused(status, kind or "", message or told.message or "no reason given", str(code or ""))
+            return Refused(status, kind or "", message or otherwise, str(code or ""))
         case _:
-            return Refused(status, "", told.error or told.message or "no reason given")
+            return Refused(status, "", told.error or otherwise)

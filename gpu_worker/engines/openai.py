@@ -13,11 +13,17 @@ from typing import Any, get_args
 from urllib.parse import urlsplit
 
 import msgspec
+import structlog
 
 from gpu_worker.engines import http
+from gpu_worker.engines.chunk import Chunk, Error, Odd, Unreadable, strict
+from gpu_worker.engines.discretion import HIDDEN, for_the_log
 from gpu_worker.engines.edge import Edges
 from gpu_worker.engines.engine import (
+    BROKE_OFF,
     DRY,
+    MOST_TOKENS,
+    PIECE_TEXT,
     EngineFailed,
     EngineSettings,
     EngineUnavailable,
@@ -33,46 +39,22 @@ from gpu_worker.engines.engine import (
 from gpu_worker.engines.failure import translated
 from gpu_worker.engines.http import Answer, Broken, Endpoint, Refused, Unreachable
 from gpu_worker.engines.pulled import pulled
+from gpu_worker.engines.refusal import OVERLOADED, broke, refused
 
 NAME = "openai"
 WHO = "the server"
 END = b"[DONE]"
 RETRY_PAUSE = 0.5  # seconds between two tries to reach a server that is still starting
-OVERLOADED = frozenset({429, 503, 529})
+END_TIMEOUT = 5.0  # seconds that what may follow the finish reason is waited for: the usage, the end
 TOGETHER = 4096  # characters of what came together that are one piece
-TOO_LONG = "context_length_exceeded"
+SECRET = 4  # characters of a key that is one, not a word to fill the field
+LONGEST = PIECE_TEXT // 4  # characters of a piece, whatever they are
 
+_ABORTED = frozenset({"abort", "aborted", "cancelled", "error", "insufficient_system_resource"})
+_TOOLS = frozenset({"tool_calls", "function_call"})
 _REASONS: frozenset[str] = frozenset(get_args(FinishReason))
 
-
-class _Delta(msgspec.Struct, gc=False):
-    """`reasoning_content` as vLLM, SGLang and DeepSeek have it, `reasoning` as OpenRouter and newer vLLM do."""
-
-    content: str | None = None
-    reasoning_content: str | None = None
-    reasoning: str | None = None
-
-
-class _Choice(msgspec.Struct, gc=False):
-    delta: _Delta | None = None
-    finish_reason: str | None = None
-
-
-class _Usage(msgspec.Struct, gc=False):
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-
-
-class _Error(msgspec.Struct):
-    message: str = ""
-    type: str | None = None
-    code: str | int | None = None
-
-
-class _Chunk(msgspec.Struct):
-    choices: list[_Choice] = []
-    usage: _Usage | None = None
-    error: _Error | None = None
+log = structlog.get_logger("worker")
 
 
 class _Model(msgspec.Struct):
@@ -86,7 +68,6 @@ class _Models(msgspec.Struct):
     data: list[_Model]
 
 
-_chunk = msgspec.json.Decoder(_Chunk)
 _models = msgspec.json.Decoder(_Models)
 
 
@@ -98,12 +79,14 @@ class OpenAIEngine:
     """
 
     def __init__(self, settings: EngineSettings) -> None:
-        where = urlsplit(settings.openai_url)
+        try:
+            where = urlsplit(settings.openai_url)
+            port = where.port
+        except ValueError:  # a port, or an address in brackets, that is none
+            raise _nowhere() from None
         if where.scheme not in ("http", "https") or not where.hostname:
-            raise EngineUnavailable(
-                f"engine {NAME!r} needs to know its server: OKOME_WORKER_OPENAI_URL=http://host:port/v1"
-            )
-        port = where.port or (443 if where.scheme == "https" else 80)
+            raise _nowhere()
+        port = port or (443 if where.scheme == "https" else 80)
         self._endpoint = Endpoint(where.hostname, port, settings.openai_key, tls=where.scheme == "https")
         self._path = where.path.rstrip("/")
         self._settings = settings
@@ -135,7 +118,7 @@ class OpenAIEngine:
                         why = str(error)
                         await asyncio.sleep(RETRY_PAUSE)
                         continue
-                    except msgspec.DecodeError as error:
+                    except (ValueError, RecursionError) as error:
                         raise self._failed(f"its list of models is none: {error}") from error
                     self._cards = self._announced(listed)
         except TimeoutError as error:
@@ -164,11 +147,19 @@ class OpenAIEngine:
         if prompt.max_tokens is not None and prefix.tokens >= prompt.max_tokens:
             return Finish("length", 0, prefix.tokens)
         body = self._request(model, prompt, prefix)
-        reading = _Reading(take)
         self._busy += 1
         try:
+            return await self._hear(body, prefix, take, tap)
+        except EngineFailed as error:
+            raise self._without_key(error) from error
+        finally:
+            self._busy -= 1
+
+    async def _hear(self, body: dict[str, Any], prefix: Prefix, take: Callable[[Piece], None], tap: Tap) -> Finish:
+        reading = _Reading(take)
+        try:
             with (
-                translated(WHO, _refused),
+                translated(WHO, refused),
                 await http.ask(
                     self._endpoint,
                     "POST",
@@ -182,17 +173,26 @@ class OpenAIEngine:
                 tap.on_turn = answer.hold
                 answer.hold(tap.is_shut)
                 tap.source = answer.source or DRY
+                reading.on_reason = lambda: answer.hurry(END_TIMEOUT)
                 try:
-                    await answer.pour(reading.take, tap.on_unread)
+                    if answer.streams:
+                        await answer.pour(reading.take, tap.on_unread)
+                    else:
+                        reading.document(await answer.whole())
                 except asyncio.CancelledError:  # what it had said before is heard
-                    with suppress(EngineFailed, msgspec.DecodeError):
+                    with suppress(EngineFailed, Unreadable):
                         reading.take(answer.left())
                     raise
+                except (Broken, TimeoutError) as error:
+                    if reading.reason is None:
+                        raise
+                    log.info("engine.broke_off_behind_its_end", error=str(error))
         finally:
+            reading.on_reason = _nothing  # else the two would keep each other
             tap.source = DRY
-            self._busy -= 1
         if reading.reason is None:
-            raise EngineFailed("engine_failed", "the answer ended without an end", retryable=True)
+            message = "the answer ended without an end"
+            raise EngineFailed("engine_failed", message, retryable=True, shown=BROKE_OFF)
         return Finish(_reason(reading.reason), reading.asked, prefix.tokens + reading.told)
 
     def _request(self, model: str, prompt: Prompt, prefix: Prefix) -> dict[str, Any]:
@@ -232,24 +232,38 @@ class OpenAIEngine:
         )
 
     def _failed(self, why: str) -> EngineFailed:
-        return EngineFailed("engine_failed", f"the server at {self._settings.openai_url}: {why}", retryable=True)
+        message = for_the_log(f"the server at {self._settings.openai_url}: {why}")
+        return self._without_key(EngineFailed("engine_failed", message, retryable=True))
+
+    def _without_key(self, error: EngineFailed) -> EngineFailed:
+        """Servers say the key that they refuse."""
+        key = self._endpoint.key
+        if len(key) < SECRET or key not in error.message + error.shown:
+            return error
+        message, shown = (words.replace(key, HIDDEN) for words in (error.message, error.shown))
+        return EngineFailed(error.code, message, retryable=error.retryable, shown=shown)
 
 
 class _Reading:
-    """The chunks of one answer, and what they said so far."""
+    """The chunks of one answer, and what they said so far. Once the reason is known the answer is whole: nothing that
+    follows can cost it. `on_reason`: called then.
+    """
 
     def __init__(self, take: Callable[[Piece], None]) -> None:
         self.reason: str | None = None
         self.told = 0  # tokens
         self.asked = 0
+        self.on_reason: Callable[[], object] = _nothing
         self._take = take
+        self._odd = Odd()
+        self._decode: Callable[[bytes], Chunk] = strict
         self._kind: Kind = "token"  # of the piece that is being put together ...
         self._text = ""
         self._n = 0  # ... and its tokens
 
     def take(self, payloads: list[bytes]) -> bool:
-        """What came together; True: the end is there. Raises EngineFailed, msgspec.DecodeError, and as whoever takes
-        the pieces: what came before the failure has been given then.
+        """What came together; True: the end is there. Raises EngineFailed, Unreadable, and as whoever takes the pieces:
+        what came before the failure has been given then.
         """
         try:
             for data in payloads:
@@ -261,61 +275,120 @@ class _Reading:
                 self._give()
         return False
 
+    def document(self, data: bytes) -> None:
+        """All of it, from a server that does not stream. Raises as `take`."""
+        self._decode = _not_as_usual
+        self.take([data])
+
     def _read(self, data: bytes) -> None:
-        chunk = _chunk.decode(data)
+        try:
+            chunk = self._decode(data)
+        except (ValueError, RecursionError):
+            chunk = self._oddly(data)
+        else:
+            if not chunk.choices:
+                chunk = self._oddly(data)
         if chunk.error is not None:
-            raise _said(chunk.error)
-        usage = chunk.usage
-        counted = usage.completion_tokens if usage is not None else 0
+            self._fail(chunk.error)
+        usage, counted = chunk.usage, 0
+        if usage is not None and usage.completion_tokens <= MOST_TOKENS:  # else it cannot count
+            counted = usage.completion_tokens
         for choice in chunk.choices:
-            if choice.finish_reason:
-                self.reason = choice.finish_reason
-            delta = choice.delta
-            if delta is None:
+            if choice.index:  # of several answers the first one is it
                 continue
-            if thought := delta.reasoning_content or delta.reasoning:
-                self._hear("reasoning", thought, counted)
-            if delta.content:
-                self._hear("token", delta.content, counted)
+            if (delta := choice.delta) is not None:
+                if thought := delta.reasoning_content or delta.reasoning:
+                    self._hear("reasoning", thought, counted)
+                if text := delta.content:
+                    self._hear("token", text, counted)
+                elif (delta.tool_calls or delta.function_call) and self.reason is None:
+                    raise _no_tools()
+                elif delta.refusal:
+                    self._hear("token", delta.refusal, counted)
+            if choice.finish_reason:
+                self._end(choice.finish_reason)
         if usage is not None:
-            self.asked = usage.prompt_tokens
+            if 0 < usage.prompt_tokens <= MOST_TOKENS:
+                self.asked = usage.prompt_tokens
             self.told = max(self.told, counted)
+
+    def _oddly(self, data: bytes) -> Chunk:
+        """What is not said as usual."""
+        try:
+            chunk = self._odd.read(data)
+        except Unreadable as error:
+            if b"\n" in data:  # events that nothing parts
+                for line in data.split(b"\n"):
+                    self._read(line)
+            elif self.reason is None:
+                raise
+            else:
+                log.info("engine.unreadable_behind_its_end", error=str(error))
+            return Chunk()
+        self._decode = _not_as_usual if self._odd.half else strict
+        return chunk
+
+    def _fail(self, error: Error) -> None:
+        if self.reason is None:
+            raise broke(error)
+        log.info("engine.failed_behind_its_end", error=for_the_log(error.message))
+
+    def _end(self, reason: str) -> None:
+        if self.reason is not None:
+            return
+        if reason in _TOOLS:
+            raise _no_tools()
+        if reason in _ABORTED:  # vLLM's, SGLang's, OpenRouter's and DeepSeek's words for an answer that is cut short
+            raise EngineFailed("engine_failed", f"the answer ended with {reason!r}", retryable=True, shown=BROKE_OFF)
+        self.reason = reason
+        self.on_reason()
 
     def _hear(self, kind: Kind, text: str, counted: int) -> None:
         """`counted`: the tokens so far as the server counts them, 0 where it does not: one a chunk then."""
-        if self._n and (kind != self._kind or len(self._text) + len(text) > TOGETHER):
-            self._give()
-        n = max(1, counted - self.told)
+        n = counted - self.told
+        if n < 1:
+            n = 1
         self.told += n
         if self._n:
-            self._text += text
-            self._n += n
-        else:
-            self._kind, self._text, self._n = kind, text, n
+            if kind == self._kind and len(self._text) + len(text) <= TOGETHER:
+                self._text += text
+                self._n += n
+                return
+            self._give()
+        self._kind, self._text, self._n = kind, text, n
 
     def _give(self) -> None:
-        n, self._n = self._n, 0
-        self._take(Piece(self._text, n, self._kind))
+        text, n, self._n = self._text, self._n, 0
+        if len(text) > LONGEST:
+            text, n = self._cut(text, n)
+        self._take(Piece(text, n, self._kind))
+
+    def _cut(self, text: str, n: int) -> tuple[str, int]:
+        """Gives all of what is too long for one piece but its last part. A part is a token at least."""
+        *parts, last = [text[at : at + LONGEST] for at in range(0, len(text), LONGEST)]
+        if n <= len(parts):
+            self.told += len(parts) + 1 - n
+            n = len(parts) + 1
+        for part in parts:
+            self._take(Piece(part, 1, self._kind))
+        return last, n - len(parts)
+
+
+def _nowhere() -> EngineUnavailable:
+    return EngineUnavailable(f"engine {NAME!r} needs to know its server: OKOME_WORKER_OPENAI_URL=http://host:port/v1")
+
+
+def _not_as_usual(data: bytes) -> Chunk:
+    raise Unreadable("it has to be looked at field by field")
+
+
+def _no_tools() -> EngineFailed:
+    return EngineFailed("unsupported", "the model called a tool, and tools are not supported", retryable=False)
+
+
+def _nothing() -> None:
+    pass
 
 
 def _reason(said: str) -> FinishReason:
     return said if said in _REASONS else "stop"  # type: ignore[return-value]  # just looked up
-
-
-def _said(error: _Error) -> EngineFailed:
-    code = str(error.code or "")
-    if code == TOO_LONG:
-        return EngineFailed("context_length_exceeded", error.message, retryable=False)
-    refused = code.startswith("4") and code not in {str(status) for status in OVERLOADED}
-    return EngineFailed("engine_failed", error.message or "the server failed", retryable=not refused)
-
-
-def _refused(error: Refused) -> EngineFailed:
-    # vLLM has no code for it, only words: "This model's maximum context length is 2048 tokens. However, …".
-    if error.code == TOO_LONG or (error.status == 400 and "maximum context length" in error.message):
-        return EngineFailed("context_length_exceeded", error.message, retryable=False)
-    if error.kind == "exceed_context_size_error":  # llama.cpp's
-        return EngineFailed("context_length_exceeded", error.message, retryable=False)
-    if error.status in OVERLOADED:
-        return EngineFailed("overloaded", error.message, retryable=True)
-    return EngineFailed("engine_failed", f"{error.status}: {error.message}", retryable=error.status >= 500)

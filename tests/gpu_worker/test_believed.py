@@ -10,8 +10,9 @@ import pytest
 
 from broker.bus.frames import ATTEMPT, DONE, FAILED
 from gpu_worker import believed
-from gpu_worker.believed import MESSAGE, PIECE_TEXT
+from gpu_worker.believed import MESSAGE
 from gpu_worker.engines import Engine, EngineFailed, Finish, Message, ModelCard, Piece, Pouring, Prefix, Prompt, Tap
+from gpu_worker.engines.engine import PIECE_TEXT
 from tests.gpu_worker.bed import Bed
 from tests.gpu_worker.pouring import poured
 from tests.gpu_worker.test_worker import text

@@ -37,7 +37,13 @@ def test_events_are_the_same_wherever_they_are_cut(texts: list[str], at: list[in
 
 
 EVENTS = st.lists(
-    st.sampled_from([b"data: x\n\n", b"data:  y \n\n", b": z\n\n", b"data: a\r\n\r\n", b"\n", b"data: \n\n"])
+    st.sampled_from(
+        [
+            *(b"data: x\n\n", b"data:  y \n\n", b": z\n\n", b"data: a\r\n\r\n", b"\n", b"data: \n\n", b"data: b\r\r"),
+            *(b"data: c\rdata: d\n\n", b"\r", b"data: e\ndata:f\n\n", b"\xef\xbb\xbfdata: g\n\n", b"data: h\n"),
+            *(b"data: i\n\r", b"event: x\ndata: j\n\n", b"data\n", b"\xef\xbb\xbf\n", b"error: k\n\n"),
+        ]
+    )
 )
 
 
@@ -56,6 +62,32 @@ def test_several_that_come_together_are_what_they_are_byte_by_byte(
     whole = at_once[1].feed(at_once[0].feed(coded))
     slowly = [p for byte in coded for p in one_by_one[1].feed(one_by_one[0].feed(bytes([byte])))]
     assert (whole, at_once[0].ended) == (slowly, one_by_one[0].ended)
+    assert at_once[1].end() == one_by_one[1].end()
+
+
+@pytest.mark.parametrize(
+    ("body", "found"),
+    [
+        (b"\xef\xbb\xbfdata: a\n\ndata: b\n\n", [b"a", b"b"]),
+        (b"data: a\r\rdata: b\r\r", [b"a", b"b"]),
+        (b'data: {"a":\ndata: 1}\n\n', [b'{"a":\n1}']),
+        (b"event: x\r\nid: 1\r\ndata:a\r\nretry: 5\r\n\r\n", [b"a"]),
+        (b"data: a\rdata: b\n\n", [b"a\nb"]),
+    ],
+)
+def test_events_are_what_the_standard_says(body: bytes, found: list[bytes]) -> None:
+    """However they are cut, and at once: an event is there with its last byte, not with the one behind it."""
+    assert Payloads().feed(body) == found
+    for at in range(len(body)):
+        payloads = Payloads()
+        assert payloads.feed(body[:at]) + payloads.feed(body[at:]) == found
+
+
+def test_an_event_that_only_the_body_ended_is_one() -> None:
+    payloads = Payloads()
+    assert payloads.feed(b"data: a\n\ndata: b\n") + payloads.end() == [b"a", b"b"]
+    assert payloads.feed(b"data: c") + payloads.end() == [b"c"]
+    assert payloads.end() == []
 
 
 def test_a_chunk_that_is_not_as_long_as_it_says_is_not_taken_for_one_that_is() -> None:
@@ -84,3 +116,6 @@ def test_nothing_grows_without_a_bound() -> None:
     payloads.feed(b"data: " + b"x" * (LINE_LIMIT - 6))
     with pytest.raises(Malformed):
         payloads.feed(b"x")
+    payloads = Payloads()
+    with pytest.raises(Malformed):
+        payloads.feed(b"data:\n" * (LINE_LIMIT // 5 + 1))

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager, suppress
 import pytest
 
 from gpu_worker.engines.edge import Edges
-from gpu_worker.engines.http import Broken, Endpoint, Refused, Take, Unreachable, ask, call
+from gpu_worker.engines.http import MAX_HEAD, Broken, Endpoint, Refused, Take, Unreachable, ask, call
 
 Speak = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
@@ -69,10 +69,34 @@ async def test_a_stream_that_breaks_off_is_not_an_end() -> None:
                 await events.event()
 
 
-@pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 200 OK\r\nContent-Le", b"nonsense\r\n\r\n", b"HTTP/1.1 x\r\n\r\n"])
+NONSENSE = [
+    *(b"nonsense\r\n\r\n", b"HTTP/1.1 x\r\n\r\n", b"HTTP/1.1 -200 OK\r\n\r\n", b"HTTP/1.1 000 OK\r\n\r\n"),
+    *(b"HTTP/1.1 200 OK\r\ncontent-length: %s\r\n\r\n{}" % length for length in (b"+2", b"0_2", b"9" * 30, b"2, 2")),
+    *(b"HTTP/1.1 200 OK\r\nx: " + b"x" * (MAX_HEAD + 1), b"HTTP/1.1 200 OK\r\ntransfer-encoding: br\r\n\r\n{}"),
+]
+
+
+@pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 200 OK\r\nContent-Le", *NONSENSE])
 async def test_nonsense_is_broken(answer: bytes) -> None:
     """What is not HTTP raises Broken, nothing else."""
     async with listener(saying(answer)) as endpoint:
+        with pytest.raises(Broken):
+            await call(endpoint, "GET", "/")
+
+
+async def test_lines_of_a_head_may_end_as_they_like() -> None:
+    async with listener(saying(b"HTTP/1.1 200\nContent-Length: 6\n\n{\r\n\r\n}")) as endpoint:
+        assert await call(endpoint, "GET", "/") == b"{\r\n\r\n}"
+
+
+async def test_that_an_answer_is_still_to_come_is_none() -> None:
+    """Any number of heads below 200 may come before it, but not without end; nothing of theirs is taken for its own."""
+    early = b"HTTP/1.1 100 Continue\r\ncontent-length: 5\r\n\r\n"
+    document = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
+    for times in (1, 3):
+        async with listener(saying(early * times + document)) as endpoint:
+            assert await call(endpoint, "GET", "/") == b"{}"
+    async with listener(saying(early * 1_000 + document)) as endpoint:
         with pytest.raises(Broken):
             await call(endpoint, "GET", "/")
 

@@ -187,7 +187,7 @@ async def test_cancelling_ends_it_at_the_server_too() -> None:
 async def test_not_pulling_pauses_the_server() -> None:
     """Tokens that nobody pulls stay in the sockets; none is lost."""
     async with mock_engine() as url, engine(url) as made:
-        items = made.generate("mock", ask(tokens=20_000, rate=0), Prefix())
+        items = made.generate("mock", ask(tokens=60_000, rate=0), Prefix())
         async with aclosing(items):
             first = await anext(items)
             assert isinstance(first, Piece)
@@ -198,7 +198,7 @@ async def test_not_pulling_pauses_the_server() -> None:
             await asyncio.sleep(0.05)  # would have been thousands
             assert len(answer._waiting) == held
             pieces = [first] + [item async for item in items if isinstance(item, Piece)]
-    assert indexes(pieces) == list(range(20_000))
+    assert indexes(pieces) == list(range(60_000))
 
 
 async def test_closing_ends_what_runs_in_words() -> None:
@@ -384,7 +384,7 @@ async def test_it_waits_for_a_server_that_is_still_starting() -> None:
             pass
 
 
-@pytest.mark.parametrize("url", ["", "127.0.0.1:8000", "ftp://host/v1", "http://"])
+@pytest.mark.parametrize("url", ["", "127.0.0.1:8000", "ftp://host/v1", "http://", "http://h:99999", "http://[h"])
 def test_without_a_server_it_says_what_to_set(url: str) -> None:
     with pytest.raises(EngineUnavailable, match="OKOME_WORKER_OPENAI_URL"):
         create("openai", EngineSettings(openai_url=url))
