@@ -133,7 +133,7 @@ class Okome:
 
     async def _tell_health(self) -> None:
         while True:
-            self.health.set("store", self.bus.storing.trouble())
+            self.health.set("store", self.bus.storing.trouble(asyncio.get_running_loop().time()))
             self.health.set("nats", None if self.bus.round_trip_ok else "NATS does not answer")
             await asyncio.sleep(HEALTH_INTERVAL)
 

@@ -17,7 +17,7 @@ from broker.bus.kv import Bucket
 from broker.bus.log import read_all, store
 from broker.bus.nats import Bus
 from broker.bus.records import Generation, Session, Status, decode, encode
-from broker.bus.strays import last_frame
+from broker.bus.strays import is_stray, last_frame
 from broker.bus.subjects import log_stream, log_subject, partition_of, random_id
 from control.transcript import Place, closed, end_of, terminal_data
 
@@ -40,7 +40,7 @@ class Endings:
     async def frames(self, record: Generation) -> list[Frame]:
         """The session's frames behind where this generation was accepted."""
         stored = await read_all(self._bus, log_stream(partition_of(record.sid)), log_subject(record.sid), record.after)
-        return [decode_frame(message.data, message.seq) for message in stored]
+        return [decode_frame(message.data, message.seq) for message in stored if not is_stray(message.data)]
 
     async def close(self, sid: str, gid: str) -> bool:
         """Put the end that the log tells into the record, once. False: the log tells none yet. Raises BusError."""

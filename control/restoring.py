@@ -20,6 +20,7 @@ from broker.bus.kv import Bucket
 from broker.bus.log import read_all, store
 from broker.bus.nats import Bus
 from broker.bus.records import Generation, decode, encode
+from broker.bus.strays import is_stray, last_frame
 from broker.bus.subjects import log_stream, log_subject, partition_of, random_id
 from control.transcript import terminal_data
 
@@ -56,8 +57,9 @@ async def restore(bus: Bus, name: str, cuts: Mapping[str, int]) -> None:
 
 async def _write_again(bus: Bus, generations: Bucket, name: str, record: Generation) -> None:
     try:
+        await last_frame(bus, record.sid)  # what stands behind it and is no frame would keep this out, too
         stored = await read_all(bus, log_stream(partition_of(record.sid)), log_subject(record.sid))
-        frames = [decode_frame(message.data, message.seq) for message in stored]
+        frames = [decode_frame(message.data, message.seq) for message in stored if not is_stray(message.data)]
         chain = Chain(frames[0].prev if frames else 0)
         for frame in frames:
             chain.advance(frame)

@@ -10,7 +10,7 @@ from broker.bus.frames import Frame, decode_frame
 from broker.bus.kv import Bucket
 from broker.bus.nats import Bus
 from broker.bus.records import Generation, Job, Message, decode
-from broker.bus.strays import last_frame
+from broker.bus.strays import is_stray, last_frame
 from broker.bus.subjects import log_stream, log_subject, partition_of
 
 
@@ -25,7 +25,8 @@ async def frames_behind(bus: Bus, sid: str, after: int) -> tuple[list[Frame], in
         return [], 0
     if end.seq <= after:
         return [], end.seq
-    frames = [decode_frame(stored.data, stored.seq) for stored in await log.read_all(bus, stream, subject, after)]
+    stored = await log.read_all(bus, stream, subject, after)  # perhaps of a replica that has a stray still
+    frames = [decode_frame(one.data, one.seq) for one in stored if not is_stray(one.data)]
     return frames, frames[-1].seq if frames else end.seq
 
 

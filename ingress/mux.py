@@ -50,6 +50,7 @@ class NodeMux:
         """When the node said something on this connection, or was told of a stream while it owed no word."""
         self._out: list[bytes] = []
         self.serves_sockets = False
+        self._paused = False  # the node does not read
 
     async def connect(self, fields: list[Field], timeout: float) -> None:
         """Raises NodeLost, NoMux, TimeoutError, OSError."""
@@ -107,6 +108,11 @@ class NodeMux:
         if len(self._out) == 1:
             self._loop.call_soon(self._flush)
 
+    def hear(self, stream: MuxedStream) -> None:
+        """Of one that will have more for the node than what it asks: it is told when that does not read."""
+        if self._paused and stream.on_pause is not None:
+            stream.on_pause()
+
     def forget(self, stream: MuxedStream) -> None:
         if self._streams.pop(stream.id, None) is not None:
             self._on_lost(stream)
@@ -127,12 +133,14 @@ class NodeMux:
     # -- inside ------------------------------------------------------------------------------------------------------
 
     def _pause(self) -> None:
-        """The node does not read: nobody should have more for it."""
+        """Nobody should have more for the node."""
+        self._paused = True
         for stream in self._streams.values():
             if stream.on_pause is not None:
                 stream.on_pause()
 
     def _resume(self) -> None:
+        self._paused = False
         for stream in self._streams.values():
             if stream.on_resume is not None:
                 stream.on_resume()

@@ -57,6 +57,7 @@ class MuxedSocket(MuxedStream):
             else:
                 on_tokens(data, cursor)
         self.take(message, end, on_tokens)
+        self._mux.hear(self)
 
     def send(self, data: bytes, text: bool = True) -> None:
         if not (self._ended or self.lost):

@@ -39,7 +39,9 @@ class IngressSettings(RoleSettings):
     response_timeout: float = Field(900.0, gt=0, description="until a node's answer begins; `?wait=` needs long ones")
     write_high: int = Field(64 * 1024, ge=4096, description="bytes unsent to a client above which its node is not read")
 
-    multiplex: bool = Field(True, description="one connection to a node for all its event streams; else one for each")
+    multiplex: bool = Field(
+        True, description="one connection to a node for all its event streams and WebSockets; else one for each"
+    )
     connect_timeout: float = Field(1.0, gt=0)
     leg_timeout: float = Field(5.0, gt=0, description="how long a node is looked for before a stream is put off")
     silence_timeout: float = Field(25.0, gt=0, description="a stream without even a heartbeat for so long is moved")

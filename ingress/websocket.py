@@ -18,6 +18,7 @@ from websockets.protocol import OPEN
 from websockets.server import ServerProtocol
 from websockets.typing import Subprotocol
 
+from broker.bus import mux
 from broker.bus.errors import Refusal
 from ingress.client import ClientConnection
 from ingress.headers import ADMISSION, REQUEST_ID, Field, to_client, to_node, tokens, value
@@ -184,7 +185,7 @@ class SocketStream:
     async def _close(self, end: End, code: int, reason: str) -> tuple[End, int]:
         """Close the client's side and wait for its good-bye, briefly."""
         if self._protocol.state is OPEN:
-            self._protocol.send_close(code if code not in (1005, ABNORMAL) else INTERNAL, reason[:120])
+            self._protocol.send_close(code if code not in (1005, ABNORMAL) else INTERNAL, mux.reason(reason))
             self._flush()
             try:
                 async with asyncio.timeout(CLOSE_TIMEOUT):

@@ -20,6 +20,7 @@ WRONG_LAST_SEQUENCE = 10071
 FENCE_BUSY = 10164  # another publish to this subject is being proposed: the last sequence is not known yet
 NO_MESSAGE = 10037
 SEQUENCE_NOT_FOUND = 10043
+NOTHING_FOUND = 10057  # of a deletion: what stood there was all that its block had
 STREAM_NOT_FOUND = 10059
 STREAM_FULL = 10077
 PAGE = 64  # messages in one direct get: the server holds the stream's lock for the whole batch
@@ -125,10 +126,10 @@ async def store(
         answer = read_ack(await bus.request(subject, payload, timeout=timeout, headers=fields or None, publish=True))
     except BusUnavailable as error:
         answer = error
-    if isinstance(answer, BusUnavailable):
-        bus.storing.failed(subject, asyncio.get_running_loop().time(), str(answer))
-    else:
+    if not isinstance(answer, BusUnavailable):
         bus.storing.worked(subject)
+    elif bus.round_trip_ok:  # else it is not for want of room
+        bus.storing.failed(subject, asyncio.get_running_loop().time(), str(answer))
     if isinstance(answer, BusError):
         raise answer
     return answer

@@ -30,8 +30,10 @@ MESSAGE = 4 * 1024
 MAX_STREAM = (1 << 32) - 1
 PIECE = 32 * 1024
 """Bytes of a long message that are one record: what others say meanwhile goes between."""
-HEARD = 64
+HEARD = 1024
 """Messages of one client that may wait at a node to be looked at."""
+MAX_REASON = 123
+"""Bytes of why a WebSocket is closed (RFC 6455)."""
 SERVES, SOCKETS = b"x-okome-streams", b"ws"
 """The field of the answer to the upgrade at `PATH`, and what it says where WebSockets are served on the connection."""
 
@@ -128,9 +130,14 @@ def message(stream: int, data: bytes, *, text: bool = True) -> list[bytes]:
     return [*parts, record(Kind.TEXT if text else Kind.BINARY, stream, data[last:])]
 
 
-def farewell(code: int, reason: str) -> bytes:
+def reason(text: str) -> str:
+    """As much of it as a close frame holds."""
+    return text.encode()[:MAX_REASON].decode(errors="ignore")
+
+
+def farewell(code: int, text: str) -> bytes:
     """The bytes of the END of a WebSocket."""
-    return _CODE.pack(code) + reason.encode()
+    return _CODE.pack(code) + text.encode()
 
 
 def read_farewell(data: bytes) -> tuple[int, str]:

@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 PATIENCE = 5.0  # seconds between two failures, with nothing stored in between, that make them a reason
 
+FORGOTTEN = 60.0  # seconds after the last failure
+
 
 class _Failing(NamedTuple):
     first: float
@@ -32,8 +34,9 @@ class Storing:
         before = self._failing.get(place)
         self._failing[place] = _Failing(before.first if before else now, now, why)
 
-    def trouble(self) -> str | None:
-        """The reason, or None."""
+    def trouble(self, now: float) -> str | None:
+        """The reason, or None: also where nobody has tried for a while."""
+        self._failing = {place: one for place, one in self._failing.items() if now - one.last < FORGOTTEN}
         for place, (first, last, why) in self._failing.items():
             if last - first >= PATIENCE:
                 return f"NATS stores nothing in {place} ({why}): where its disk was full, make room and start it anew"

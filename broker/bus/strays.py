@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import structlog
 
-from broker.bus.errors import StoreRejected
+from broker.bus.errors import BusUnavailable, StoreRejected
 from broker.bus.frames import Frame, decode_frame
-from broker.bus.log import SEQUENCE_NOT_FOUND, Stored, last
+from broker.bus.log import NOTHING_FOUND, SEQUENCE_NOT_FOUND, Stored, last
 from broker.bus.nats import Bus
 from broker.bus.subjects import log_stream, log_subject, partition_of
 
 log = structlog.get_logger("strays")
 
+MOST = 100  # taken out in one go: whoever leaves more is at it still
 SHOWN = 40  # bytes of one that are logged
 _FAMILY = b"okome/"  # what a frame of another version begins with: that is for those who can read it
 
@@ -31,11 +32,14 @@ async def last_frame(bus: Bus, sid: str) -> Frame | None:
     Raises BusError, FrameMalformed (it is of another version).
     """
     stream = log_stream(partition_of(sid))
-    while (stored := await last(bus, stream, log_subject(sid))) is not None:
+    for _ in range(MOST):
+        stored = await last(bus, stream, log_subject(sid))
+        if stored is None:
+            return None
         if not is_stray(stored.data):
             return decode_frame(stored.data, stored.seq)
         await _expel(bus, stream, stored)
-    return None
+    raise BusUnavailable(f"the log of {sid} has more and more behind it that is no frame")
 
 
 async def _expel(bus: Bus, stream: str, stray: Stored) -> None:
@@ -43,5 +47,5 @@ async def _expel(bus: Bus, stream: str, stray: Stored) -> None:
     try:
         await bus.api(f"STREAM.MSG.DELETE.{stream}", {"seq": stray.seq, "no_erase": True})
     except StoreRejected as error:
-        if error.err_code != SEQUENCE_NOT_FOUND:  # else somebody else was quicker
+        if error.err_code not in (SEQUENCE_NOT_FOUND, NOTHING_FOUND):  # else somebody else was quicker
             raise

@@ -138,6 +138,8 @@ class Mux:
     async def _serve(self, stream: MuxStream, scope: Scope) -> None:
         try:
             await self._app(scope, stream.receive, stream.send)
+        except ConnectionResetError as error:  # whoever was served has gone
+            log.debug("node.mux_stream_left", path=scope["path"], error=str(error))
         except Exception as error:  # one stream's mistake is not the others' end
             log.error("node.mux_stream_failed", path=scope["path"], exc_info=error)
         finally:

@@ -102,10 +102,19 @@ class MuxSocket(MuxStream):
 
     async def _say(self, text: bytes) -> None:
         async with self._sending:
-            for record in mux.message(self.id, text):
-                if not await self._room():
-                    raise ConnectionResetError("it is closed")
-                self._send(record)
+            records = deque(mux.message(self.id, text))
+            begun = False
+            try:
+                while records:
+                    if not await self._room():
+                        raise ConnectionResetError("it is closed")
+                    self._send(records.popleft())
+                    begun = True
+            except asyncio.CancelledError:
+                if begun and not self.gone:  # else the next message would be taken for the rest of this one
+                    for record in records:
+                        self._send(record)
+                raise
 
     def _send(self, record: bytes) -> None:
         self._credit -= len(record) - mux.HEADER_SIZE

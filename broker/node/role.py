@@ -14,6 +14,7 @@ from broker.bus.health import NATS, Health, serve
 from broker.bus.kv import Watch
 from broker.bus.lifecycle import launch
 from broker.bus.log import get
+from broker.bus.mux import PIECE
 from broker.bus.nats import Bus, Msg
 from broker.bus.retry import retry
 from broker.bus.subjects import node_subject, random_id
@@ -83,7 +84,7 @@ async def main(settings: NodeSettings, stop: asyncio.Event) -> None:
                 else None,
                 ws="websockets-sansio",
                 ws_per_message_deflate=False,
-                ws_max_size=4 * settings.body_limit,  # what is between is refused in words: 4400
+                ws_max_size=max(4 * settings.body_limit, 2 * PIECE),  # what is between is refused in words: 4400
             )
         )
         revoked = await unless(stop, _watch(stack, bus, node, access, viewers, health))

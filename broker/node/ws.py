@@ -19,6 +19,7 @@ import structlog
 from broker.bus.errors import BusError, CredentialInvalid, Refusal
 from broker.bus.frames import json_decode, json_encode
 from broker.bus.health import Receive, Send
+from broker.bus.mux import reason
 from broker.node import metrics
 from broker.node.access import Access, Principal, check_opens
 from broker.node.events import closed
@@ -141,7 +142,7 @@ class WebSocketStream:
             await self._stop()
         with contextlib.suppress(RuntimeError, OSError):  # the client has closed already
             code = CODES.get(self._end.reason, 1011)
-            await self._send({"type": "websocket.close", "code": code, "reason": self._end.message[:120]})
+            await self._send({"type": "websocket.close", "code": code, "reason": reason(self._end.message)})
 
     # -- the client's side -----------------------------------------------------------------------------------------
 

@@ -177,7 +177,7 @@ async def test_a_begun_generation_that_nobody_goes_on_with_expires_behind_its_pr
 
 
 GARBAGE = [
-    "not a frame",
+    "okome/not a frame",
     "okome/9 token {gid} 1 aaaaaaaa {prev} 0 1\n{{}}",
     "okome/1 token other 1 aaaaaaaa {prev} 0 1\n{{}}",  # of a generation that nobody knows, and that does not end
 ]

@@ -275,7 +275,7 @@ async def test_a_deleted_session_is_not_written_to_again(bed: Bed) -> None:
 
 
 GARBAGE = [
-    b"not a frame",
+    b"okome/not a frame",
     b"okome/9 token g1 1 aaaaaaaa 1 0 1\n{}",  # of a version that we do not know
     b"okome/1 token g1 1 aaaaaaaa 77 0 1\n{}",  # of no chain
     b"okome/1 token g1 1 aaaaaaaa 1 0 1\nnot JSON",

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from broker.bus import log
-from broker.bus.errors import FrameMalformed
+from broker.bus.errors import BusUnavailable, FrameMalformed
 from broker.bus.frames import START, encode_frame
 from broker.bus.nats import Bus
 from broker.bus.strays import last_frame
@@ -42,8 +42,18 @@ async def test_of_strays_alone_there_is_no_frame(bus: Bus) -> None:
     sid = await session(bus)
     assert await last_frame(bus, sid) is None
     await log.store(bus, log_subject(sid), b"hello")
-    assert await last_frame(bus, sid) is None
+    assert await asyncio.gather(*(last_frame(bus, sid) for _ in range(4))) == [None] * 4
     await begin(bus, sid)
+
+
+async def test_who_leaves_more_and_more_is_not_followed_for_ever(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("broker.bus.strays.MOST", 3)
+    sid = await session(bus)
+    for _ in range(4):
+        await log.store(bus, log_subject(sid), b"hello")
+    with pytest.raises(BusUnavailable):
+        await last_frame(bus, sid)
+    assert await last_frame(bus, sid) is None
 
 
 async def test_what_another_version_wrote_is_left_to_it(bus: Bus) -> None:

@@ -12,6 +12,7 @@ import pytest
 from broker.bus import mux
 from broker.bus.mux import HEARD, PIECE, WINDOW, Kind
 from broker.node import metrics
+from broker.node.app import App
 from broker.node.mux_socket import MAX_HEARD
 from broker.node.ws import WebSocketStream
 from ingress.mux import NodeMux
@@ -131,6 +132,54 @@ async def test_a_message_that_is_larger_than_the_window_comes_whole(node: Runnin
     talker = (await Talker.at(node, shared, author.sid)).listen()
     await talker.until("done")
     assert talker.data == [json.loads(data) for data in author.data]
+
+
+async def test_who_resumes_in_the_middle_of_a_message_gets_it_whole_and_then_what_he_asked_for(
+    node: RunningNode, shared: NodeMux
+) -> None:
+    author = await node.session()
+    await author.start("y" * (3 * WINDOW))
+    await author.done()
+    talker = (await Talker.at(node, shared, author.sid)).listen()
+    talker.socket.pause()
+    await asyncio.sleep(0.3)  # the message is on its way, as far as there is credit
+    talker.socket.send(json.dumps({"event": "resume", "data": {"after": "now"}}).encode())
+    await asyncio.sleep(0.3)
+    talker.socket.resume()
+    await until(lambda: len(talker.messages) >= 4, "what was asked for")
+    assert [event["event"] for event in talker.events] == ["hello", "start", "hello", "caught_up"]
+    assert talker.data[0] == json.loads(author.data[0])
+
+
+async def test_a_burst_of_messages_is_heard(node: RunningNode, shared: NodeMux) -> None:
+    author = await node.session()
+    talker = (await Talker.at(node, shared, author.sid)).listen()
+    for _ in range(200):
+        talker.socket.send(b'{"event":"ping"}')
+    await until(lambda: sum(b'"pong"' in message for message in talker.messages) == 200, "each is answered")
+    assert talker.closed is None
+
+
+async def test_who_leaves_before_he_was_accepted_is_no_error(
+    node: RunningNode, shared: NodeMux, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    left, admit = asyncio.Event(), App._admit
+
+    async def slowly(*asked: Any) -> Any:
+        await left.wait()
+        return await admit(*asked)
+
+    monkeypatch.setattr(App, "_admit", slowly)
+    author = await node.session()
+    socket = shared.socket(f"/v1/sessions/{author.sid}/ws", [f"bearer.{node.token(author.sid)}"])
+    with pytest.raises(TimeoutError):
+        await socket.greet([(b"host", b"x")], 0.1)
+    await asyncio.sleep(0.1)
+    left.set()
+    beside = (await Talker.at(node, shared, author.sid)).listen()
+    beside.socket.send(b'{"event":"ping"}')
+    await asyncio.sleep(0.1)
+    assert "error    ]" not in "".join(capsys.readouterr())
 
 
 async def test_who_leaves_is_gone_at_the_node_and_nobody_else_is(node: RunningNode, shared: NodeMux) -> None:

@@ -231,7 +231,7 @@ GARBAGE: list[str | bytes] = [
     "{", "[]", '"x"', "{}", '{"event": 1}', '{"event": "ping", "data": []}', '{"event": "nonsense"}', b"\x00\x01",
     '{"event": "generate", "data": {"prompt": "x"}}', '{"event": "cancel", "data": {"request_id": 7}}',
     '{"event": "resume", "data": {"after": "junk"}}', '{"event": "resume", "data": {"after": 5}}',
-    '{"event": "auth", "data": {}}',
+    '{"event": "auth", "data": {}}', json.dumps({"event": "\U0001f600" * 40}, ensure_ascii=False),
     "x" * (1024 * 1024 + 1),
 ]  # fmt: skip
 
