@@ -179,7 +179,7 @@ async def test_who_leaves_before_he_was_accepted_is_no_error(
     beside = (await Talker.at(node, shared, author.sid)).listen()
     beside.socket.send(b'{"event":"ping"}')
     await asyncio.sleep(0.1)
-    assert "error    ]" not in "".join(capsys.readouterr())
+    assert "mux_stream_failed" not in "".join(capsys.readouterr())
 
 
 async def test_who_leaves_is_gone_at_the_node_and_nobody_else_is(node: RunningNode, shared: NodeMux) -> None:
