@@ -1,7 +1,6 @@
 """What the command says when it is misused, and with which exit code; run as a person runs it, in a process."""
 
 import json
-import os
 import socket
 import subprocess
 import sys
@@ -10,21 +9,10 @@ from pathlib import Path
 
 import pytest
 
-TIMEOUT = 30.0
+from tests.fixtures.command import TIMEOUT, okome
+
 BUILT = ("up", "chat", "tail", "doctor", "models", "route", "drain", "keys", "role")
 NOT_BUILT = ("top", "drafts")
-
-
-def okome(*arguments: str, home: Path, **env: str) -> subprocess.CompletedProcess[str]:
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("OKOME_")}
-    return subprocess.run(
-        [sys.executable, "-P", "-m", "compose.cli.main", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT,
-        env={**clean, "XDG_STATE_HOME": str(home), "NO_COLOR": "1", "COLUMNS": "200", **env},
-        check=False,
-    )
 
 
 def test_help_is_there_for_every_command(tmp_path: Path) -> None:

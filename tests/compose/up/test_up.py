@@ -1,7 +1,6 @@
 """`okome up` as a person runs it: the real roles, the scripted engine."""
 
 import json
-import os
 import signal
 import ssl
 import stat
@@ -11,6 +10,7 @@ from collections.abc import Callable
 
 import httpx
 
+from tests.fixtures.command import okome
 from tests.fixtures.system import System
 
 StartSystem = Callable[..., System]
@@ -126,24 +126,16 @@ def test_three_nats_servers_and_two_of_everything_over_tls(start_system: StartSy
     assert httpx.get(f"{system.url}/livez", verify=trust, timeout=TIMEOUT).status_code == 200
 
 
-def okome(system: System, *arguments: str) -> subprocess.CompletedProcess[str]:
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("OKOME_")}
-    return subprocess.run(
-        [sys.executable, "-P", "-m", "compose.cli.main", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT,
-        env={**clean, "XDG_STATE_HOME": str(system.directory / "state")},
-        check=False,
-    )
+def said(system: System, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return okome(*arguments, home=system.directory / "state")
 
 
 def test_a_revoked_first_key_is_said_by_whoever_needs_it_with_what_helps(start_system: StartSystem) -> None:
     system = start_system("--nodes", "1")
     file = f"{system.directory / 'data' / 'api-key'}"
-    assert f"ok\tAPI key\tcounts, from {file}" in okome(system, "doctor").stdout
-    (first,) = okome(system, "keys", "ls").stdout.splitlines()
-    revoked = okome(system, "keys", "revoke", first.split("\t")[0])
+    assert f"ok\tAPI key\tcounts, from {file}" in said(system, "doctor").stdout
+    (first,) = said(system, "keys", "ls").stdout.splitlines()
+    revoked = said(system, "keys", "revoke", first.split("\t")[0])
     assert revoked.returncode == 0
     assert "warning: that was the last API key" in revoked.stderr
     assert f"the API key in {file} does not count" in revoked.stderr
@@ -152,10 +144,10 @@ def test_a_revoked_first_key_is_said_by_whoever_needs_it_with_what_helps(start_s
     system.said.write_text("")
     again = start_system("--nodes", "1", "--data", str(system.directory / "data"))
     again.wait_for(lambda: f"the API key in {file} does not count" in again.said.read_text(), "warned of")
-    asked = okome(again, "models")
+    asked = said(again, "models")
     assert asked.returncode == 1
     assert "okome doctor" in asked.stderr
-    told = okome(again, "doctor")
+    told = said(again, "doctor")
     assert told.returncode == 1
     assert f"bad\tAPI key\tthe API key in {file} does not count" in told.stdout
 
@@ -163,13 +155,13 @@ def test_a_revoked_first_key_is_said_by_whoever_needs_it_with_what_helps(start_s
 def test_of_two_systems_the_commands_take_the_last_and_then_the_one_that_still_runs(start_system: StartSystem) -> None:
     first = start_system("--nodes", "1")
     second = start_system("--nodes", "1", XDG_STATE_HOME=str(first.directory / "state"))
-    both = okome(first, "models")
+    both = said(first, "models")
     assert both.returncode == 0, both.stderr
     assert both.stderr == f"okome: using {second.url}, started last; --url chooses another: {first.url}\n"
     assert second.stop() == 0
-    one = okome(first, "models")
+    one = said(first, "models")
     assert (one.returncode, one.stderr) == (0, "")
     first.crash()
-    none = okome(first, "models")
+    none = said(first, "models")
     assert none.returncode == 1
     assert "no running system found" in none.stderr
