@@ -157,6 +157,7 @@ class Answer:
                 new = chain.next_offset - before
                 barren = 0 if new else barren + 1
                 self._patience.failed(new)
+                after = error.retry_after
                 if not error.retryable:
                     return await self._end(publisher, FAILED, _broken(error))
                 if barren >= MAX_BARREN_EPOCHS:
@@ -164,7 +165,7 @@ class Answer:
                 if self._patience.is_over:
                     return await self._end(publisher, FAILED, _exhausted(BROKEN_OFF, error.shown))
             await self._drop_publisher()
-            await self._interruption.unless(asyncio.sleep(self._patience.pause()))
+            await self._interruption.unless(asyncio.sleep(self._patience.pause(after)))
 
     async def cancel_unbegun(self, chain: Chain) -> Outcome:
         """Cancelled before anybody began: `start` and the terminal, so that the log is the whole conversation."""
@@ -198,7 +199,7 @@ class Answer:
                 if (over := await self._settled(publisher)) is not None:
                     return over
                 refusals += 1
-                await self._interruption.unless(asyncio.sleep(busy_pause(refusals)))
+                await self._interruption.unless(asyncio.sleep(busy_pause(refusals, error.retry_after)))
         if finish is not None:
             usage = {"prompt_tokens": finish.prompt_tokens, "completion_tokens": finish.completion_tokens}
             return await self._end(publisher, DONE, {"finish_reason": finish.finish_reason, "t": now_ms()}, usage)

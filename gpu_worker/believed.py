@@ -129,7 +129,8 @@ def _said(error: EngineFailed) -> EngineFailed:
     """The failure in words that a log and a frame can hold."""
     code: FailureCode = error.code if error.code in _CODES else "engine_failed"
     message, shown = for_the_log(str(error.message)), for_viewers(str(error.shown))
-    return EngineFailed(code, _short(message), retryable=bool(error.retryable), shown=_short(shown))
+    retryable, after = bool(error.retryable), error.retry_after
+    return EngineFailed(code, _short(message), retryable=retryable, shown=_short(shown), retry_after=after)
 
 
 def _short(words: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 
 import structlog
 
@@ -12,8 +13,7 @@ from broker.bus.nats import Bus
 from broker.bus.subjects import random_id
 from broker.bus.unless import unless
 from gpu_worker import engines
-from gpu_worker.awaited import explained
-from gpu_worker.engines import Engine, EngineFailed, EngineUnavailable
+from gpu_worker.engines import Engine, EngineFailed, EngineUnavailable, Say
 from gpu_worker.settings import WorkerSettings
 from gpu_worker.worker import Worker
 
@@ -38,10 +38,11 @@ async def main(settings: WorkerSettings, stop: asyncio.Event) -> None:
         if bus is None:
             return
         try:
-            async with explained(settings.engine, settings.for_engine(), lambda why: status.set("starting", why)):
-                for engine in _engines(settings):
-                    running.append(engine)
-                    await unless(stop, _start(engine))  # which may wait for a server for as long as a minute
+            for name, engine in _engines(settings).items():
+                status.set("starting", f"the engine {name} starts")
+                running.append(engine)
+                say = functools.partial(status.set, "starting")
+                await unless(stop, _start(engine, say))  # which may wait for a server for as long as a minute
             if not stop.is_set():
                 await Worker(bus, id, running, settings, status).run(stop)
         finally:
@@ -50,17 +51,17 @@ async def main(settings: WorkerSettings, stop: asyncio.Event) -> None:
             await bus.close()
 
 
-def _engines(settings: WorkerSettings) -> list[Engine]:
-    """The chosen engine, and `scripted` beside it."""
+def _engines(settings: WorkerSettings) -> dict[str, Engine]:
+    """The chosen engine, and `scripted` beside it, by name."""
     names = dict.fromkeys((settings.engine, "scripted"))
     try:
-        return [engines.create(name, settings.for_engine()) for name in names]
+        return {name: engines.create(name, settings.for_engine()) for name in names}
     except EngineUnavailable as error:
         raise OSError(str(error)) from error
 
 
-async def _start(engine: Engine) -> None:
+async def _start(engine: Engine, say: Say) -> None:
     try:
-        await engine.start()
+        await engine.start(say)
     except EngineFailed as error:
         raise OSError(f"the engine does not start: {error.message}") from error

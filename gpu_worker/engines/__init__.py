@@ -14,6 +14,7 @@ from gpu_worker.engines.engine import (
     Pouring,
     Prefix,
     Prompt,
+    Say,
     Tap,
 )
 
@@ -61,6 +62,7 @@ __all__ = [
     "Pouring",
     "Prefix",
     "Prompt",
+    "Say",
     "Tap",
     "create",
 ]

@@ -16,6 +16,7 @@ import structlog
 from gpu_worker.engines import http
 from gpu_worker.engines.engine import EngineFailed, EngineSettings
 from gpu_worker.engines.http import Endpoint
+from gpu_worker.engines.refused import Refused
 
 PROGRAM = Path(__file__).with_name("smollm2_child.py")
 END_TIMEOUT = 2.0
@@ -200,7 +201,7 @@ class Child:
                     async with asyncio.timeout(self._settings.health_timeout):
                         await http.call(endpoint, "GET", "/slots")
                     missed = 0
-                except (TimeoutError, http.Unreachable, http.Broken, http.Refused) as error:
+                except (TimeoutError, http.Unreachable, http.Broken, Refused) as error:
                     missed += 1
                     _log.warning("engine.health_missed", missed=missed, why=str(error) or "no answer in time")
             process.kill()

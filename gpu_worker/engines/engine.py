@@ -104,14 +104,18 @@ class EngineFailed(Exception):
     here or elsewhere.
 
     message is for the log. shown is what viewers may be told, where it matters to them: without it the message of what
-    is no use to try again, and nothing of the rest.
+    is no use to try again, and nothing of the rest. retry_after: seconds in which trying again is no use, as the engine
+    says.
     """
 
-    def __init__(self, code: FailureCode, message: str, *, retryable: bool, shown: str = "") -> None:
+    def __init__(
+        self, code: FailureCode, message: str, *, retryable: bool, shown: str = "", retry_after: float = 0.0
+    ) -> None:
         super().__init__(message)
         self.code: FailureCode = code
         self.message = message
         self.retryable = retryable
+        self.retry_after = retry_after
         self.shown = shown or ("" if retryable else message)
 
 
@@ -194,6 +198,14 @@ class Tap:
             self.on_turn(shut)
 
 
+Say = Callable[[str], None]
+"""Told what an engine waits for, in words for its operator. It may be told the same again."""
+
+
+def unsaid(why: str) -> None:
+    """Of whoever does not want to know."""
+
+
 class Engine(Protocol):
     """An engine, from `start` to `close`."""
 
@@ -201,8 +213,8 @@ class Engine(Protocol):
     def cards(self) -> tuple[ModelCard, ...]:
         """The models it serves."""
 
-    async def start(self) -> None:
-        """Ready to generate when it returns. Has its own deadline. Raises EngineFailed."""
+    async def start(self, say: Say = unsaid) -> None:
+        """Ready to generate when it returns. Has its own deadline; `say` hears what takes long. Raises EngineFailed."""
 
     async def close(self) -> None:
         """Ends everything the engine started; running generations raise EngineFailed. Idempotent."""

@@ -9,7 +9,8 @@ import msgspec
 
 from gpu_worker.engines.chunk import Unreadable
 from gpu_worker.engines.engine import BROKE_OFF, UNREADABLE, EngineFailed
-from gpu_worker.engines.http import Broken, Refused, Unreachable
+from gpu_worker.engines.http import Broken, Unreachable
+from gpu_worker.engines.refused import Refused
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from typing import Self, cast
 
 import msgspec
 
+from gpu_worker.engines import refused
 from gpu_worker.engines.edge import Edges, EdgeTransport
 from gpu_worker.engines.event_stream import Chunks, Malformed, Payloads
 
@@ -25,6 +26,8 @@ MAX_REFUSAL = 256 * 1024
 """The same of a refusal."""
 REFUSAL_TIMEOUT = 5.0
 """Seconds that the reason of a refusal is waited for."""
+ALIVE = 5
+"""Times the silence that is allowed in which a server may say that it is there, and nothing else."""
 MAX_HEAD = 64 * 1024
 DIGITS = 18
 """Of a length that is worth reading."""
@@ -47,17 +50,6 @@ class Broken(Exception):
     """The connection ended, or said something that is not HTTP, before the answer was whole."""
 
 
-class Refused(Exception):
-    """A status other than 200. `kind`, `code` and `message` are the server's own."""
-
-    def __init__(self, status: int, kind: str, message: str, code: str = "") -> None:
-        super().__init__(f"{status} {kind}: {message}")
-        self.status = status
-        self.kind = kind
-        self.code = code
-        self.message = message
-
-
 @dataclass(frozen=True, slots=True)
 class Endpoint:
     """Where an engine listens and the key it asks for. `incarnation`: of the child behind it, where there is one."""
@@ -69,21 +61,6 @@ class Endpoint:
     tls: bool = False
 
 
-class _ErrorBody(msgspec.Struct):
-    type: str | None = None
-    message: str | None = None
-    code: str | int | None = None
-
-
-class _ErrorAnswer(msgspec.Struct):
-    """`detail` is FastAPI's."""
-
-    error: _ErrorBody | str | None = None
-    message: str | None = None
-    detail: str | None = None
-
-
-_error = msgspec.json.Decoder(_ErrorAnswer)
 _HEAD_END = re.compile(rb"\r?\n\r?\n")
 
 
@@ -111,6 +88,7 @@ async def ask(
     """Send the request and read the head of its answer. Raises Unreachable, Broken, Refused.
 
     `silence_timeout`: seconds that the server may say nothing while somebody waits for it, now or later: TimeoutError.
+    For ALIVE times as long may it say only that it is there: comments, heads before the answer's, a piece of a head.
     None leaves the deadline to the caller. `edges`: where the connection is one that can be left unread.
     """
     payload = b"" if body is None else msgspec.json.encode(body)
@@ -138,7 +116,7 @@ async def ask(
         transport.write(head.encode() + payload)
         await answer.head()
         if answer.status != 200:
-            raise _refusal(answer, await _reason(answer))
+            raise refused.read(answer.status, answer.headers, await _reason(answer))
     except BaseException:
         answer.leave()
         raise
@@ -179,6 +157,7 @@ class Answer(asyncio.Protocol):
         self._stopped = False  # the socket is left alone
         self._waiter: asyncio.Future[None] | None = None
         self._waits_since = 0.0
+        self._told_at = loop.time()  # the last payload; at first, and where nobody waited for one, since when one may
         self._alarm: asyncio.TimerHandle | None = None
         self._take: Take | None = None  # who is poured for ...
         self._over: asyncio.Future[None] | None = None  # ... and until when
@@ -210,6 +189,7 @@ class Answer(asyncio.Protocol):
 
     async def whole(self) -> bytes:
         """The body in one piece."""
+        self._told_at = self._loop.time()
         while not self._ended:
             await self._more()
         return b"".join(self._waiting)
@@ -217,6 +197,8 @@ class Answer(asyncio.Protocol):
     async def event(self) -> bytes | None:
         """The next payload of an event stream; None when the server has ended it."""
         waiting = self._waiting
+        if not waiting:
+            self._told_at = self._loop.time()
         while not waiting:
             if self._events is None:
                 raise Broken("a stream was asked for, a document came")
@@ -250,7 +232,7 @@ class Answer(asyncio.Protocol):
         self._take, self._over = take, self._loop.create_future()
         if self._events is None:
             self._over.set_exception(Broken("a stream was asked for, a document came"))
-        self._waits_since = self._loop.time()
+        self._waits_since = self._told_at = self._loop.time()
         if self._silence is not None:
             self._alarm = self._alarm or self._loop.call_later(self._silence, self._look)
         self._deliver()
@@ -279,7 +261,7 @@ class Answer(asyncio.Protocol):
                 self._stopped = True
                 self._transport.pause_reading()
             return
-        self._waits_since = self._loop.time()
+        self._waits_since = self._told_at = self._loop.time()
         self._deliver()
         self._go_on()
 
@@ -338,11 +320,15 @@ class Answer(asyncio.Protocol):
         if waiter is None or waiter.done() or self._silence is None:
             return  # the next one who waits sets it again
         left_there = self.source is not None and self.source.unread and not self._stopped
-        left = self._silence if self._held or left_there else self._waits_since + self._silence - self._loop.time()
-        if left > 0:
-            self._alarm = self._loop.call_later(left, self._look)
-        else:
+        now = self._loop.time()
+        left = self._silence if self._held or left_there else self._waits_since + self._silence - now
+        patience = self._silence if self._held or left_there else self._told_at + ALIVE * self._silence - now
+        if left > 0 and patience > 0:
+            self._alarm = self._loop.call_later(min(left, patience), self._look)
+        elif left <= 0:
             waiter.set_exception(TimeoutError(f"{self._silence:g} s of silence"))
+        else:
+            waiter.set_exception(TimeoutError(f"{ALIVE * self._silence:g} s of nothing but signs of life"))
 
     # -- the protocol ------------------------------------------------------------------------------------------------
 
@@ -359,6 +345,8 @@ class Answer(asyncio.Protocol):
             self._break(str(error) or "not HTTP")
         if self._take is not None:
             self._waits_since = self._loop.time()
+            if self._waiting:
+                self._told_at = self._waits_since
             self._deliver()
         else:
             self._wake()
@@ -459,20 +447,3 @@ def _head(data: bytes) -> tuple[int, dict[bytes, bytes]]:
         name, _, value = line.partition(b":")
         headers[name.strip().lower()] = value.strip()
     return int(status), headers
-
-
-def _refusal(answer: Answer, body: bytes) -> Refused:
-    status = answer.status
-    elsewhere = answer.headers.get(b"location")
-    if elsewhere is not None and status < 400:  # where a key is not sent after it
-        return Refused(status, "", f"it is at {elsewhere.decode(errors='replace')}")
-    try:
-        told = _error.decode(body)
-    except (ValueError, RecursionError):  # no JSON, or another
-        return Refused(status, "", "no reason given")
-    otherwise = told.message or told.detail or "no reason given"
-    match told.error:
-        case _ErrorBody(type=kind, message=message, code=code):
-            return Refused(status, kind or "", message or otherwise, str(code or ""))
-        case _:
-            return Refused(status, "", told.error or otherwise)

@@ -34,17 +34,21 @@ from gpu_worker.engines.engine import (
     Piece,
     Prefix,
     Prompt,
+    Say,
     Tap,
+    unsaid,
 )
 from gpu_worker.engines.failure import translated
-from gpu_worker.engines.http import Answer, Broken, Endpoint, Refused, Unreachable
+from gpu_worker.engines.http import Answer, Broken, Endpoint, Unreachable
 from gpu_worker.engines.pulled import pulled
 from gpu_worker.engines.refusal import OVERLOADED, broke, refused
+from gpu_worker.engines.refused import Refused
 
 NAME = "openai"
 WHO = "the server"
 END = b"[DONE]"
 RETRY_PAUSE = 0.5  # seconds between two tries to reach a server that is still starting
+PATIENCE = 5.0  # seconds that it may take to answer one of them before that is said
 END_TIMEOUT = 5.0  # seconds that what may follow the finish reason is waited for: the usage, the end
 TOGETHER = 4096  # characters of what came together that are one piece
 SECRET = 4  # characters of a key that is one, not a word to fill the field
@@ -100,31 +104,43 @@ class OpenAIEngine:
     def cards(self) -> tuple[ModelCard, ...]:
         return self._cards
 
-    async def start(self) -> None:
+    async def start(self, say: Say = unsaid) -> None:
         """Asks which models there are, until the server answers or `start_timeout` is over."""
         why = "no answer"
+
+        def wait_for(what: str) -> None:
+            nonlocal why
+            why = what
+            say(self._failed(f"it does not answer yet: {why}").message)
+
         try:
             async with asyncio.timeout(self._settings.start_timeout):
                 while not self._cards:
-                    try:
-                        listed = _models.decode(await http.call(self._endpoint, "GET", f"{self._path}/models")).data
-                    except (Unreachable, Broken) as error:
-                        why = str(error)
-                        await asyncio.sleep(RETRY_PAUSE)
-                        continue
-                    except Refused as error:
-                        if error.status not in OVERLOADED:
-                            raise self._failed(f"it refuses to list its models: {error}") from error
-                        why = str(error)
-                        await asyncio.sleep(RETRY_PAUSE)
-                        continue
-                    except (ValueError, RecursionError) as error:
-                        raise self._failed(f"its list of models is none: {error}") from error
-                    self._cards = self._announced(listed)
+                    if (listed := await self._listed(wait_for)) is not None:
+                        self._cards = self._announced(listed)
+                        break
+                    await asyncio.sleep(RETRY_PAUSE)
         except TimeoutError as error:
             raise self._failed(f"not there after {self._settings.start_timeout:g} s: {why}") from error
         if Edges.available and not self._endpoint.tls:
             self._edges = Edges()
+
+    async def _listed(self, wait_for: Say) -> list[_Model] | None:
+        """What models it has; None, and `wait_for` told why, where it may say so later. Raises EngineFailed."""
+        late = asyncio.get_running_loop().call_later(PATIENCE, wait_for, f"nothing within {PATIENCE:g} s")
+        try:
+            return _models.decode(await http.call(self._endpoint, "GET", f"{self._path}/models")).data
+        except (Unreachable, Broken) as error:
+            wait_for(str(error))
+        except Refused as error:
+            if error.status not in OVERLOADED:
+                raise self._failed(f"it refuses to list its models: {error}") from error
+            wait_for(str(error))
+        except (ValueError, RecursionError) as error:
+            raise self._failed(f"its list of models is none: {error}") from error
+        finally:
+            late.cancel()
+        return None
 
     async def close(self) -> None:
         self._closed = True
@@ -241,7 +257,7 @@ class OpenAIEngine:
         if len(key) < SECRET or key not in error.message + error.shown:
             return error
         message, shown = (words.replace(key, HIDDEN) for words in (error.message, error.shown))
-        return EngineFailed(error.code, message, retryable=error.retryable, shown=shown)
+        return EngineFailed(error.code, message, retryable=error.retryable, shown=shown, retry_after=error.retry_after)
 
 
 class _Reading:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from gpu_worker.engines.chunk import Error
 from gpu_worker.engines.engine import EngineFailed
-from gpu_worker.engines.http import Refused
+from gpu_worker.engines.refused import Refused
 
 OVERLOADED = frozenset({429, 503, 529})
 TOO_LONG = frozenset({"context_length_exceeded", "exceed_context_size_error"})  # the second is llama.cpp's
@@ -16,19 +16,25 @@ TOO_LONG = frozenset({"context_length_exceeded", "exceed_context_size_error"})  
 _OF_THE_REQUEST = frozenset({400, 413, 422})
 _PASSING = frozenset({408, 409, 425})
 _KEYS = frozenset({"invalid_api_key", "authentication_error", "permission_error"})
+_UNPAID = frozenset({"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"})  # OpenAI's, as 429
 _BUSY = "the engine is overloaded"
 
 
 def refused(error: Refused) -> EngineFailed:
     """Instead of an answer."""
+    if _UNPAID & {error.kind, error.code}:
+        return _meant(402, "", "", error.message)
     if error.status in OVERLOADED:
-        return EngineFailed("overloaded", f"{error.status}: {error.message}", retryable=True, shown=_BUSY)
+        words, after = f"{error.status}: {error.message}", error.retry_after
+        return EngineFailed("overloaded", words, retryable=True, shown=_BUSY, retry_after=after)
     return _meant(error.status, error.kind, error.code, error.message)
 
 
 def broke(error: Error) -> EngineFailed:
     """Within an answer, whose head promised one. Without a status among its words it may be anything."""
     code = str(error.code or "")
+    if _UNPAID & {error.type, code}:
+        return _meant(402, "", "", error.message or "no reason given")
     status = int(code) if len(code) == 3 and code.isdecimal() else 500
     if status in OVERLOADED:
         return EngineFailed("engine_failed", f"{status}: {error.message}", retryable=True, shown=_BUSY)

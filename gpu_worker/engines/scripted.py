@@ -8,7 +8,17 @@ import time
 from collections.abc import AsyncGenerator
 
 from broker.bus.script import MAX_TOKENS, Script, ScriptInvalid, parse_script
-from gpu_worker.engines.engine import EngineFailed, EngineSettings, Finish, ModelCard, Piece, Prefix, Prompt
+from gpu_worker.engines.engine import (
+    EngineFailed,
+    EngineSettings,
+    Finish,
+    ModelCard,
+    Piece,
+    Prefix,
+    Prompt,
+    Say,
+    unsaid,
+)
 from gpu_worker.engines.schedule import MAX_PIECE, schedule
 from gpu_worker.engines.ticker import Ticker
 
@@ -36,7 +46,7 @@ class ScriptedEngine:
     def cards(self) -> tuple[ModelCard, ...]:
         return (ModelCard("scripted", MAX_TOKENS, self._slots, 0, "scripted", default_max_tokens=None),)
 
-    async def start(self) -> None:
+    async def start(self, say: Say = unsaid) -> None:
         """Nothing to start."""
 
     async def close(self) -> None:

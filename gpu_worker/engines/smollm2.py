@@ -27,9 +27,12 @@ from gpu_worker.engines.engine import (
     Piece,
     Prefix,
     Prompt,
+    Say,
+    unsaid,
 )
 from gpu_worker.engines.failure import translated
-from gpu_worker.engines.http import Answer, Broken, Refused, Unreachable
+from gpu_worker.engines.http import Answer, Broken, Unreachable
+from gpu_worker.engines.refused import Refused
 
 MODEL = "smollm2"
 WHO = "the engine's process"
@@ -134,7 +137,7 @@ class SmolLM2Engine:
         """Times the child was started again."""
         return self._child.restarts
 
-    async def start(self) -> None:
+    async def start(self, say: Say = unsaid) -> None:
         await self._child.start()
 
     async def close(self) -> None:

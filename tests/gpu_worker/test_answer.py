@@ -10,8 +10,8 @@ import msgspec
 
 from broker.bus.frames import ATTEMPT, DONE, START, TOKEN, encode_frame, encode_tokens
 from broker.bus.log import store
-from gpu_worker.engines import EngineFailed, Finish, ModelCard, Piece, Prefix, Prompt, Tap
-from gpu_worker.engines.engine import DRY
+from gpu_worker.engines import EngineFailed, Finish, ModelCard, Piece, Prefix, Prompt, Say, Tap
+from gpu_worker.engines.engine import DRY, unsaid
 from tests.gpu_worker.bed import SID, Bed
 
 
@@ -23,7 +23,7 @@ class Asked:
     def __init__(self) -> None:
         self.prefixes: list[Prefix] = []
 
-    async def start(self) -> None: ...
+    async def start(self, say: Say = unsaid) -> None: ...
 
     async def close(self) -> None: ...
 

@@ -11,8 +11,20 @@ import pytest
 from broker.bus.frames import ATTEMPT, DONE, FAILED
 from gpu_worker import believed
 from gpu_worker.believed import MESSAGE
-from gpu_worker.engines import Engine, EngineFailed, Finish, Message, ModelCard, Piece, Pouring, Prefix, Prompt, Tap
-from gpu_worker.engines.engine import PIECE_TEXT
+from gpu_worker.engines import (
+    Engine,
+    EngineFailed,
+    Finish,
+    Message,
+    ModelCard,
+    Piece,
+    Pouring,
+    Prefix,
+    Prompt,
+    Say,
+    Tap,
+)
+from gpu_worker.engines.engine import PIECE_TEXT, unsaid
 from tests.gpu_worker.bed import Bed
 from tests.gpu_worker.pouring import poured
 from tests.gpu_worker.test_worker import text
@@ -34,7 +46,7 @@ class Strange:
     def cards(self) -> tuple[ModelCard, ...]:
         return (ModelCard("strange", 1000, 4, 4, "strange", None),)
 
-    async def start(self) -> None: ...
+    async def start(self, say: Say = unsaid) -> None: ...
 
     async def close(self) -> None: ...
 

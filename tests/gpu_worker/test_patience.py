@@ -8,7 +8,8 @@ import pytest
 
 from broker.bus.frames import ATTEMPT, DONE, FAILED
 from gpu_worker import patience
-from gpu_worker.engines import EngineFailed, Finish, ModelCard, Piece, Prefix, Prompt
+from gpu_worker.engines import EngineFailed, Finish, ModelCard, Piece, Prefix, Prompt, Say
+from gpu_worker.engines.engine import unsaid
 from gpu_worker.patience import MOST_FAILURES, PROGRESS, Patience, busy_pause
 from tests.gpu_worker.bed import Bed
 
@@ -23,7 +24,7 @@ class BreaksOff:
         self._gives = gives
         self._tokens = tokens
 
-    async def start(self) -> None: ...
+    async def start(self, say: Say = unsaid) -> None: ...
 
     async def close(self) -> None: ...
 
@@ -78,6 +79,13 @@ def test_pauses_double_up_to_five_seconds_and_begin_anew_after_progress(monkeypa
     assert [busy_pause(refusals) for refusals in range(1, 6)] == [0.5, 1.0, 2.0, 2.0, 2.0]
 
 
+def test_who_says_when_to_come_back_is_not_asked_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(patience, "PAUSE", (0.5, 0.5))
+    mine = Patience()
+    mine.failed(0)
+    assert (mine.pause(7.0), busy_pause(1, 7.0), busy_pause(1, 1e9)) == (7.5, 7.5, patience.MOST_AFTER + 0.5)
+
+
 def test_pauses_are_drawn_so_that_answers_that_broke_together_do_not_come_back_together() -> None:
     mine = Patience()
     mine.failed(0)
@@ -104,7 +112,7 @@ class Busy(BreaksOff):
 async def test_an_engine_that_is_busy_is_asked_less_and_less_often(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
 
-    def no_pause(refusals: int) -> float:
+    def no_pause(refusals: int, retry_after: float) -> float:
         asked.append(refusals)
         return 0.0
 

@@ -14,7 +14,8 @@ from broker.bus.log import store
 from broker.bus.nats import Bus, Msg
 from broker.bus.records import Beat, Load, encode
 from broker.bus.subjects import beat_subject
-from gpu_worker.engines import Finish, ModelCard, Piece, Prefix, Prompt
+from gpu_worker.engines import Finish, ModelCard, Piece, Prefix, Prompt, Say
+from gpu_worker.engines.engine import unsaid
 from gpu_worker.metrics import Measured
 from gpu_worker.outbox import FULL_HIGH, Outbox, State, Stop
 from gpu_worker.publisher import Publisher
@@ -157,7 +158,7 @@ class Counted:
     def children(self) -> list[tuple[str, int]]:
         return []
 
-    async def start(self) -> None:
+    async def start(self, say: Say = unsaid) -> None:
         return
 
     async def close(self) -> None:

@@ -13,7 +13,8 @@ from broker.bus.jobs import ACK_WAIT
 from broker.bus.kv import Bucket
 from broker.bus.records import Message, Model, Status, decode
 from broker.bus.subjects import worker_subject
-from gpu_worker.engines import EngineFailed, Finish, ModelCard, Piece, Prefix, Prompt, create
+from gpu_worker.engines import EngineFailed, Finish, ModelCard, Piece, Prefix, Prompt, Say, create
+from gpu_worker.engines.engine import unsaid
 from gpu_worker.worker import _every
 from tests.gpu_worker.bed import SID, Bed
 from tests.gpu_worker.pouring import poured
@@ -332,7 +333,7 @@ class OneSlot:
     def cards(self) -> tuple[ModelCard, ...]:
         return (self._card,)
 
-    async def start(self) -> None: ...
+    async def start(self, say: Say = unsaid) -> None: ...
 
     async def close(self) -> None: ...
 

@@ -11,7 +11,8 @@ from typing import Literal
 
 from broker.bus.errors import OkomeError
 from broker.bus.health import Health
-from gpu_worker.engines import EngineFailed, Finish, ModelCard, Piece, Prefix, Prompt
+from gpu_worker.engines import EngineFailed, Finish, ModelCard, Piece, Prefix, Prompt, Say
+from gpu_worker.engines.engine import unsaid
 from gpu_worker.outbox import Outbox
 from gpu_worker.settings import WorkerSettings
 from gpu_worker.worker import Worker
@@ -39,7 +40,7 @@ class ScriptEngine:
         self.wrong = ""
         self.cards = (ModelCard(MODEL, 4096, 2, 2, "model", default_max_tokens=None),)
 
-    async def start(self) -> None: ...
+    async def start(self, say: Say = unsaid) -> None: ...
 
     async def close(self) -> None: ...
 

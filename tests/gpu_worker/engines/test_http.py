@@ -1,13 +1,15 @@
 """HTTP to an engine, against listeners that answer byte by byte what each test needs."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 
 import pytest
 
 from gpu_worker.engines.edge import Edges
-from gpu_worker.engines.http import MAX_HEAD, Broken, Endpoint, Refused, Take, Unreachable, ask, call
+from gpu_worker.engines.http import ALIVE, MAX_HEAD, Broken, Endpoint, Take, Unreachable, ask, call
+from gpu_worker.engines.refused import Refused
 
 Speak = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
@@ -246,6 +248,40 @@ async def test_silence_ends_what_is_poured_but_not_while_it_is_held() -> None:
             with pytest.raises(TimeoutError):
                 await over
         await gone.wait()
+
+
+@pytest.mark.parametrize(
+    ("begin", "sign"),
+    [
+        (b"", b"HTTP/1.1 102 Processing\r\n\r\n"),
+        (b"HTTP/1.1 200 OK\r\n", b"a: b\r\n"),
+        (b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n", b": still there\n\n"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 9999\r\n\r\n", b"x"),
+    ],
+)
+async def test_signs_of_life_are_believed_for_a_while(begin: bytes, sign: bytes) -> None:
+    """They come more often than silence is allowed, and nothing else does."""
+    silence = 0.3
+    gone = asyncio.Event()
+
+    async def speak(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(begin)
+        with suppress(ConnectionError):
+            while not reader.at_eof():
+                writer.write(sign)
+                await writer.drain()
+                await asyncio.sleep(silence / 6)
+        gone.set()
+
+    began = time.monotonic()
+    async with listener(speak) as endpoint, asyncio.timeout(20):
+        with (
+            pytest.raises(TimeoutError, match="signs of life"),
+            await ask(endpoint, "POST", "/", None, silence_timeout=silence) as answer,
+        ):
+            await (answer.pour(into([])) if answer.streams else answer.whole())
+        await gone.wait()
+    assert time.monotonic() - began >= ALIVE * silence
 
 
 async def test_what_is_left_unread_is_no_silence_and_is_given_when_it_is_drawn() -> None:

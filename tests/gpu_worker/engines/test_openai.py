@@ -23,6 +23,7 @@ from gpu_worker.engines import (
     Tap,
     create,
     http,
+    openai,
 )
 from gpu_worker.engines.edge import Edges
 from gpu_worker.engines.engine import DRY
@@ -379,9 +380,32 @@ async def test_it_waits_for_a_server_that_is_still_starting() -> None:
         with pytest.raises(EngineFailed, match="no model c, but a, b"):
             async with engine(url, openai_models=("c",)):
                 pass
-    with pytest.raises(EngineFailed, match=r"not there after 0\.6 s"):
-        async with engine(url, start_timeout=0.6):
-            pass
+    said: list[str] = []
+    late = create("openai", EngineSettings(openai_url=url, start_timeout=0.6))
+    with pytest.raises(EngineFailed, match=r"not there after 0\.6 s: .*Connect"):
+        await late.start(said.append)
+    assert said
+    assert all(url in why and "Connect" in why for why in said)
+
+
+async def test_it_says_what_it_waits_for_while_it_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(openai, "PATIENCE", 0.2)
+    said: asyncio.Queue[str] = asyncio.Queue()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        assert "nothing within 0.2 s" in await said.get()
+        writer.write(document(200, {"data": [{"id": "a"}]}))
+        writer.close()
+
+    listening = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with listening, asyncio.timeout(DEADLINE):
+        port = listening.sockets[0].getsockname()[1]
+        made = create("openai", EngineSettings(openai_url=f"http://:secret@127.0.0.1:{port}"))
+        await made.start(said.put_nowait)
+        assert [card.id for card in made.cards] == ["a"]
+        await made.close()
+    assert said.empty()
 
 
 @pytest.mark.parametrize("url", ["", "127.0.0.1:8000", "ftp://host/v1", "http://", "http://h:99999", "http://[h"])

@@ -3,8 +3,9 @@
 import pytest
 
 from gpu_worker.engines.chunk import Error
-from gpu_worker.engines.http import Refused
+from gpu_worker.engines.engine import EngineFailed
 from gpu_worker.engines.refusal import broke, refused
+from gpu_worker.engines.refused import Refused
 
 WORDS = "Incorrect API key provided: sk-abc."
 
@@ -53,6 +54,24 @@ def test_an_error_within_an_answer_means_what_it_would_mean_instead_of_one(
 ) -> None:
     error = broke(said)
     assert (error.code, error.retryable, error.shown) == ("engine_failed", retryable, shown)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        refused(Refused(429, "insufficient_quota", WORDS, "insufficient_quota", 20.0)),
+        refused(Refused(429, "", WORDS, "billing_not_active")),
+        broke(Error(WORDS, "insufficient_quota", 429)),
+    ],
+)
+def test_a_server_that_wants_to_be_paid_is_not_overloaded(error: EngineFailed) -> None:
+    assert (error.code, error.message, error.retryable) == ("engine_failed", f"402: {WORDS}", False)
+    assert error.shown == "the engine does not accept this worker"
+
+
+def test_a_server_that_is_overloaded_says_when_to_come_back() -> None:
+    error = refused(Refused(429, "", WORDS, retry_after=20.0))
+    assert (error.code, error.retry_after) == ("overloaded", 20.0)
 
 
 @pytest.mark.parametrize(
