@@ -55,6 +55,7 @@ class Okome:
         """Ready to be asked when it returns. Raises BusError, and OSError where the port is taken."""
         settings = self.settings
         self.port = await self._stack.enter_async_context(serve(self.health, settings.host, settings.port))
+        self.health.set("starting", "NATS has not answered yet")
         self.bus = bus = await Bus.connect(
             settings.nats_url,
             f"okome-{self.id}",

@@ -13,6 +13,7 @@ from broker.bus.lifecycle import launch
 from broker.bus.nats import Bus
 from broker.bus.retry import retry
 from broker.bus.subjects import random_id
+from broker.bus.unless import unless
 from ingress.limits import Limits
 from ingress.listener import Listener
 from ingress.membership import Nodes
@@ -37,9 +38,10 @@ async def serve(settings: IngressSettings, stop: asyncio.Event) -> None:
     health = Health("ingress", ingress)
     trust = Trust(ingress)
     nodes = Nodes(settings, metrics, trust.greeting if settings.multiplex else lambda _: [])
-    bus = await Bus.connect(
-        settings.nats_url, ingress, user=settings.nats_user, password=settings.nats_password.get_secret_value()
-    )
+    password = settings.nats_password.get_secret_value()
+    bus = await unless(stop, Bus.connect(settings.nats_url, ingress, user=settings.nats_user, password=password))
+    if bus is None:
+        return
     surroundings = Surroundings(bus, ingress, metrics)
     limits = Limits(settings, metrics, surroundings.peers)
     relay = Relay(settings, ingress=ingress, nodes=nodes, trust=trust, limits=limits, metrics=metrics, health=health)

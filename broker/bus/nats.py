@@ -109,6 +109,9 @@ class Bus:
             await client.close()
             hosts = ",".join(server.rpartition("@")[2] for server in servers)  # never a password
             raise BusUnavailable(f"no NATS server answers at {hosts}: {why}") from error
+        except BaseException:
+            await client.close()
+            raise
         await bus.listen(bus._inbox + "*", bus._on_reply)
         bus._heard_at = asyncio.get_running_loop().time()
         bus._watch = asyncio.create_task(bus._watchdog(), name="bus-watchdog")

@@ -51,9 +51,10 @@ async def main(settings: NodeSettings, stop: asyncio.Event) -> None:
     node = settings.id or f"node-{random_id(6)}"
     health = Health("node", node)
     async with AsyncExitStack() as stack:
-        bus = await Bus.connect(
-            settings.nats_url, node, user=settings.nats_user, password=settings.nats_password.get_secret_value()
-        )
+        password = settings.nats_password.get_secret_value()
+        bus = await unless(stop, Bus.connect(settings.nats_url, node, user=settings.nats_user, password=password))
+        if bus is None:
+            return
         stack.push_async_callback(bus.close)
         access = Access(settings.origins, settings.trust_loopback)
         history = History(bus)

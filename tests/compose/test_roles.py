@@ -1,0 +1,40 @@
+"""What all roles have in common, each as a process."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+
+import pytest
+
+from compose.cli.role import ROLES
+
+
+@pytest.mark.parametrize("role", ROLES)
+async def test_it_ends_when_told_to_while_nats_does_not_answer(role: str) -> None:
+    """Also before its patience with NATS is at an end, which would be a failed start."""
+    asked = asyncio.Event()
+
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.set()
+        await reader.read()
+        writer.close()
+
+    listening = await asyncio.start_server(silent, "127.0.0.1", 0)
+    url = f"nats://127.0.0.1:{listening.sockets[0].getsockname()[1]}"
+    prefix = f"OKOME_{role.upper()}_"
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-P", "-m", "compose.cli.role", role),
+        env={**os.environ, f"{prefix}NATS_URL": url, f"{prefix}PORT": "0", "OKOME_WORKER_ENGINE": "scripted"},
+    )
+    try:
+        async with listening, asyncio.timeout(40):
+            await asked.wait()
+            process.send_signal(signal.SIGTERM)
+            assert await process.wait() == 0
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
