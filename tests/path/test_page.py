@@ -2,18 +2,56 @@
 
 import asyncio
 import json
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import quote
 
+import httpx
 import pytest
 from playwright.async_api import BrowserContext, Locator, Page, expect
 
 from tests.fixtures.browser import TIMEOUT
 from tests.fixtures.system import System
 
+# A page of somebody else's, with nothing of its own but this.
+FRIEND = """<!doctype html><pre data-testid="said"></pre><script type="module">
+const { base, sid, token, transport, prompt } = JSON.parse(decodeURIComponent(location.hash.slice(1)));
+const { connect } = await import(`${base}/web/okome.js`);
+const said = document.querySelector('pre');
+const stream = connect(sid, { base, token, transport, onEvent({ event, data }) {
+  if (event === 'token') said.textContent += data.text;
+  if (event === 'done') said.dataset.status = 'done';
+} });
+await stream.generate({ prompt });
+</script>"""
+
+
+class _Friend(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("content-type", "text/html")
+        self.end_headers()
+        self.wfile.write(FRIEND.encode())
+
+    def log_message(self, *_: object) -> None:
+        return
+
 
 @pytest.fixture(scope="module")
-def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
-    with System(tmp_path_factory.mktemp("page"), "--nodes", "2") as running:
+def friend() -> Iterator[str]:
+    """The origin of somebody else's page."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Friend) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://localhost:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture(scope="module")
+def system(tmp_path_factory: pytest.TempPathFactory, friend: str) -> Iterator[System]:
+    with System(tmp_path_factory.mktemp("page"), "--nodes", "2", "--cors-origin", friend) as running:
         yield running
 
 
@@ -146,6 +184,18 @@ async def test_a_node_killed_mid_answer_is_not_seen(system: System, chromium: Br
     assert await ended(answer) == said(120)
     await expect(page.get_by_test_id("served-by")).not_to_contain_text(serving)
     await asyncio.to_thread(system.wait_restarted, killed)
+
+
+@pytest.mark.parametrize("transport", ["ws", "sse"])
+async def test_a_page_of_an_allowed_origin_imports_the_client(
+    system: System, friend: str, chromium: BrowserContext, transport: str
+) -> None:
+    async with httpx.AsyncClient(base_url=system.url, headers=system.headers, timeout=30) as http:
+        made = (await http.post("/v1/sessions", json={"model": "scripted"})).raise_for_status().json()
+    told = {"base": system.url, "sid": made["session_id"], "token": made["token"], "transport": transport}
+    page = await chromium.new_page()
+    await page.goto(f"{friend}/#{quote(json.dumps(told | {'prompt': script(40, 40)}))}")
+    assert await ended(page.get_by_test_id("said")) == said(40)
 
 
 async def test_a_session_that_is_not_there_is_said_in_words(system: System, chromium: BrowserContext) -> None:

@@ -36,6 +36,17 @@ async def test_a_preflight_of_an_allowed_origin_names_what_it_may_send(open_node
         assert ALLOW not in stranger.headers
 
 
+async def test_the_client_may_be_imported_by_any_page_and_the_chat_page_not_be_read(open_node: RunningNode) -> None:
+    for origin in (FRIEND, STRANGER):
+        client = await open_node.http.get("/web/okome.js", headers={"origin": origin})
+        again = await open_node.http.get("/web/okome.js", headers={"if-none-match": client.headers["etag"]})
+        assert (client.status_code, again.status_code) == (200, 304)
+        assert [answer.headers.get_list(ALLOW) for answer in (client, again)] == [["*"], ["*"]]
+        for path in ("/", "/c/00aaaaaaaaaaaaaaaaaaaa"):
+            page = await open_node.http.get(path, headers={"origin": origin})
+            assert (page.status_code, ALLOW in page.headers) == (200, False)
+
+
 async def test_answers_streams_and_refusals_can_be_read_by_friends_only(open_node: RunningNode) -> None:
     author = await open_node.session()
     for origin, told in ((FRIEND, FRIEND), (STRANGER, None), ("null", None)):
