@@ -40,23 +40,11 @@ install: $(VENV)/runtime.stamp ## .venv with what runs, from requirements.lock
 
 install-test: $(VENV)/test.stamp ## the same and what the tests need, from requirements-test.lock
 
-# What only computes runs behind what waits: models of the state machines in virtual time, types, layers. The
-# benchmark's own tests follow it there.
-COMPUTING := tests/models tests/test_static.py tests/test_layers.py tests/test_proofs.py
-MEASURING := tests/bench
-
 test: install-test ## the whole suite; ARGS="tests/broker -k fence" for a part of it
 ifneq ($(strip $(ARGS)),)
 	@$(BIN)/python -m pytest $(ARGS)
 else
-	@told=$$(mktemp); \
-	( nice -n 10 $(BIN)/python -m pytest -p no:cacheprovider $(COMPUTING); computed=$$?; \
-	  $(BIN)/python -m pytest -p no:cacheprovider $(MEASURING) || exit $$?; exit $$computed ) >"$$told" 2>&1 & \
-	beside=$$!; \
-	$(BIN)/python -m pytest $(COMPUTING:%=--ignore=%) $(MEASURING:%=--ignore=%); waited=$$?; \
-	wait $$beside; computed=$$?; \
-	cat "$$told"; rm -f "$$told"; \
-	exit $$((waited ? waited : computed))
+	@$(BIN)/python -m tests.suite
 endif
 
 lint: install-test ## ruff, mypy --strict and the layers, without the rest of the suite
