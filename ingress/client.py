@@ -31,7 +31,9 @@ AHEAD = 8
 """Requests that a client may send before the answer to the first one."""
 TO_SKIP = 256 * 1024
 """Bytes of a refused body that are read and thrown away, so that the client sees the answer and not a reset."""
-_ONCE = frozenset({b"host", b"authorization", b"origin", b"content-type", b"last-event-id", b"idempotency-key"})
+_ONCE = frozenset(
+    {b"host", b"authorization", b"origin", b"content-type", b"last-event-id", b"idempotency-key", b"cookie"}
+)
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 
@@ -183,13 +185,7 @@ class ClientConnection(asyncio.Protocol):
             return
         self._read += len(data)
         try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade as upgrade:
-            self._deaf = True
-            if self._waiting:
-                self._waiting[-1].rest = data[upgrade.args[0] :]
-            self._next()
-            return
+            self._parse(data)
         except httptools.HttpParserCallbackError as error:
             cause = error.__context__
             if isinstance(cause, _Stop):
@@ -205,6 +201,35 @@ class ClientConnection(asyncio.Protocol):
             self._refuse(self._too_large())  # chunk framing that is mostly framing
         else:
             self._next()
+
+    def _parse(self, data: bytes) -> None:
+        """Raises HttpParserError."""
+        while True:
+            try:
+                self._parser.feed_data(data)
+            except httptools.HttpParserUpgrade as upgrade:
+                rest = data[upgrade.args[0] :]
+                request = self._waiting[-1]
+                if request.upgrade:
+                    self._deaf = True
+                    request.rest = rest
+                    return
+                # To what is not spoken here, such as h2c. It is a request like any other then, and may have a body,
+                # which the parser takes for the other protocol's.
+                self._waiting.pop()
+                self._parser = httptools.HttpRequestParser(self)
+                data = self._head_without_upgrade(request) + rest
+            else:
+                return
+
+    def _head_without_upgrade(self, request: Request) -> bytes:
+        version = b"1.1" if request.chunked_ok else b"1.0"
+        options = [token for token in tokens(self._fields, b"connection") if token.lower() != b"upgrade"]
+        fields = [field for field in self._fields if field[0] not in (b"upgrade", b"connection")]
+        if options:
+            fields.append((b"connection", b", ".join(options)))
+        lines = [b"%b %b HTTP/%b" % (request.method.encode(), self._url, version)]
+        return b"\r\n".join([*lines, *(b"%b: %b" % field for field in fields), b"", b""])
 
     def eof_received(self) -> bool:
         if self.phase is Phase.BUSY and not self._streaming:
@@ -235,6 +260,8 @@ class ClientConnection(asyncio.Protocol):
         self._writable.set()
         if self.on_resume is not None:
             self.on_resume()
+        if self._task is None and self.phase in (Phase.IDLE, Phase.HEAD, Phase.BODY):
+            self._go_on()
 
     # -- httptools -------------------------------------------------------------------------------------------------
 
@@ -321,17 +348,21 @@ class ClientConnection(asyncio.Protocol):
             body=bytes(self._body),
             keep_alive=self._parser.should_keep_alive() and not self._parser.should_upgrade(),
             chunked_ok=version == "1.1",
-            upgrade=b"websocket" in [t.lower() for t in tokens(self._fields, b"upgrade")]
+            upgrade=method == "GET"
+            and b"websocket" in [t.lower() for t in tokens(self._fields, b"upgrade")]
             and self._parser.should_upgrade(),
         )
 
     # -- one after another -------------------------------------------------------------------------------------------
 
     def _next(self) -> None:
-        """Begin the next request, if the one before is answered."""
-        if self._task is not None:
+        """Begin the next request, if the one before is answered and the client takes the answer."""
+        if self._task is not None or self.congested:
             if self._waiting:
-                self.pause_reading()  # until the one before is answered
+                self.pause_reading()
+                if self._task is None:
+                    self.phase = Phase.IDLE
+                    self.deadline = self._loop.time() + self._settings.idle_timeout
             return
         if not self._waiting:
             return
@@ -363,6 +394,9 @@ class ClientConnection(asyncio.Protocol):
             Phase.BODY: settings.body_timeout,
         }
         self.deadline = self._loop.time() + timeouts[self.phase]
+        self._go_on()
+
+    def _go_on(self) -> None:
         self._next()
         if not self._waiting:
             self.resume_reading()
@@ -374,6 +408,8 @@ class ClientConnection(asyncio.Protocol):
                 self._refuse(Refusal("malformed", "the request's head did not arrive in time"), 408)
             case Phase.BODY:
                 self._refuse(Refusal("malformed", "the request's body did not arrive in time"), 408)
+            case Phase.IDLE | Phase.HEAD if self.congested:
+                self.abort()  # it does not take what was answered: a close would wait for that
             case Phase.IDLE | Phase.HEAD:
                 if self._transport is not None:
                     self._transport.close()

@@ -41,6 +41,10 @@ BEHIND_PAUSE = 0.1  # seconds before each: what one caller asks in them, such as
 MOST_BEHIND = 10_000  # callers whose requests are still to be counted; beyond that each request waits for its own count
 
 
+Spent = tuple[str, str, float]
+"""The limit that is spent, whose, and the seconds to wait."""
+
+
 def share(item: RateLimitItem, processes: int) -> RateLimitItem:
     """This process's part of a quota, at least 1."""
     return type(item)(max(1, item.amount // max(1, processes)), item.multiples)
@@ -85,15 +89,12 @@ class Limits:
 
     async def admit(self, request: Request) -> None:
         """Count one request; raises Refusal `rate_limited` with the seconds after which it is worth another try."""
-        asked = [
-            (name, who)
-            for name, who in ((KEY, request.credential), (SESSION, request.sid), (IP, request.ip))
-            if who and name in self._items
-        ]
+        callers = [*((KEY, each) for each in request.credentials), (SESSION, request.sid), (IP, request.ip)]
+        asked = [(name, who) for name, who in callers if who and name in self._items]
         if not asked:
             return
         now = asyncio.get_running_loop().time()
-        spent: tuple[str, float] | tuple[()] | None = None
+        spent: Spent | tuple[()] | None = None
         if self._store is not None and self._breaker.allows(now):
             if self._has_headroom(asked, now):
                 self._count_behind(asked)
@@ -103,10 +104,10 @@ class Limits:
             spent = await self._count_own(asked)
         if spent:
             self._metrics.limited.labels(spent[0]).inc()
-            raise Refusal("rate_limited", f"too many requests per {spent[0]}", retry_after=spent[1])
+            raise Refusal("rate_limited", f"too many requests per {spent[0]}", retry_after=spent[2])
 
-    async def _count_shared(self, asked: list[tuple[str, str]], now: float) -> tuple[str, float] | tuple[()] | None:
-        """The limit that is spent and the seconds to wait; () where none is; None where the store does not answer."""
+    async def _count_shared(self, asked: list[tuple[str, str]], now: float) -> Spent | tuple[()] | None:
+        """() where nothing is spent; None where the store does not answer."""
         try:
             async with asyncio.timeout(STORE_TIMEOUT):
                 spent = await self._count(self._shared, asked, self._items)
@@ -115,7 +116,7 @@ class Limits:
             return None
         self._succeeded()
         if spent:
-            self._spent(*next(one for one in asked if one[0] == spent[0]), now)
+            self._spent(spent[0], spent[1], now)
         return spent
 
     def _has_headroom(self, asked: list[tuple[str, str]], now: float) -> bool:
@@ -172,18 +173,18 @@ class Limits:
         self._breaker.succeeded()
         self._metrics.limiter_shared.set(1)
 
-    async def _count_own(self, asked: list[tuple[str, str]]) -> tuple[str, float] | tuple[()]:
+    async def _count_own(self, asked: list[tuple[str, str]]) -> Spent | tuple[()]:
         peers = self._peers()
         return await self._count(self._own, asked, {name: share(item, peers) for name, item in self._items.items()})
 
     @staticmethod
     async def _count(
         limiter: SlidingWindowCounterRateLimiter, asked: list[tuple[str, str]], items: dict[str, RateLimitItem]
-    ) -> tuple[str, float] | tuple[()]:
+    ) -> Spent | tuple[()]:
         granted = await asyncio.gather(*(limiter.hit(items[name], name, who) for name, who in asked))
         for (name, who), ok in zip(asked, granted, strict=True):
             if not ok:
                 stats = await limiter.get_window_stats(items[name], name, who)
                 wait = stats.reset_time - time.time()  # by the clock that the library has just added to
-                return name, wait if math.isfinite(wait) and wait > 0 else 1.0
+                return name, who, wait if math.isfinite(wait) and wait > 0 else 1.0
         return ()

@@ -14,7 +14,8 @@ from ingress.headers import REQUEST_ID, Field, tokens, value
 
 _SESSION = re.compile(r"/v1/sessions/([A-Za-z0-9_-]{8,64})(?:/([^/]*)(/.*)?)?\Z")
 _SOCKET = re.compile(r"/v1/sessions/[^/]*/ws\Z")
-_COOKIES = (f"{LOGIN_COOKIE}=".encode(), f"{SESSION_COOKIE}=".encode())
+_LOGIN_COOKIE, _SESSION_COOKIE = LOGIN_COOKIE.encode(), SESSION_COOKIE.encode()
+_BEARER = b"bearer."
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}\Z")
 OWN_PATHS = frozenset({"/livez", "/readyz", "/metrics", "/version"})
 
@@ -103,19 +104,30 @@ class Request:
             self.headers.append((b"idempotency-key", b"i-" + random_id(24).encode()))
 
     @property
-    def credential(self) -> str:
-        """Who asks, as a hash for counting: API key or session token, else login or session cookie; "": nobody."""
+    def credentials(self) -> list[str]:
+        """What may say who asks, each as a hash for counting: what a node would believe, as a node reads it, so that
+        nobody is counted as another one each time. Of two cookies it may be either.
+        """
         brought = value(self.headers, b"authorization")
-        if not brought:
-            for token in tokens(self.headers, b"sec-websocket-protocol"):
-                if token.startswith(b"bearer."):
-                    brought = token
-        if not brought:
-            for cookie in value(self.headers, b"cookie").split(b";"):
-                if cookie.strip().startswith(_COOKIES):
-                    brought = cookie.strip()
-                    break
-        return hashlib.sha256(brought).hexdigest()[:32] if brought else ""
+        kind, _, shown = brought.partition(b" ")
+        offered = [token for token in tokens(self.headers, b"sec-websocket-protocol") if token.startswith(_BEARER)]
+        if brought:
+            found = [shown.strip() if kind.lower() == b"bearer" else brought]
+        elif offered:
+            found = [offered[0].removeprefix(_BEARER)]
+        else:
+            found = [
+                self._cookie(name) for name in ((_SESSION_COOKIE, _LOGIN_COOKIE) if self.sid else (_LOGIN_COOKIE,))
+            ]
+        return [hashlib.sha256(each).hexdigest()[:32] for each in found if each]
+
+    def _cookie(self, name: bytes) -> bytes:
+        """The first of that name."""
+        for part in value(self.headers, b"cookie").split(b";"):
+            found, _, text = part.strip().partition(b"=")
+            if found == name:
+                return text
+        return b""
 
 
 def with_query(path: str, query: str, **changes: str | None) -> str:

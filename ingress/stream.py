@@ -165,7 +165,9 @@ class EventStream:
             )
 
     async def _open(self, deadline: float, tried: set[str]) -> Leg | None:
-        """The next leg, its response begun; None where the node had an ordinary answer, which the client has got."""
+        """The next leg, its response begun; None where the node had an ordinary answer, which the client has got. A
+        node's failure is one where no other node does better.
+        """
         request = self._leg_request()
         while True:
             try:
@@ -183,12 +185,16 @@ class EventStream:
                 raise NoNode("the first node was lost on the way") from error
             if leg.head.status == 200 and leg.is_event_stream:
                 return leg
-            if leg.head.status >= 500:
+            if leg.head.status >= 500 and request.kind is not Kind.ANSWER:
                 tried.add(leg.member.id)
-                leg.connection.abort()
-                if self._nodes.choose(request.partition, tried) is None and self._loop.time() >= deadline:
-                    raise NoNode(f"status {leg.head.status}")
-                continue
+                if self._nodes.choose(request.partition, tried) is not None:
+                    leg.connection.abort()
+                    continue
+                if self._started:  # it was well before, and may be again
+                    leg.connection.abort()
+                    if self._loop.time() >= deadline:
+                        raise NoNode(f"status {leg.head.status}")
+                    continue
             if self._started:
                 await self._refused_later(leg)
                 return None

@@ -74,6 +74,7 @@ async def test_a_head_beyond_the_limit_is_431(node: Make, ingress: Make, head: b
         b"GET / HTTP/1.1\r\nhost: x\r\nhost: y\r\n\r\n",
         b"GET / HTTP/1.1\r\nhost: x\r\nauthorization: Bearer a\r\nAuthorization: Bearer b\r\n\r\n",
         b"GET / HTTP/1.1\r\nhost: x\r\nlast-event-id: a-1\r\nlast-event-id: a-2\r\n\r\n",
+        b"GET / HTTP/1.1\r\nhost: x\r\ncookie: okome_s=a\r\ncookie: okome_s=b\r\n\r\n",
         b"GET / HTTP/3.7\r\nhost: x\r\n\r\n",
         b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: -1\r\n\r\n",
         b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n",
@@ -130,6 +131,68 @@ async def test_a_request_cut_into_bytes_is_one_request(node: Make, ingress: Make
         raw.send(bytes([byte]))
         await raw.flush()
     assert (await raw.answer()).json["body"] == "abc"
+
+
+async def ask_without_reading(relay: Any, raw: Raw, most: int = 4000) -> int:
+    """Send requests one at a time until no answer can be written any more, and three beyond; how many."""
+    await relay.settled(lambda: relay.listener._connections)
+    (connection,) = relay.listener._connections
+    for asked in range(1, most):
+        raw.send(GET_METRICS)
+        await raw.flush()
+        await asyncio.sleep(0.001)
+        if connection.congested:
+            raw.send(GET_METRICS * 3)
+            return asked + 3
+    raise AssertionError("everything that was asked is answered, into memory")
+
+
+GET_METRICS = b"GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n"
+
+
+async def test_who_does_not_read_gets_no_further_answer_until_he_does(ingress: Make) -> None:
+    relay = await ingress()
+    raw = await Raw.open(relay.port)
+    asked = await ask_without_reading(relay, raw)
+    (connection,) = relay.listener._connections
+    await relay.settled(lambda: connection._waiting)
+    waits = connection._transport.get_write_buffer_size()
+    for _ in range(asked):
+        answer = await raw.answer()
+        assert answer.status == 200
+    assert waits < connection._settings.write_high + 2 * len(answer.body)
+    raw.send(b"GET /version HTTP/1.1\r\nhost: x\r\n\r\n")
+    assert (await raw.answer()).json["role"] == "ingress"
+
+
+async def test_who_never_reads_is_broken_off(ingress: Make) -> None:
+    relay = await ingress(idle_timeout=0.5)
+    raw = await Raw.open(relay.port)
+    await ask_without_reading(relay, raw)
+    await relay.settled(lambda: not relay.listener._connections)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        b"connection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AAMA\r\ncontent-length: 3\r\n",
+        b"connection: upgrade\r\nupgrade: h2c\r\ntransfer-encoding: chunked\r\n",
+        b"connection: upgrade\r\nupgrade: websocket\r\ncontent-length: 3\r\nexpect: 100-continue\r\n",
+    ],
+)
+async def test_an_upgrade_to_what_is_not_spoken_is_overlooked(node: Make, ingress: Make, fields: bytes) -> None:
+    a = await node("node-a")
+    relay = await ingress(a)
+    raw = await Raw.open(relay.port)
+    body = b"3\r\nabc\r\n0\r\n\r\n" if b"chunked" in fields else b"abc"
+    more = b"GET /next HTTP/1.1\r\nhost: x\r\n\r\n"
+    raw.send(b"POST /v1/sessions HTTP/1.1\r\nhost: x\r\n%b\r\n%b%b" % (fields, body, more))
+    if b"expect" in fields:
+        async with asyncio.timeout(DEADLINE):
+            assert await raw.reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+    assert (await raw.answer()).json["body"] == "abc"
+    assert (await raw.answer()).json["path"] == "/next"
+    assert not {"upgrade", "http2-settings"} & set(a.seen[0].headers)
 
 
 async def test_expect_100_continue(node: Make, ingress: Make) -> None:

@@ -63,11 +63,22 @@ def test_a_cursor_in_the_header_beats_one_in_the_query() -> None:
 
 
 def test_who_asks_is_counted_by_what_they_show() -> None:
-    by_header = request("GET", "/x", (b"authorization", b"Bearer t"), (b"cookie", b"okome_s=c")).credential
-    assert by_header == request("GET", "/x", (b"authorization", b"Bearer t")).credential
-    assert by_header != request("GET", "/x", (b"cookie", b"a=b; okome_s=c")).credential != ""
-    assert request("GET", "/x", (b"sec-websocket-protocol", b"okome.v1, bearer.t")).credential
-    assert request("GET", "/x", (b"cookie", b"a=b")).credential == ""
+    """However that is written, as the node reads it: else each request could be somebody new."""
+
+    def shown(*fields: Field, path: str = "/v1/sessions/00aaaaaaaaaa") -> list[str]:
+        return request("GET", path, *fields).credentials
+
+    (token,) = shown((b"authorization", b"Bearer t"))
+    for brought in (b"Bearer  t", b"bEarer t ", b"bearer t"):
+        assert shown((b"authorization", brought), (b"cookie", b"okome_s=c")) == [token]
+    for offered in (b"okome.v1, bearer.t", b"bearer.t, bearer.other"):
+        assert shown((b"sec-websocket-protocol", offered), (b"cookie", b"okome_s=c")) == [token]
+    assert shown((b"cookie", b"a=b; okome_s=t; okome_s=other")) == [token]
+    assert shown((b"cookie", b"okome_login=t; okome_login=other"), path="/v1/models") == [token]
+    assert token in shown((b"cookie", b"okome_s=random; okome_login=t"))
+    assert shown((b"cookie", b"okome_s=random; okome_login=t"), path="/v1/models") == [token]
+    assert len(shown((b"authorization", b"Basic t"), (b"cookie", b"okome_s=t"))) == 1
+    assert shown((b"cookie", b"a=b")) == shown() == []
 
 
 def test_parameters_are_set_and_taken_out() -> None:

@@ -15,7 +15,7 @@ from broker.bus.credentials import internal_key, unseal
 from broker.bus.errors import CredentialInvalid
 from tests.fixtures.clock import clock_off
 from tests.ingress.conftest import DEADLINE, EventClient, expected
-from tests.ingress.fake_node import SID, FakeNode, Log
+from tests.ingress.fake_node import SID, FakeNode, Log, Seen
 
 Make = Callable[..., Any]
 
@@ -322,6 +322,36 @@ async def test_a_permanent_refusal_is_a_status(node: Make, ingress: Make) -> Non
     relay = await ingress(a)
     client = await EventClient.open(relay.port)
     assert client.status == 403
+
+
+def failing(_: Seen, writer: asyncio.StreamWriter) -> bytes:
+    body = b'{"error": {"code": "overloaded", "message": "no room"}}'
+    return b"HTTP/1.1 503 X\r\nretry-after: 7\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body)
+
+
+async def test_a_refusal_of_a_post_that_wants_events_is_passed_on_at_once(node: Make, ingress: Make) -> None:
+    """Asking everybody again would multiply what OKOME has no room for."""
+    path = f"/v1/sessions/{SID}/generations"
+    nodes = [await node(f"node-{name}", answers={path: failing}) for name in "ab"]
+    relay = await ingress(*nodes)
+    client = await EventClient.open(relay.port, method="POST", path=path, body=b"{}", accept="text/event-stream")
+    assert (client.status, client.headers["retry-after"]) == (503, "7")
+    assert sum(len(each.seen) for each in nodes) == 1
+
+
+@pytest.mark.parametrize("well", [False, True])
+async def test_a_stream_that_a_node_fails_to_open_is_opened_by_another_if_that_can(
+    node: Make, ingress: Make, log: Log, well: bool
+) -> None:
+    path = f"/v1/sessions/{SID}/events"
+    nodes = [await node(f"node-{name}", answers={path: failing}) for name in "ab"]
+    if well:
+        nodes.append(await node("node-c"))
+    relay = await ingress(*nodes)
+    client = await EventClient.open(relay.port)
+    assert client.status == (200 if well else 503)
+    assert all(len(each.seen) <= 1 for each in nodes)
+    assert well or all(len(each.seen) == 1 for each in nodes)
 
 
 async def test_a_permanent_refusal_of_a_later_leg_is_closed(node: Make, ingress: Make, log: Log) -> None:
