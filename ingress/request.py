@@ -84,12 +84,15 @@ class Request:
         return dict(parse_qsl(self.query)).get("until") == "done"
 
     @property
+    def start(self) -> str:
+        """From where the client wants to see its stream: `Last-Event-ID` beats `?after=`."""
+        brought = value(self.headers, b"last-event-id").decode("latin-1")
+        return brought or dict(parse_qsl(self.query)).get("after", "")
+
+    @property
     def after(self) -> str:
-        """The cursor that the client brought: `Last-Event-ID` beats `?after=`; empty when it is none (`0`, `now`)."""
-        brought = value(self.headers, b"last-event-id").decode("latin-1") or dict(parse_qsl(self.query)).get(
-            "after", ""
-        )
-        return brought if "-" in brought else ""
+        """The cursor among that; empty when it is none (`0`, `now`)."""
+        return self.start if "-" in self.start else ""
 
     @property
     def repeatable(self) -> bool:

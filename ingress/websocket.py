@@ -75,7 +75,7 @@ class SocketStream:
             subprotocols=[Subprotocol(SUBPROTOCOL)], select_subprotocol=_select, max_size=settings.body_limit
         )
         self._offered = [t.decode("latin-1") for t in tokens(request.headers, b"sec-websocket-protocol")]
-        self._dialogue = Dialogue(after=request.after, until_done=request.until_done)
+        self._dialogue = Dialogue(after=request.start, until_done=request.until_done)
         self._node: Socket | None = None
         self._admission = b""
         self._ended: asyncio.Future[tuple[End, int, str]] = self._loop.create_future()
@@ -221,29 +221,39 @@ class SocketStream:
 
     async def _connect(self, member: Member) -> Socket:
         target = self._request.target
-        if self.legs:
-            changes: dict[str, str | None] = {"ticket": None} if self._admission else {}
-            if self._dialogue.cursor:
-                changes["after"] = self._dialogue.cursor
-            target = with_query(self._request.path, self._request.query, **changes)
         offered = self._offered
-        if self.legs and self._admission:
-            offered = [name for name in offered if not name.startswith("bearer.")]
+        if self.legs:
+            changes: dict[str, str | None] = {"after": self._dialogue.cursor or None}
+            if self._is_known:
+                changes["ticket"] = None
+                offered = [name for name in offered if not name.startswith("bearer.")]
+            target = with_query(self._request.path, self._request.query, **changes)
+        self._dialogue.opening()
         return await self._nodes.socket(member, target, offered)
+
+    @property
+    def _is_known(self) -> bool:
+        """Who asks: a node has said so, or the client's own `auth`, which counts from then on. What the upgrade brought
+        may have expired since, or been spent.
+        """
+        return bool(self._admission or self._dialogue.auth)
 
     def _fields(self, member: Member) -> list[Field]:
         left_out = set(_HANDSHAKE)
-        if self.legs and self._admission:
-            left_out.add(b"authorization")  # it may have expired since; what was admitted goes on
+        if self.legs:
+            left_out.add(b"last-event-id")
+            if self._is_known:
+                left_out.add(b"authorization")
+            if self._dialogue.auth:
+                left_out.add(b"cookie")
         fields = [field for field in to_node(self._request.headers) if field[0] not in left_out]
         word = self._trust.word(self._request, member.clock_ahead)
         fields += [(REQUEST_ID, self._request.id.encode()), *word]
-        if self._admission:
+        if self._admission and not self._dialogue.auth:
             fields.append((ADMISSION, self._admission))
         return fields
 
     async def _follow(self, member: Member, socket: Socket, head: Head) -> tuple[End, int, str]:
-        admitted = bool(self._admission)
         self._admission = value(head.fields, ADMISSION) or self._admission
         self._node = socket
         self._ended = self._loop.create_future()
@@ -262,9 +272,8 @@ class SocketStream:
         self._client.on_resume = self._resume
         if self._client.congested:
             socket.pause()
-        if self.legs:
-            for message in self._dialogue.repeated(admitted=admitted):
-                socket.send(message)
+        for message in self._dialogue.repeated():
+            socket.send(message)
         self.legs += 1
         waiting, self._waiting = self._waiting, []
         for data, text in waiting:
@@ -323,6 +332,9 @@ class SocketStream:
         if forward:
             self._say(forward, text)
         match turn:
+            case Turn.JOINED if resume := self._dialogue.next_resume():
+                if self._node is not None:
+                    self._node.send(resume)
             case Turn.JOINED:
                 self._closed = b""
                 if self._lost_why:
@@ -340,8 +352,9 @@ class SocketStream:
         if self._ended.done():
             return
         self._heard_at = self._loop.time()
-        if self._protocol.state is OPEN:
-            self._dialogue.cursor = cursor.decode()
+        if self._protocol.state is OPEN and not self._dialogue.unwanted:
+            if not self._dialogue.moving:
+                self._dialogue.cursor = cursor.decode()
             self.bytes += len(frames)
             self._client.write(frames)
 
@@ -398,15 +411,13 @@ class SocketStream:
 
     def _from_client(self, data: bytes) -> None:
         try:
-            if self._text:
-                self._dialogue.from_client(data)
+            if self._text and not self._dialogue.from_client(data, leg=self._node is not None):
+                return
         except TooManyUnanswered:
             self._too_fast("too many requests without an answer")
             return
         if self._node is not None:
             self._node.send(data, self._text)
-        elif self._text and data in self._dialogue.repeated(admitted=False):
-            return  # the next leg is told of it anyway
         elif len(self._waiting) < MAX_UNANSWERED:
             self._waiting.append((data, self._text))
         else:

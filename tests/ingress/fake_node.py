@@ -38,6 +38,9 @@ class Log:
 
     def add(self, name: str, **data: object) -> None:
         self.events.append((name, json.dumps(data)))
+        self.wake()
+
+    def wake(self) -> None:
         self.grown.set()
         self.grown = asyncio.Event()
 
@@ -96,6 +99,8 @@ class FakeNode:
         self.thawed = asyncio.Event()
         self.upgrades = asyncio.Event()  # a request to upgrade is answered when this is set
         self.upgrades.set()
+        self.begins = asyncio.Event()  # a WebSocket's stream begins when this is set
+        self.begins.set()
         self.doors: list[MuxDoor] = []  # every connection for many streams that it was ever asked for
 
     async def start(self) -> FakeNode:
@@ -299,6 +304,12 @@ class FakeNode:
             flush()
 
         flush()
+        position, caught_up = 0, False
+
+        def begin(after: int) -> None:
+            nonlocal position, caught_up
+            position, caught_up = after, False
+            say("hello", json.dumps({"node": self.id}), f"{INCARNATION}-{position}")
 
         async def read() -> None:
             while data := await reader.read(65536):
@@ -308,14 +319,16 @@ class FakeNode:
                         text = bytes(frame.data).decode()
                         self.messages.append(text)
                         self.on_message(text, say)
+                        if text.startswith('{"event":"resume"'):
+                            begin(int(json.loads(text)["data"]["after"].rpartition("-")[2]))
+                            self.log.wake()
                 flush()
 
         reading = asyncio.create_task(read())
-        position = self._after(request) or 0
         try:
-            say("hello", json.dumps({"node": self.id}), f"{INCARNATION}-{position}")
+            await self.begins.wait()
+            begin(self._after(request) or 0)
             sent = 0
-            caught_up = False
             while not reading.done():
                 while position < len(self.log.events):
                     if sent == self.cut_after:

@@ -6,16 +6,15 @@ import asyncio
 import json
 import socket
 import struct
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed
+from websockets.asyncio.client import connect
 
-from tests.ingress.conftest import DEADLINE, Ingress, Raw, expected
+from tests.ingress.conftest import DEADLINE, Raw, expected
 from tests.ingress.fake_node import SID, FakeNode, Log
+from tests.ingress.socket_viewer import Viewer, viewer
 
 Make = Callable[..., Any]
 
@@ -24,49 +23,6 @@ Make = Callable[..., Any]
 def multiplex(request: pytest.FixtureRequest) -> bool:
     """Whether a leg is a connection of its own, or one stream of many."""
     return bool(request.param)
-
-
-class Viewer:
-    def __init__(self, socket: ClientConnection) -> None:
-        self.socket = socket
-        self.messages: list[dict[str, Any]] = []
-
-    async def next(self) -> dict[str, Any]:
-        async with asyncio.timeout(DEADLINE):
-            message: dict[str, Any] = json.loads(await self.socket.recv())
-        self.messages.append(message)
-        return message
-
-    async def until(self, event: str) -> dict[str, Any]:
-        while (message := await self.next())["event"] != event:
-            pass
-        return message
-
-    async def tokens(self, total: int) -> None:
-        while sum(m["event"] == "token" for m in self.messages) < total:
-            await self.next()
-
-    @property
-    def names(self) -> list[str]:
-        return [message["event"] for message in self.messages]
-
-    @property
-    def transcript(self) -> str:
-        return "".join(m["data"]["text"] for m in self.messages if m["event"] == "token")
-
-    async def closed(self) -> int:
-        """The close code, after whatever still comes."""
-        with pytest.raises(ConnectionClosed) as closed:
-            await self.until("nothing has this name")
-        assert closed.value.rcvd is not None
-        return closed.value.rcvd.code
-
-
-@asynccontextmanager
-async def viewer(relay: Ingress, query: str = "", **options: Any) -> AsyncIterator[Viewer]:
-    url = f"ws://127.0.0.1:{relay.port}/v1/sessions/{SID}/ws" + (f"?{query}" if query else "")
-    async with connect(url, **{"subprotocols": ["okome.v1", "bearer.jwt"], "proxy": None, **options}) as socket:
-        yield Viewer(socket)
 
 
 def serving(*nodes: FakeNode) -> FakeNode:
