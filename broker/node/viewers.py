@@ -83,7 +83,15 @@ class Viewers:
     # -- opening and closing ---------------------------------------------------------------------------------------
 
     async def open(
-        self, who: Principal, sid: str, start: Start, transport: str, *, until_done: bool = False, paced: bool = True
+        self,
+        who: Principal,
+        sid: str,
+        start: Start,
+        transport: str,
+        *,
+        until_done: bool = False,
+        gid: str = "",
+        paced: bool = True,
     ) -> Subscriber:
         """A subscriber, counted until `closed`. Raises Refusal `overloaded` or `unavailable`: come back later."""
         if self.draining:
@@ -109,6 +117,7 @@ class Viewers:
             start,
             self._node,
             until_done=until_done,
+            gid=gid,
             pacer=pacer,
             on_flowing=lambda ring: self._tell(ring, Demand.FLOWING),  # at once: it may be what a worker waits for
         )
