@@ -190,7 +190,8 @@ class Access:
             return None
 
     def admission(self, principal: Principal, sid: str) -> str:
-        """What an ingress may show on later legs of a stream that was admitted."""
+        """What an ingress may show on later legs of a stream that was admitted: they may begin when the token has
+        expired, and end then in words (`Viewers.beat`)."""
         said: dict[str, Any] = principal._asdict() | {"sid": sid, "cookie": False}
         return seal(self._internal, said, purpose=ADMISSION)
 
@@ -204,7 +205,10 @@ class Access:
             principal = Principal(**said)
         except (CredentialInvalid, TypeError):
             return None
-        return principal._replace(expires_at=0) if principal.sid == sid else None
+        if principal.sid != sid:
+            return None
+        # The client of a WebSocket may have shown another token since, of which this one was told nothing.
+        return principal._replace(expires_at=0) if caller.scheme in ("ws", "wss") else principal
 
     # -- inside ----------------------------------------------------------------------------------------------------
 
