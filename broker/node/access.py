@@ -132,8 +132,12 @@ class Access:
         return self._checked(self._of_bearer(text))
 
     def bearer(self, caller: Caller) -> str:
-        kind, _, value = caller.headers.get("authorization", "").partition(" ")
-        if kind.lower() == "bearer" and value:
+        """The token or key that was shown as such; "": none. Raises Refusal for another Authorization: whoever sends
+        one means it to count, so no cookie may count in its place."""
+        if shown := caller.headers.get("authorization", "").strip():
+            kind, _, value = shown.partition(" ")
+            if kind.lower() != "bearer" or not value:
+                raise Refusal("unauthenticated", "Authorization is Bearer, and a token or an API key")
             return value.strip()
         for offered in caller.subprotocols:
             if offered.startswith("bearer."):

@@ -202,7 +202,7 @@ class App:
             try:
                 principal, headers = await self._admit(caller, sid)
             except Refusal as refusal:
-                shown = self._access.bearer(caller) or caller.query.get("ticket")
+                shown = self._access.bearer(caller) or caller.query.get("ticket")  # raises for what is no Bearer, again
                 if refusal.code == "unauthenticated" and not shown:
                     return None, []  # the first message may bring a token
                 raise

@@ -134,6 +134,17 @@ async def test_an_admission_opens_a_stream_only_from_an_ingress_and_only_its_own
             assert answer.status_code == status, name
 
 
+async def test_a_cookie_does_not_count_beside_an_authorization_of_another_kind(node: RunningNode) -> None:
+    author = await node.session()
+    path = f"/v1/sessions/{author.sid}/messages"
+    with_cookie = {"cookie": f"okome_s={node.token(author.sid)}", "origin": node.url}
+    assert (await node.http.get(path, headers=with_cookie)).status_code == 200
+    headers = {**with_cookie, "authorization": "Basic eHg6eA=="}
+    answer = await node.http.get(path, headers=headers)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (401, "unauthenticated")
+    assert await over_websocket(node, author.sid, headers) == ([], 4401)
+
+
 async def test_a_later_leg_begins_with_an_expired_token_and_is_ended_in_words(node: RunningNode) -> None:
     """A splice fails nobody, and makes nobody's token last."""
     author = await node.session()
