@@ -132,8 +132,12 @@ class Access:
         return self._checked(self._of_bearer(text))
 
     def bearer(self, caller: Caller) -> str:
-        kind, _, value = caller.headers.get("authorization", "").partition(" ")
-        if kind.lower() == "bearer" and value:
+        """The token or key that was shown as such; "": none. Raises Refusal for another Authorization: whoever sends
+        one means it to count, so no cookie may count in its place."""
+        if shown := caller.headers.get("authorization", "").strip():
+            kind, _, value = shown.partition(" ")
+            if kind.lower() != "bearer" or not value:
+                raise Refusal("unauthenticated", "Authorization is Bearer, and a token or an API key")
             return value.strip()
         for offered in caller.subprotocols:
             if offered.startswith("bearer."):
@@ -190,7 +194,8 @@ class Access:
             return None
 
     def admission(self, principal: Principal, sid: str) -> str:
-        """What an ingress may show on later legs of a stream that was admitted."""
+        """What an ingress may show on later legs of a stream that was admitted: they may begin when the token has
+        expired, and end then in words (`Viewers.beat`)."""
         said: dict[str, Any] = principal._asdict() | {"sid": sid, "cookie": False}
         return seal(self._internal, said, purpose=ADMISSION)
 
@@ -204,7 +209,10 @@ class Access:
             principal = Principal(**said)
         except (CredentialInvalid, TypeError):
             return None
-        return principal._replace(expires_at=0) if principal.sid == sid else None
+        if principal.sid != sid:
+            return None
+        # The client of a WebSocket may have shown another token since, of which this one was told nothing.
+        return principal._replace(expires_at=0) if caller.scheme in ("ws", "wss") else principal
 
     # -- inside ----------------------------------------------------------------------------------------------------
 

@@ -220,8 +220,11 @@ def build(operations: Operations, access: Access, waiting: Waiting, tails: Tails
         if "text/event-stream" in request.headers.get("accept", "").lower():
             return await waiting.stream(principal, sid, created, headers)
         if wait:
-            await waiting.until_ended(principal, sid, created, wait)
-            return _json(await operations.generation(principal, sid, created.generation_id), 200, headers)
+            try:
+                await waiting.until_ended(principal, sid, created, wait)
+                return _json(await operations.generation(principal, sid, created.generation_id), 200, headers)
+            except (Refusal, BusError) as error:  # what was accepted is accepted: which one it is, is said
+                return refuse(as_refusal(error), request_id(caller_of(request)), headers)
         return _json({"generation_id": created.generation_id, "cursor": created.cursor}, 202, headers)
 
     @app.get("/v1/sessions/{sid}/generations/{gid}")

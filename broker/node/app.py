@@ -21,14 +21,13 @@ from broker.node import metrics, sse
 from broker.node.access import Access, Caller, Principal, check_opens, check_session_id, read_caller
 from broker.node.api import as_refusal, refuse, request_id, set_session_cookie
 from broker.node.cors import Cors
-from broker.node.events import closed
+from broker.node.events import closed, log_unavailable
 from broker.node.mux import Mux, protocol_under
 from broker.node.operations import Operations
 from broker.node.page import Page
 from broker.node.pipe import Pipe, pipe_under
 from broker.node.settings import NodeSettings
 from broker.node.start import Start, read_start, read_until
-from broker.node.subscriber import log_unavailable
 from broker.node.viewers import Viewers
 from broker.node.ws import CODES, WebSocketStream, chosen_protocol
 
@@ -203,7 +202,7 @@ class App:
             try:
                 principal, headers = await self._admit(caller, sid)
             except Refusal as refusal:
-                shown = self._access.bearer(caller) or caller.query.get("ticket")
+                shown = self._access.bearer(caller) or caller.query.get("ticket")  # raises for what is no Bearer, again
                 if refusal.code == "unauthenticated" and not shown:
                     return None, []  # the first message may bring a token
                 raise

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from broker.bus.frames import Frame, json_encode
+from broker.bus.frames import Frame, json_decode, json_encode
 
 HEARTBEAT_SSE = b": hb\n"  # one line, no blank line after it: openai-py breaks on an empty event
 
@@ -57,6 +57,16 @@ def closed(code: str, message: str, retry_after: float | None = None) -> Event:
     if retry_after is not None:
         data["retry_after_ms"] = int(retry_after * 1000)
     return make("closed", data)
+
+
+def log_unavailable() -> Event:
+    """What a viewer is told when the log does not answer: come back."""
+    return closed("unavailable", "the log does not answer; try again", retry_after=1.0)
+
+
+def gid_of(event: Event) -> str:
+    """The generation that a stored event is of."""
+    return str(json_decode(event.data)["generation_id"])
 
 
 def body_of(batch: list[Event]) -> bytes:

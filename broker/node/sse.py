@@ -15,9 +15,9 @@ from broker.bus.errors import BusError
 from broker.bus.frames import json_decode
 from broker.bus.health import Receive, Send
 from broker.node import metrics
-from broker.node.events import HEARTBEAT_SSE, Event, body_of
+from broker.node.events import HEARTBEAT_SSE, Event, body_of, log_unavailable
 from broker.node.pipe import LiveSink, Pipe
-from broker.node.subscriber import Subscriber, log_unavailable
+from broker.node.subscriber import Subscriber
 
 log = structlog.get_logger("node")
 

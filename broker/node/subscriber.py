@@ -19,7 +19,7 @@ from broker.bus.clock import now_ms
 from broker.bus.errors import BusError, ChainBroken
 from broker.bus.frames import TERMINAL
 from broker.node import metrics
-from broker.node.events import Event, closed, make, of_frame
+from broker.node.events import Event, closed, gid_of, make, of_frame
 from broker.node.history import History
 from broker.node.log_reader import Page
 from broker.node.pacer import Pacer
@@ -72,6 +72,7 @@ class Subscriber:
         node: str,
         *,
         until_done: bool = False,
+        gid: str = "",
         pacer: Pacer | None = None,
         on_flowing: Callable[[Ring], None] = lambda ring: None,
     ) -> None:
@@ -86,6 +87,7 @@ class Subscriber:
         self._start = start
         self._node = node
         self._until_done = until_done
+        self._gid = gid  # the generation whose end ends this stream; "": whichever ends next
         self._pacer = pacer
         self._on_flowing = on_flowing  # it lagged, or had just come, and keeps up
         self._waiter: asyncio.Future[None] | None = None
@@ -295,7 +297,7 @@ class Subscriber:
                 pass  # another node was quicker than this one's tail: wait for it
             elif ring.holds(self.seq):
                 if batch := self._read_ring(ring, live=caught_up):
-                    if self._until_done and caught_up and (end := _end_of(batch)) is not None:
+                    if (end := self._end_in(batch, caught_up)) is not None:
                         self.end_reason = "done"
                         yield batch[: end + 1]
                         return
@@ -303,7 +305,7 @@ class Subscriber:
                     continue
             else:
                 if batch := await self._read_log():
-                    if self._until_done and caught_up and (end := _end_of(batch)) is not None:
+                    if (end := self._end_in(batch, caught_up)) is not None:
                         self.end_reason = "done"
                         yield batch[: end + 1]
                         return
@@ -424,12 +426,21 @@ class Subscriber:
             return self._last_words
         return [make("reconnect", {"cursor": self.cursor, "after_ms": self._leave_after})]
 
+    def _end_in(self, batch: list[Event], caught_up: bool) -> int | None:
+        """Where in a batch this stream ends: at its generation's terminal, or at the first one behind `caught_up`."""
+        if not self._until_done or not (caught_up or self._gid):
+            return None
+        ends = (index for index, event in enumerate(batch) if event.name in TERMINAL)
+        return next((index for index in ends if caught_up or gid_of(batch[index]) == self._gid), None)
+
     async def _nothing_runs(self) -> bool:
         ring = await self._tail.locate(self.sid)
-        if ring.chain.open or ring.last != self.seq:
+        if ring.last != self.seq or (ring.chain.open and self._gid in ("", ring.chain.gid)):
             return False  # what is behind this place will end
         waiting = await self._history.queued(self.tenant, self.sid, self.seq)
-        return waiting is None and self._tail.ring(self.sid).last == self.seq
+        if waiting is not None and self._gid in ("", waiting.id):
+            return False
+        return self._tail.ring(self.sid).last == self.seq
 
     async def _queued(self) -> Event | None:
         """For a viewer who was not there when it was accepted: the generation that waits for a worker."""
@@ -482,13 +493,3 @@ class Subscriber:
     def _reset(self, reason: str) -> Event:
         metrics.resets.labels(reason).inc()
         return make("reset", {"earliest": self.cursor, "reason": reason})
-
-
-def _end_of(batch: list[Event]) -> int | None:
-    """Where in a batch its first terminal is."""
-    return next((index for index, event in enumerate(batch) if event.name in TERMINAL), None)
-
-
-def log_unavailable() -> Event:
-    """What a viewer is told when the log does not answer: come back."""
-    return closed("unavailable", "the log does not answer; try again", retry_after=1.0)

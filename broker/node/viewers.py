@@ -83,15 +83,18 @@ class Viewers:
     # -- opening and closing ---------------------------------------------------------------------------------------
 
     async def open(
-        self, who: Principal, sid: str, start: Start, transport: str, *, until_done: bool = False, paced: bool = True
+        self,
+        who: Principal,
+        sid: str,
+        start: Start,
+        transport: str,
+        *,
+        until_done: bool = False,
+        gid: str = "",
+        paced: bool = True,
     ) -> Subscriber:
         """A subscriber, counted until `closed`. Raises Refusal `overloaded` or `unavailable`: come back later."""
-        if self.draining:
-            raise Refusal("unavailable", "this node is leaving", retry_after=0.1)
-        if self.stale:
-            raise Refusal("unavailable", self.stale, retry_after=1)
-        if len(self._viewers) >= self._settings.max_subscribers:
-            raise Refusal("overloaded", "this node holds as many streams as it may", retry_after=2)
+        self._check_takes_new()
         try:
             async with asyncio.timeout(self._settings.attach_timeout):
                 tail = await self._tails.get(partition_of(sid))
@@ -99,6 +102,7 @@ class Viewers:
             raise Refusal("unavailable", "the log does not answer; try again", retry_after=1) from error
         if tail.lost:
             raise Refusal("unavailable", "the log's leader does not answer; try again", retry_after=1)
+        self._check_takes_new()  # again: whoever is not among the viewers yet is told nothing that was said meanwhile
         loop = asyncio.get_running_loop()
         pacer = Pacer(self._settings.pacer_window) if paced and self._settings.pacer_window else None
         subscriber = Subscriber(
@@ -109,6 +113,7 @@ class Viewers:
             start,
             self._node,
             until_done=until_done,
+            gid=gid,
             pacer=pacer,
             on_flowing=lambda ring: self._tell(ring, Demand.FLOWING),  # at once: it may be what a worker waits for
         )
@@ -120,6 +125,15 @@ class Viewers:
         metrics.attaches.labels(transport, start.word).inc()
         log.info("subscriber.opened", sid=sid, transport=transport, start=start.word)
         return subscriber
+
+    def _check_takes_new(self) -> None:
+        """Raises Refusal."""
+        if self.draining:
+            raise Refusal("unavailable", "this node is leaving", retry_after=0.1)
+        if self.stale:
+            raise Refusal("unavailable", self.stale, retry_after=1)
+        if len(self._viewers) >= self._settings.max_subscribers:
+            raise Refusal("overloaded", "this node holds as many streams as it may", retry_after=2)
 
     def closed(self, subscriber: Subscriber) -> None:
         viewer = self._viewers.pop(subscriber, None)

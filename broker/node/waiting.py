@@ -35,7 +35,8 @@ class Waiting:
         return _Stream(self._viewers, subscriber, fields)
 
     async def until_ended(self, who: Principal, sid: str, created: GenerationCreated, seconds: float) -> None:
-        """Returns when the generation has ended, or when the time is over. Raises Refusal or BusError."""
+        """Returns when the generation has ended, or when the time is over. Raises BusError, and Refusal where
+        this node leaves, or the token does not count any more, before."""
         subscriber = await self._open(who, sid, created)
         try:
             async with asyncio.timeout(seconds):
@@ -46,10 +47,16 @@ class Waiting:
             return
         finally:
             self._viewers.closed(subscriber)
+        match subscriber.end_reason:
+            case "done":
+                return
+            case "token_expired" | "token_revoked" as code:
+                raise Refusal(code, "the token does not count any more; the answer goes on")
+        raise Refusal("unavailable", "this node cannot wait for the answer any longer; it goes on", retry_after=1)
 
     async def _open(self, who: Principal, sid: str, created: GenerationCreated) -> Subscriber:
         start = Start("cursor", parse_cursor(created.cursor))
-        return await self._viewers.open(who, sid, start, "sse", until_done=True)
+        return await self._viewers.open(who, sid, start, "sse", until_done=True, gid=created.generation_id)
 
 
 class _Stream(Response):

@@ -22,13 +22,13 @@ from broker.bus.health import Receive, Send
 from broker.bus.mux import reason
 from broker.node import metrics
 from broker.node.access import Access, Principal, check_opens
-from broker.node.events import closed
+from broker.node.events import closed, log_unavailable
 from broker.node.inputs import GenerationBody, parse
 from broker.node.operations import Operations
 from broker.node.pipe import LiveSink, pipe_under
 from broker.node.sse import Headers
 from broker.node.start import Start, read_start
-from broker.node.subscriber import Subscriber, log_unavailable
+from broker.node.subscriber import Subscriber
 from broker.node.viewers import Viewers
 
 log = structlog.get_logger("node")

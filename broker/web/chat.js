@@ -160,9 +160,10 @@ async function send(prompt) {
     if (view.stream.state === 'closed') follow(view, view.stream.cursor);
     const { generation_id: id } = await view.stream.generate({ prompt, model });
     talk.accept(view.conversation, turn, id);
-    if (view.stopWanted) await view.stream.cancel(id);
+    if (view.stopWanted) await cancel(view, id);
   } catch (error) {
     talk.forget(view.conversation, turn);
+    view.stopWanted = false; // it was this one's, not the next one's
     if (view !== here) return;
     if (!ui.composer.value) ui.composer.value = prompt;
     fitComposer();
@@ -170,6 +171,7 @@ async function send(prompt) {
   } finally {
     view.sending = false;
     if (view === here) draw();
+    else view.stream?.close(); // opened for a conversation that nobody looks at any more
   }
 }
 
@@ -179,8 +181,13 @@ async function stop() {
   if (!turn || view.stopWanted) return;
   view.stopWanted = true; // a turn that has no name yet is cancelled as soon as it has one
   draw();
+  if (turn.id) await cancel(view, turn.id);
+}
+
+/** The answer goes on where this is refused, and can be stopped again. */
+async function cancel(view, id) {
   try {
-    if (turn.id) await view.stream.cancel(turn.id);
+    await view.stream.cancel(id);
   } catch (error) {
     view.stopWanted = false;
     if (view === here) say(error);

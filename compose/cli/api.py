@@ -18,7 +18,7 @@ from compose.cli.outcome import CommandFailed
 
 PERMANENT = frozenset({400, 401, 403, 404, 405, 409, 413, 422})
 PATIENCE = 30.0
-"""Seconds without one event after which a stream is given up."""
+"""Seconds after its connection was lost at which a stream that does not come back is given up."""
 REFUSED_PAUSE = 1.0
 """Seconds before somebody who refuses connections is asked again."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.25, 5.0
@@ -120,14 +120,16 @@ async def follow(
     """The session's events from the cursor on, each once, over as many connections as it takes.
 
     `until="done"` ends after the first terminal that follows the history. Raises CommandFailed when it is refused, or
-    when nothing came for `PATIENCE` seconds.
+    when it was lost and nothing came for `PATIENCE` seconds.
     """
     loop = asyncio.get_running_loop()
-    cursor, heard, pause = after, loop.time(), FIRST_PAUSE
+    cursor, lost, pause = after, loop.time(), FIRST_PAUSE
+    caught_up = False
     why = "no answer"
-    while loop.time() - heard < PATIENCE:
+    while loop.time() - lost < PATIENCE:
         params = {name: value for name, value in (("after", cursor), ("until", until)) if value}
         wait: float | None = None
+        served = False
         try:
             async with aconnect_sse(client, "GET", f"/v1/sessions/{sid}/events", params=params) as source:
                 status = source.response.status_code
@@ -145,16 +147,20 @@ async def follow(
                         why = str(event.data.get("message", "the server closed the stream"))
                         yield event
                         break
-                    heard, pause = loop.time(), FIRST_PAUSE
+                    served, pause = True, FIRST_PAUSE
                     cursor = event.id or cursor
                     yield event
                     if event.name == "reconnect":
                         wait = event.data.get("after_ms", 0) / 1000
                         break
-                    if until and event.name in TERMINAL:
+                    if event.name in ("caught_up", "reset"):  # history ends; or begins anew, and ends anew
+                        caught_up = event.name == "caught_up"
+                    if until and caught_up and event.name in TERMINAL:
                         return
         except (httpx.HTTPError, SSEError, ValueError) as error:
             why = str(error) or type(error).__name__
+        if served:
+            lost = loop.time()  # heartbeats are no events: it may have been quiet for long, and well
         if wait is None:
             # Full jitter: everybody who hung on one node does not come back in the same instant.
             wait, pause = random.uniform(0, pause), min(pause * 2, LONGEST_PAUSE)

@@ -227,10 +227,13 @@ class Viewer:
         start: Start,
         *,
         until_done: bool = False,
+        gid: str = "",
         takes: bool = False,
         pacer: Pacer | None = None,
     ) -> None:
-        self.subscriber = Subscriber(tail, history, "t", SID, start, "node", until_done=until_done, pacer=pacer)
+        self.subscriber = Subscriber(
+            tail, history, "t", SID, start, "node", until_done=until_done, gid=gid, pacer=pacer
+        )
         self.subscriber.sink = self
         self.takes = takes
         self.pushed = 0  # events that woke nobody

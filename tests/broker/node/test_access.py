@@ -136,12 +136,27 @@ def test_a_session_cookie_that_is_void_does_not_take_the_logins_force() -> None:
     assert door.why(headers={"cookie": f"okome_s={door.session(OTHER)}"}) == "unauthenticated"
 
 
+@pytest.mark.parametrize("shown", ["Basic eHg6eA==", "Bearer", "Bearer ", "Token x", "junk"])
+def test_an_authorization_that_is_no_bearer_is_refused_whatever_comes_with_it(shown: str) -> None:
+    door = Door()
+    admission = door.access.admission(door.who(headers=bearer(door.session())), SID)
+    for beside in (
+        {},
+        {"cookie": f"okome_s={door.session()}"},
+        {"cookie": f"okome_login={door.login()}"},
+        {RELAY_HEADER: door.relay(), ADMISSION_HEADER: admission},
+    ):
+        assert door.why(headers={"authorization": shown, **beside}) == "unauthenticated", beside
+    assert door.who(headers={"authorization": "", "cookie": f"okome_s={door.session()}"}).sid == SID, "none at all"
+
+
 def test_an_admission_is_believed_from_an_ingress_and_for_its_session_only() -> None:
     door = Door()
-    admitted = door.access.admission(door.who(headers=bearer(door.session(life=5))), SID)
+    first = door.who(headers=bearer(door.session(life=5)))
+    admitted = door.access.admission(first, SID)
     relay = {RELAY_HEADER: door.relay()}
     found = door.who(headers={**relay, ADMISSION_HEADER: admitted})
-    assert (found.sid, found.expires_at, found.cookie) == (SID, 0, False)
+    assert (found.sid, found.expires_at, found.cookie) == (SID, first.expires_at, False)
     for headers, sid in [
         ({ADMISSION_HEADER: admitted}, SID),
         ({RELAY_HEADER: door.relay(age=100), ADMISSION_HEADER: admitted}, SID),

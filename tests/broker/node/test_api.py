@@ -15,7 +15,7 @@ from broker.bus.clock import now_ms
 from broker.bus.credentials import digest, new_api_key
 from broker.bus.kv import Bucket
 from broker.bus.nats import Bus
-from broker.bus.records import ApiKey, encode
+from broker.bus.records import ApiKey, Revocation, encode
 from broker.node.operations import Operations
 from tests.broker.node.conftest import Plane
 from tests.control.okome import generation_record, until
@@ -277,6 +277,75 @@ async def test_a_post_is_answered_whole_with_wait(plane: Plane) -> None:
     assert answer.status_code == 200
     said = answer.json()
     assert (said["generation_id"], said["status"], said["text"]) == (gid, "done", "0 1 2 ")
+
+
+async def two_answers(plane: Plane, made: dict[str, Any]) -> Author:
+    """One that has ended, asked for under the key `first`; and one that runs."""
+    path = f"/v1/sessions/{made['session_id']}/generations"
+    headers = {"authorization": f"Bearer {made['token']}", "idempotency-key": "first"}
+    author = Author(plane.bus, made["session_id"])
+    first = await plane.http.post(path, json={"prompt": "hi"}, headers=headers)
+    await author.start(gid=first.json()["generation_id"])
+    await author.tokens(2)
+    await author.done()
+
+    async def second() -> str:
+        answer = await plane.http.post(path, json={"prompt": "more"}, headers={**headers, "idempotency-key": "second"})
+        return str(answer.json().get("generation_id", ""))
+
+    await author.start(gid=await until(second, "OKOME has seen the first one's end"))
+    await author.tokens(1)
+    return author
+
+
+async def test_who_waits_for_an_answer_that_has_ended_does_not_wait_for_the_next_one(plane: Plane) -> None:
+    """A repeat under the same key, while something else runs."""
+    made = await plane.session()
+    author = await two_answers(plane, made)
+    path = f"/v1/sessions/{made['session_id']}/generations"
+    headers = {"authorization": f"Bearer {made['token']}", "idempotency-key": "first"}
+    async with asyncio.timeout(10):
+        waited = await plane.http.post(f"{path}?wait=60", json={"prompt": "hi"}, headers=headers)
+        assert (waited.status_code, waited.json()["status"], waited.json()["text"]) == (200, "done", "0 1 ")
+        headers["accept"] = "text/event-stream"
+        streamed = await plane.http.post(path, json={"prompt": "hi"}, headers=headers)
+    assert waited.json()["generation_id"] == streamed.headers["x-okome-generation"] != author.gid
+    assert author.gid not in streamed.text
+    names = [line.removeprefix("event: ") for line in streamed.text.splitlines() if line.startswith("event: ")]
+    assert names == ["hello", "start", "token", "token", "done"]
+
+
+@pytest.mark.parametrize(
+    ("why", "status", "code"), [("the node leaves", 503, "unavailable"), ("revoked", 401, "token_revoked")]
+)
+async def test_who_cannot_wait_to_the_end_is_told_so_and_for_what(
+    plane: Plane, why: str, status: int, code: str
+) -> None:
+    """An answer that still runs, before the time is over, would be a wrong one."""
+    made = await plane.session()
+    sid = made["session_id"]
+    author = Author(plane.bus, sid)
+    headers = {"authorization": f"Bearer {made['token']}"}
+    async with asyncio.TaskGroup() as tasks:
+        waiting = tasks.create_task(
+            plane.http.post(f"/v1/sessions/{sid}/generations?wait=20", json={"prompt": "hi"}, headers=headers)
+        )
+        await until(plane.jobs, "the job is queued")
+        (queued,) = await generations(plane, sid)
+        await author.start(gid=queued["id"])
+        await until(lambda: watched(plane), "it waits")
+        if why == "revoked":
+            await Bucket(plane.bus, "revoked").put(f"sid.{sid}", encode(Revocation(now_ms(), "test")))
+        else:
+            plane.node.stop.set()
+    answer = waiting.result()
+    assert (answer.status_code, error_of(answer)["code"]) == (status, code)
+    assert answer.headers["x-okome-generation"] == queued["id"]
+    assert ("retry-after" in answer.headers) == (status == 503)
+
+
+async def watched(plane: Plane) -> bool:
+    return 'okome_node_subscribers{transport="sse"} 1.0' in (await plane.http.get("/metrics")).text
 
 
 async def generations(plane: Plane, sid: str) -> list[dict[str, Any]]:

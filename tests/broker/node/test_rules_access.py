@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
+import time
 
 import pytest
 from websockets.asyncio.client import connect
@@ -14,7 +16,7 @@ from broker.bus.credentials import SigningKey, digest, internal_key, new_api_key
 from broker.bus.frames import json_encode
 from broker.bus.kv import Bucket
 from broker.bus.records import ApiKey, Revocation, encode
-from tests.fixtures.node import Author, RunningNode
+from tests.fixtures.node import Author, Events, RunningNode
 
 DEADLINE = 10.0
 CASES = {
@@ -130,3 +132,34 @@ async def test_an_admission_opens_a_stream_only_from_an_ingress_and_only_its_own
         headers = {"x-okome-admission": shown, **({"x-okome-relay": said} if said else {})}
         async with node.http.stream("GET", f"/v1/sessions/{sid}/events?after=0", headers=headers) as answer:
             assert answer.status_code == status, name
+
+
+async def test_a_cookie_does_not_count_beside_an_authorization_of_another_kind(node: RunningNode) -> None:
+    author = await node.session()
+    path = f"/v1/sessions/{author.sid}/messages"
+    with_cookie = {"cookie": f"okome_s={node.token(author.sid)}", "origin": node.url}
+    assert (await node.http.get(path, headers=with_cookie)).status_code == 200
+    headers = {**with_cookie, "authorization": "Basic eHg6eA=="}
+    answer = await node.http.get(path, headers=headers)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (401, "unauthenticated")
+    assert await over_websocket(node, author.sid, headers) == ([], 4401)
+
+
+async def test_a_later_leg_begins_with_an_expired_token_and_is_ended_in_words(node: RunningNode) -> None:
+    """A splice fails nobody, and makes nobody's token last."""
+    author = await node.session()
+    await author.answer(3)
+    long_ago = int(time.time()) - 3600
+    who = {"tenant": "acme", "subject": "key1", "sid": author.sid, "scope": "read", "expires_at": long_ago}
+    word = {"ingress": "i", "proto": "http", "loopback": False, "ip": "1.2.3.4"}
+    headers = {
+        "x-okome-relay": seal(node.internal, word, purpose="relay"),
+        "x-okome-admission": seal(node.internal, who, purpose="admission"),
+    }
+    async with node.http.stream("GET", f"/v1/sessions/{author.sid}/events?after=0", headers=headers) as answer:
+        events = Events(answer)
+        (hello,) = await events.until("hello")
+        *_, closed = await events.rest()
+    assert answer.status_code == 200
+    assert hello["id"]
+    assert (closed["event"], json.loads(closed["data"])["code"]) == ("closed", "token_expired")

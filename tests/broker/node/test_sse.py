@@ -408,7 +408,7 @@ async def test_a_post_that_accepts_an_event_stream_streams_that_answer(plane: Pl
     assert [name for name in names if name not in ("queued", "caught_up")] == [
         "hello", "start", "token", "token", "token", "done",
     ]  # fmt: skip
-    assert names.count("caught_up") == 1  # where depends on who was quicker
+    assert names.count("caught_up") <= 1  # where, and whether at all, depends on who was quicker
 
 
 async def test_a_paced_viewer_and_one_with_pace_0_see_the_same_events(node: RunningNode) -> None:

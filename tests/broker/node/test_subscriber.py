@@ -424,6 +424,28 @@ def test_until_done_ends_at_caught_up_where_nothing_runs() -> None:
     in_memory(body)
 
 
+def test_a_stream_of_one_generation_ends_with_it_and_where_it_does_not_run() -> None:
+    """Its end may be history, while another one runs; or have aged out of the log."""
+
+    async def body(log: MemoryLog, tail: MemoryTail, history: MemoryHistory) -> None:
+        written(log, tail, 12)
+        first, second, running = log.answers
+        lost = Start("cursor", Cursor("before", 5))
+        ends = {}
+        for gid, start in ((first, Start("first")), (second, Start("first")), ("aged out", lost), (running, lost)):
+            viewer = Viewer(tail, history, start, until_done=True, gid=gid)
+            viewer.free()
+            await settle()
+            ends[gid] = (viewer.ended(), viewer.names()[-1], viewer.names().count("done"))
+        over = {first: (True, "done", 1), second: (True, "done", 2), "aged out": (True, "caught_up", 2)}
+        assert ends == {**over, running: (False, "caught_up", 2)}
+        written(log, tail, 3)
+        await settle()
+        assert (viewer.ended(), viewer.names()[-1]) == (True, "done")
+
+    in_memory(body)
+
+
 def test_notices_of_a_reader_that_stopped_are_bounded() -> None:
     async def body(log: MemoryLog, tail: MemoryTail, history: MemoryHistory) -> None:
         viewer = Viewer(tail, history, Start("now"))

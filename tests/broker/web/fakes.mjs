@@ -67,6 +67,74 @@ export function browser() {
   };
 }
 
+/** As much of an element as the page asks of one. */
+class FakeElement extends EventTarget {
+  constructor() {
+    super();
+    const classes = new Set();
+    Object.assign(this, { children: [], dataset: {}, style: {}, value: '', textContent: '', hidden: false });
+    this.classList = {
+      contains: (name) => classes.has(name),
+      toggle: (name, on = !classes.has(name)) => void (on ? classes.add(name) : classes.delete(name)),
+    };
+  }
+  append(...children) { this.children.push(...children); }
+  replaceChildren(...children) { this.children = children; }
+  insertBefore(child, before) {
+    this.children.splice(before ? this.children.indexOf(before) : this.children.length, 0, child);
+    child.parent = this;
+  }
+  remove() { this.parent?.children.splice(this.parent.children.indexOf(this), 1); }
+  setAttribute(name, value) { this[name] = value; }
+  focus() {}
+  happen(name) { this.dispatchEvent(new Event(name, { cancelable: true })); }
+}
+
+let pages = 0;
+
+/** The chat page in such a browser, signed in, without conversations: `at` is the element of an id. */
+export async function chatPage() {
+  const web = browser();
+  const elements = new Map();
+  const at = (id) => elements.get(id) ?? elements.set(id, new FakeElement()).get(id);
+  Object.assign(web.env.document, {
+    getElementById: at,
+    createElement: () => new FakeElement(),
+    createElementNS: () => new FakeElement(),
+    createTextNode: (text) => Object.assign(new FakeElement(), { textContent: text }),
+  });
+  Object.assign(globalThis, web.env, {
+    location: { origin: 'http://page.test', pathname: '/', search: '', hash: '' },
+    history: { pushState() {} },
+    localStorage: { getItem: () => null },
+    matchMedia: () => ({ matches: false }),
+    requestAnimationFrame: (draw) => setImmediate(draw),
+    addEventListener() {},
+    setInterval() {},
+    clearInterval() {},
+    innerHeight: 800,
+  });
+  await import(`../../../broker/web/chat.js?${(pages += 1)}`);
+  /** Answers the oldest request of that method, and to a path with that end, that waits. */
+  const answer = async (method, end, status, body) => {
+    await web.settle();
+    const waiting = web.fetches.findIndex((one) => one.method === method && one.url.pathname.endsWith(end));
+    if (waiting < 0) throw new Error(`nobody asks for ${method} …${end}`);
+    web.fetches.splice(waiting, 1)[0].resolve(json(status, body));
+    await web.settle();
+  };
+  await answer('GET', '/models', 200, { data: [{ id: 'm' }] });
+  await answer('GET', '/sessions', 200, { sessions: [] });
+  const send = async (prompt) => {
+    at('composer').value = prompt;
+    at('form').happen('submit');
+    await web.settle();
+  };
+  const asked = (end) => web.fetches.some(({ url }) => url.pathname.endsWith(end));
+  const open = () => web.connections;
+  return { at, answer, send, asked, open };
+}
+
 /** A streamed 200 whose body the test writes. */
 export function eventStream() {
   let controller;

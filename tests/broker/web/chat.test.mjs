@@ -1,0 +1,52 @@
+// The chat page: what is sent is not lost, and nothing is kept open for nobody.
+
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import { chatPage } from './fakes.mjs';
+
+const SESSION = { session_id: '00aaaaaaaaaa', token: 'x' };
+const AWAY = { error: { code: 'unavailable', message: 'try again' } };
+
+test('a conversation that was left before it had its session holds no connection', async () => {
+  const page = await chatPage();
+  await page.send('hello');
+  page.at('new-chat').happen('click');
+  await page.answer('POST', '/v1/sessions', 201, SESSION);
+  await page.answer('POST', '/generations', 202, { generation_id: 'g1', cursor: 'a-0' }); // what was sent is asked all the same
+  assert.equal(page.open(), 0);
+});
+
+test('a conversation that is looked at keeps its connection', async () => {
+  const page = await chatPage();
+  await page.send('hello');
+  await page.answer('POST', '/v1/sessions', 201, SESSION);
+  await page.answer('POST', '/generations', 202, { generation_id: 'g1', cursor: 'a-0' });
+  assert.equal(page.open(), 1);
+});
+
+test('an answer that could not be stopped goes on, and can be stopped again', async () => {
+  const page = await chatPage();
+  await page.send('hello');
+  await page.answer('POST', '/v1/sessions', 201, SESSION);
+  page.at('stop').happen('click'); // before it has a name
+  await page.answer('POST', '/generations', 202, { generation_id: 'g1', cursor: 'a-0' });
+  await page.answer('POST', '/g1/cancel', 503, AWAY);
+  assert.equal(page.at('messages').children.length, 1);
+  assert.equal(page.at('composer').value, '');
+  assert.equal(page.at('error').hidden, false);
+  page.at('stop').happen('click');
+  await page.answer('POST', '/g1/cancel', 202, { generation_id: 'g1', status: 'running' });
+});
+
+test('who wanted to stop what was refused does not stop what is sent next', async () => {
+  const page = await chatPage();
+  await page.send('hello');
+  await page.answer('POST', '/v1/sessions', 201, SESSION);
+  page.at('stop').happen('click');
+  await page.answer('POST', '/generations', 503, AWAY);
+  assert.equal(page.at('composer').value, 'hello');
+  assert.equal(page.at('messages').children.length, 0);
+  await page.send('hello');
+  await page.answer('POST', '/generations', 202, { generation_id: 'g1', cursor: 'a-0' });
+  assert.equal(page.asked('/cancel'), false);
+});
