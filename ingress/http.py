@@ -74,6 +74,11 @@ class Exchange:
                 raise Refusal("unavailable", "no stream node can be reached", retry_after=1) from error
             except Undecided as error:
                 raise Refusal("unavailable", "it is not known whether this was carried out", retry_after=1) from error
+            if self._must_wait_elsewhere(leg, tried):
+                leg.connection.abort()
+                self._metrics.repeats.inc()
+                tried.add(leg.member.id)
+                continue
             try:
                 return await self.relay(leg)
             except NodeLost as error:
@@ -83,6 +88,12 @@ class Exchange:
                     ) from error
                 self._metrics.repeats.inc()
                 tried.add(leg.member.id)
+
+    def _must_wait_elsewhere(self, leg: Leg, tried: set[str]) -> bool:
+        """The node has had it accepted, under its key, and cannot wait for the answer, as it was asked to."""
+        accepted = leg.head.status == 503 and bool(value(leg.head.fields, b"x-okome-generation"))
+        others = tried | {leg.member.id}
+        return accepted and self._request.repeatable and self._nodes.choose(self._request.partition, others) is not None
 
     async def relay(self, leg: Leg) -> int:
         """Forward the leg's answer. Raises NodeLost while nothing of it is sent; later the client is broken off."""

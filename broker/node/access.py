@@ -209,10 +209,7 @@ class Access:
             principal = Principal(**said)
         except (CredentialInvalid, TypeError):
             return None
-        if principal.sid != sid:
-            return None
-        # The client of a WebSocket may have shown another token since, of which this one was told nothing.
-        return principal._replace(expires_at=0) if caller.scheme in ("ws", "wss") else principal
+        return principal if principal.sid == sid else None
 
     # -- inside ----------------------------------------------------------------------------------------------------
 

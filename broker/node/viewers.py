@@ -103,6 +103,8 @@ class Viewers:
         if tail.lost:
             raise Refusal("unavailable", "the log's leader does not answer; try again", retry_after=1)
         self._check_takes_new()  # again: whoever is not among the viewers yet is told nothing that was said meanwhile
+        if self._is_revoked(who, sid):
+            raise Refusal("token_revoked", "this credential has been revoked")
         loop = asyncio.get_running_loop()
         pacer = Pacer(self._settings.pacer_window) if paced and self._settings.pacer_window else None
         subscriber = Subscriber(
@@ -158,10 +160,15 @@ class Viewers:
         )
 
     def renew(self, subscriber: Subscriber, who: Principal) -> None:
-        """The client showed another token: it is this one that expires or is revoked now."""
+        """The client showed another token: it is this one that expires or is revoked now, or was meanwhile."""
         viewer = self._viewers.get(subscriber)
         if viewer is not None:
             self._viewers[subscriber] = viewer._replace(principal=who)
+            if self._is_revoked(who, subscriber.sid):
+                subscriber.end("token_revoked", closed("token_revoked", "this credential has been revoked"))
+
+    def _is_revoked(self, who: Principal, sid: str) -> bool:
+        return self._access.revocations.revoked(who._replace(sid=sid).claims())
 
     # -- what concerns all -----------------------------------------------------------------------------------------
 
@@ -172,9 +179,11 @@ class Viewers:
         """
         now = asyncio.get_running_loop().time()
         seconds = clock.now()
-        for number, (subscriber, viewer) in enumerate(list(self._viewers.items())):
+        for number, subscriber in enumerate(list(self._viewers)):
             if number % PIECE == PIECE - 1:
                 await asyncio.sleep(0)
+            if (viewer := self._viewers.get(subscriber)) is None:
+                continue
             if now - subscriber.sent_at >= self._settings.heartbeat_interval:
                 subscriber.sent_at = now
                 subscriber.heartbeat()
@@ -188,8 +197,7 @@ class Viewers:
         those who watch it, of whom there are few; a token or an API key may be anybody's."""
         kind, _, name = key.partition(".")
         for subscriber in self._of(name) if kind == "sid" else list(self._viewers):
-            viewer = self._viewers[subscriber]
-            if self._access.revocations.revoked(viewer.principal._replace(sid=subscriber.sid).claims()):
+            if self._is_revoked(self._viewers[subscriber].principal, subscriber.sid):
                 subscriber.end("token_revoked", closed("token_revoked", "this credential has been revoked"))
 
     def end_session(self, sid: str, reason: str) -> None:
@@ -236,8 +244,11 @@ class Viewers:
                     lag = all(subscriber.demand is Demand.LAGGING for subscriber in known)
                     self._tell(ring, Demand.LAGGING if lag else Demand.FLOWING, again)
         for (worker, state), sids in again.items():
-            for first in range(0, len(sids), MOST_TOLD):
-                self._say(worker, state, sids[first : first + MOST_TOLD])
+            same = [
+                sid for sid in sids if self._demanded.get(sid, ("", ""))[:2] == (state, worker)
+            ]  # no news meanwhile
+            for first in range(0, len(same), MOST_TOLD):
+                self._say(worker, state, same[first : first + MOST_TOLD])
         for sid in self._demanded.keys() - read:
             del self._demanded[sid]
 

@@ -83,6 +83,30 @@ async def test_a_post_without_a_key_gets_one_and_is_repeated_under_it(node: Make
     assert tried[0][0]
 
 
+async def test_an_answer_that_a_leaving_node_cannot_wait_for_is_waited_for_by_another(
+    node: Make, ingress: Make
+) -> None:
+    """What was accepted is accepted: the key is the same, and where there is no other node the refusal is said."""
+    nodes: list[FakeNode] = [await node("node-a"), await node("node-b")]
+    keys: list[str] = []
+
+    def leaving(request: Any, writer: asyncio.StreamWriter) -> bytes:
+        keys.append(request.headers["idempotency-key"])
+        status = b"503 X" if len(keys) in (1, 3, 4) else b"200 OK"
+        return b"HTTP/1.1 %b\r\nx-okome-generation: g%d\r\ncontent-length: 0\r\n\r\n" % (status, len(keys))
+
+    path = f"/v1/sessions/{SID}/generations"
+    for n in nodes:
+        n.answers[path] = leaving
+    relay = await ingress(*nodes)
+    raw = await Raw.open(relay.port)
+    for expected, told in ((200, "g2"), (503, "g4")):
+        raw.send(post(f"{path}?wait=60", b"{}"))
+        answer = await raw.answer()
+        assert (answer.status, answer.headers["x-okome-generation"]) == (expected, told)
+        assert keys[-1] == keys[-2]
+
+
 async def test_an_answer_cut_off_before_anything_was_sent_is_asked_for_again(node: Make, ingress: Make) -> None:
     a, b = await node("node-a"), await node("node-b")
     count = 0

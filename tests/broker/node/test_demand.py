@@ -5,21 +5,26 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker.bus.frames import TOKEN, Frame
-from broker.bus.nats import Msg
+from broker.bus.frames import START, TOKEN, Frame
+from broker.bus.nats import Bus, Msg
 from broker.bus.records import Beat, Load, encode
 from broker.bus.subjects import beat_subject, worker_subject
 from broker.node import viewers
+from broker.node.access import Access
+from broker.node.beats import Beats
 from broker.node.history import History
 from broker.node.ring import Ring
+from broker.node.settings import NodeSettings
 from broker.node.start import Start
 from broker.node.subscriber import LOW_WATER, Demand, Subscriber
+from broker.node.tails import Tails
 from broker.node.viewers import Viewers
 from tests.broker.node.memory_log import SID, MemoryHistory, MemoryLog, MemoryTail, Viewer, end, settle
 from tests.fixtures.nats_server import NatsServer
@@ -188,6 +193,34 @@ async def test_a_viewer_that_attaches_neither_lags_nor_keeps_up(
                 goes_on.set()
                 await events.until("caught_up")
                 await heard.until(lambda said: said[:1] == ["flowing"], author.sid)
+
+
+async def test_what_was_to_be_repeated_is_not_said_over_news(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is collected with pauses, in which a reader may have begun to keep up."""
+    monkeypatch.setattr(viewers, "PIECE", 1)
+    monkeypatch.setattr(viewers, "DEMAND_INTERVAL", 0.0)
+    log, said = MemoryLog(), list[dict[str, Any]]()
+    rings = []
+    for sid in ("one", "other"):
+        ring = Ring(sid, "inc", FRAMES)
+        ring.add(Frame(1, START, "g", 1, "a", 0, 0, 0, b"{}"))
+        ring.worker = "w"
+        reader = Subscriber(MemoryTail(log), MemoryHistory(log), "t", sid, Start("first"), "node")
+        reader.demand, reader.seq = Demand.LAGGING, -1
+        rings.append((ring, [reader]))
+    tails = SimpleNamespace(running=lambda: [SimpleNamespace(sessions=lambda: iter(rings))])
+    bus = SimpleNamespace(publish_now=lambda subject, payload: said.append(json.loads(payload)))
+    access, beats = cast(Access, None), cast(Beats, None)
+    made = Viewers(cast(Bus, bus), cast(Tails, tails), MemoryHistory(log), access, beats, cast(NodeSettings, None), "n")
+    monkeypatch.setattr(Subscriber, "measure", lambda self, ring: self.demand)
+    await made._demand()  # first said, each at once
+    repeating = asyncio.create_task(made._demand())
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    made._tell(rings[0][0], Demand.FLOWING)
+    await repeating
+    states = [(sid, message["state"]) for message in said[2:] for sid in message["sids"]]
+    assert states == [("one", "flowing"), ("other", "lagging")]
 
 
 async def test_what_is_only_repeated_is_said_of_all_sessions_together(

@@ -15,6 +15,7 @@ from broker.node.access import Access, Principal
 from broker.node.beats import Beats
 from broker.node.settings import NodeSettings
 from broker.node.start import Start
+from broker.node.subscriber import Subscriber
 from broker.node.tail import Tail
 from broker.node.tails import Tails
 from broker.node.viewers import Viewers
@@ -37,13 +38,14 @@ class SlowTails:
         return self.tail
 
 
-def viewers_over(tails: SlowTails) -> Viewers:
-    bus, access, settings = cast(Bus, None), Access((), trust_loopback=False), load(NodeSettings, max_subscribers=2)
+def viewers_over(tails: SlowTails, access: Access | None = None) -> Viewers:
+    bus, settings = cast(Bus, None), load(NodeSettings, max_subscribers=2)
+    access = access or Access((), trust_loopback=False)
     return Viewers(bus, cast(Tails, tails), MemoryHistory(tails.tail.log), access, cast(Beats, None), settings, "node")
 
 
-async def open_one(viewers: Viewers) -> None:
-    await viewers.open(WHO, SID, Start("fresh"), "sse")
+async def open_one(viewers: Viewers) -> Subscriber:
+    return await viewers.open(WHO, SID, Start("fresh"), "sse")
 
 
 @pytest.mark.parametrize(
@@ -67,6 +69,34 @@ async def test_who_waits_for_a_tail_is_not_let_in_where_nobody_is_any_more(
     assert viewers.empty.is_set()
 
 
+@pytest.mark.parametrize("key", ["key.key1", f"sid.{SID}"])
+async def test_who_waits_for_a_tail_while_his_credential_is_revoked_is_not_let_in(key: str) -> None:
+    """He is not among the viewers whom that ends."""
+    tails = SlowTails(MemoryTail(MemoryLog()))
+    access = Access((), trust_loopback=False)
+    viewers = viewers_over(tails, access)
+    opening = asyncio.create_task(open_one(viewers))
+    await tails.asked.acquire()
+    access.revocations.take(key, b"{}")
+    viewers.revoke(key)
+    tails.started.set()
+    with pytest.raises(Refusal) as refused:
+        await opening
+    assert (refused.value.code, len(viewers)) == ("token_revoked", 0)
+
+
+async def test_a_token_that_was_revoked_before_it_counts_ends_its_stream() -> None:
+    tails = SlowTails(MemoryTail(MemoryLog()))
+    tails.started.set()
+    access = Access((), trust_loopback=False)
+    viewers = viewers_over(tails, access)
+    subscriber = await viewers.open(WHO, SID, Start("fresh"), "ws")
+    access.revocations.take("key.key2", b"{}")
+    viewers.renew(subscriber, WHO._replace(subject="key2"))
+    assert subscriber.end_reason == "token_revoked"
+    viewers.closed(subscriber)
+
+
 async def test_no_more_are_let_in_than_a_node_may_hold_however_many_wait_at_once() -> None:
     tails = SlowTails(MemoryTail(MemoryLog()))
     viewers = viewers_over(tails)
@@ -74,5 +104,8 @@ async def test_no_more_are_let_in_than_a_node_may_hold_however_many_wait_at_once
     for _ in opening:
         await tails.asked.acquire()
     tails.started.set()
-    codes = [getattr(error, "code", "") for error in await asyncio.gather(*opening, return_exceptions=True)]
-    assert (codes, len(viewers)) == (["", "", *["overloaded"] * 3], 2)
+    opened = await asyncio.gather(*opening, return_exceptions=True)
+    assert ([getattr(one, "code", "") for one in opened], len(viewers)) == (["", "", *["overloaded"] * 3], 2)
+    for one in opened:
+        if isinstance(one, Subscriber):
+            viewers.closed(one)
