@@ -99,6 +99,7 @@ class Answer:
         self._publisher: Publisher | None = None
         self._wrote = False  # a frame of an attempt before this publisher's is in the log
         self._parts: list[str] = []
+        self._spoken = 0  # tokens of those
         self._flowing = asyncio.Event()
         self._flowing.set()
         self._recheck: asyncio.TimerHandle | None = None
@@ -128,14 +129,14 @@ class Answer:
     # -- the three ways to write -------------------------------------------------------------------------------------
 
     async def write(
-        self, chain: Chain, messages: list[Message], *, said: tuple[str, ...] = (), barren: int = 0
+        self, chain: Chain, messages: list[Message], *, said: tuple[str, ...] = (), spoken: int = 0, barren: int = 0
     ) -> Outcome:
         """Every attempt that this worker makes, from behind `chain` to the terminal.
 
-        `said` is what the log already holds of the answer, frame by frame, `barren` how many epochs in a row gave
-        nothing so far.
+        `said` is what the log already holds of the answer, frame by frame, and `spoken` its tokens; `barren`: how many
+        epochs in a row gave nothing so far.
         """
-        self._parts = list(said)
+        self._parts, self._spoken = list(said), spoken
         self.tokens = chain.next_offset if chain.open else 0
         asked = [engines.Message(message.role, message.content) for message in messages]
         while True:
@@ -214,7 +215,7 @@ class Answer:
         request = self._job.request
         bound = request.max_tokens or self._lane.card.default_max_tokens
         prompt = Prompt(tuple(asked), bound, request.temperature, tuple(request.stop), request.seed)
-        prefix = Prefix(tuple(self._parts), self.tokens)
+        prefix = Prefix(tuple(self._parts), self.tokens, self._spoken)
         tap, shut = Tap(), asyncio.Event()
         say = self._speaker(publisher, tap, shut, began=None if prefix.tokens else self._first_at)
         engine, model = self._lane.engine, self._lane.card.id
@@ -249,6 +250,7 @@ class Answer:
             self.tokens += piece.n
             if piece.kind == TOKEN:
                 parts.append(piece.text)
+                self._spoken += piece.n
             now = time()
             if began is not None:
                 measured.first(now - began)

@@ -60,7 +60,8 @@ class TakeOver:
 
     chain: Chain
     epoch: int
-    said: tuple[str, ...]  # the answer so far, frame by frame
+    said: tuple[str, ...]  # the answer so far, frame by frame ...
+    spoken: int  # ... and its tokens
     barren: int  # epochs in a row without a new token, so far
     cancelled: bool
     opening: Opening | None  # None where the log no longer says it
@@ -112,8 +113,9 @@ def decide(
     barren = barren_epochs(mine)
     if barren >= MAX_BARREN_EPOCHS and not record.cancel:
         return GiveUp(chain, chain.epoch + 1, _opening(mine))
-    said = tuple(_text(frame) for frame in mine if frame.type == TOKEN)
-    return TakeOver(chain, chain.epoch + 1, said, barren, record.cancel, _opening(mine))
+    said = [frame for frame in mine if frame.type == TOKEN]
+    texts, spoken = tuple(map(_text, said)), sum(frame.n for frame in said)
+    return TakeOver(chain, chain.epoch + 1, texts, spoken, barren, record.cancel, _opening(mine))
 
 
 def untold(opening: Opening | None, others: Mapping[str, Beat]) -> bool:

@@ -49,11 +49,13 @@ class Prefix:
     """What the log already holds of this answer when a worker takes over.
 
     pieces: its text as it was stored, frame by frame: where frames end, tokens ended, which the text alone does not
-    tell. tokens: how many that is, as the offsets count them.
+    tell. tokens: how many that is, as the offsets count them; spoken: how many of them are this text, the others are
+    reasoning.
     """
 
     pieces: tuple[str, ...] = ()
     tokens: int = 0
+    spoken: int = 0
 
     @property
     def text(self) -> str:

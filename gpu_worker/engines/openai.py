@@ -7,6 +7,7 @@ how a server goes on behind a prefix (`openai_resume`), and fields that one serv
 
 import asyncio
 import weakref
+from collections import Counter
 from collections.abc import AsyncGenerator, Callable
 from contextlib import suppress
 from typing import Any, get_args
@@ -76,7 +77,7 @@ _models = msgspec.json.Decoder(_Models)
 
 
 class OpenAIEngine:
-    """At most `slots` generations at a time, the next is refused with `overloaded`.
+    """At most `slots` generations of each model at a time, the next is refused with `overloaded`.
 
     A piece is a token unless the server counts itself: `openai_extra={"stream_options": {"include_usage": true,
     "continuous_usage_stats": true}}` makes vLLM and SGLang tell the exact number with each.
@@ -97,7 +98,7 @@ class OpenAIEngine:
         self._cards: tuple[ModelCard, ...] = ()
         self._running: weakref.WeakSet[Answer] = weakref.WeakSet()
         self._edges: Edges | None = None
-        self._busy = 0
+        self._busy: Counter[str] = Counter()  # by model
         self._closed = False
 
     @property
@@ -129,11 +130,14 @@ class OpenAIEngine:
         """What models it has; None, and `wait_for` told why, where it may say so later. Raises EngineFailed."""
         late = asyncio.get_running_loop().call_later(PATIENCE, wait_for, f"nothing within {PATIENCE:g} s")
         try:
-            return _models.decode(await http.call(self._endpoint, "GET", f"{self._path}/models")).data
+            listed = _models.decode(await http.call(self._endpoint, "GET", f"{self._path}/models")).data
+            if listed:
+                return listed
+            wait_for("it has no model")  # as routers say whose workers are still starting
         except (Unreachable, Broken) as error:
             wait_for(str(error))
         except Refused as error:
-            if error.status not in OVERLOADED:
+            if error.status < 500 and error.status not in OVERLOADED:
                 raise self._failed(f"it refuses to list its models: {error}") from error
             wait_for(str(error))
         except (ValueError, RecursionError) as error:
@@ -158,18 +162,19 @@ class OpenAIEngine:
     async def pour(self, model: str, prompt: Prompt, prefix: Prefix, take: Callable[[Piece], None], tap: Tap) -> Finish:
         if self._closed:
             raise EngineFailed("engine_failed", "the engine is closed", retryable=True)
-        if self._busy >= self._settings.slots:
-            raise EngineFailed("overloaded", f"{self._settings.slots} generations are running", retryable=True)
+        if self._busy[model] >= self._settings.slots:
+            message = f"{self._settings.slots} generations of {model} are running"
+            raise EngineFailed("overloaded", message, retryable=True)
         if prompt.max_tokens is not None and prefix.tokens >= prompt.max_tokens:
             return Finish("length", 0, prefix.tokens)
         body = self._request(model, prompt, prefix)
-        self._busy += 1
+        self._busy[model] += 1
         try:
             return await self._hear(body, prefix, take, tap)
         except EngineFailed as error:
             raise self._without_key(error) from error
         finally:
-            self._busy -= 1
+            self._busy[model] -= 1
 
     async def _hear(self, body: dict[str, Any], prefix: Prefix, take: Callable[[Piece], None], tap: Tap) -> Finish:
         reading = _Reading(take)
@@ -209,7 +214,8 @@ class OpenAIEngine:
         if reading.reason is None:
             message = "the answer ended without an end"
             raise EngineFailed("engine_failed", message, retryable=True, shown=BROKE_OFF)
-        return Finish(_reason(reading.reason), reading.asked, prefix.tokens + reading.told)
+        asked = max(0, reading.asked - (prefix.spoken if prefix.text else 0))  # the prefix is told as a message
+        return Finish(_reason(reading.reason), asked, prefix.tokens + reading.told)
 
     def _request(self, model: str, prompt: Prompt, prefix: Prefix) -> dict[str, Any]:
         """The body. Raises EngineFailed where this server cannot go on behind what was said already."""
@@ -241,8 +247,6 @@ class OpenAIEngine:
         there = {one.id: one for one in listed}
         if missing := [id for id in chosen if id not in there]:
             raise self._failed(f"it has no model {', '.join(missing)}, but {', '.join(there) or 'none'}")
-        if not chosen:
-            raise self._failed("it has no model")
         return tuple(
             ModelCard(id, there[id].max_model_len or s.context_length, s.slots, s.queue_limit, NAME) for id in chosen
         )

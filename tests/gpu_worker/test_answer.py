@@ -50,7 +50,7 @@ async def test_the_engine_goes_on_from_the_frames_and_not_from_a_text(bed: Bed) 
     async with bed.worker("w1", engine):
         await bed.enqueue(await bed.ask("g1", [], model="asked", after=0, enqueue=False))
         assert (await bed.ended("g1")).type == DONE
-    assert engine.prefixes == [Prefix(("Hello.", "\n"), 3), Prefix(("Hello.", "\n", "\n"), 4)]
+    assert engine.prefixes == [Prefix(("Hello.", "\n"), 3, 3), Prefix(("Hello.", "\n", "\n"), 4, 4)]
     assert [frame.epoch for frame in bed.of("g1") if frame.type == ATTEMPT] == [2, 3]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from ingress.socket_leg import Dialogue
 from ingress.sse_leg import Turn
@@ -28,39 +28,59 @@ class Dialogues(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.dialogue = Dialogue()
-        self.dialogue.from_client(AUTH)
+        self.dialogue.from_client(AUTH, leg=False)
         self.log = 0
         self.floor = 0  # what is not above it has aged out
         self.carried_out: dict[str, str] = {}
         self.from_node: deque[bytes] = deque()
         self.to_node: deque[bytes] = deque()
         self.place = 0  # what the client has, or was told that it cannot have
+        self.wanted = 0  # where the stream begins that the client has asked for last
+        self.resumes = 0
         self.names: list[str] = []
         self.answers: list[tuple[str, str]] = []
         self.asked = 0
-        self.legs = 0
-        self.leg(admitted=False)
+        self.connected = self.followed = False
+        self.connect()
+        self.follow()
 
-    def leg(self, *, admitted: bool) -> None:
-        """What was on its way, both ways, is lost; the next node begins at the cursor and is told first what is due."""
+    @precondition(lambda self: not self.connected)
+    @rule()
+    def connect(self) -> None:
+        """The next node is asked for a stream from the cursor on."""
         cursor = self.dialogue.cursor
-        after = int(cursor.partition("-")[2]) if cursor else 0
-        self.from_node = deque([message("hello", after)])
+        self.dialogue.opening()
+        self.connected = True
+        self.from_node, self.to_node = deque(), deque()
+        self.begin(int(cursor.partition("-")[2]) if cursor else 0)
+
+    @precondition(lambda self: self.connected and not self.followed)
+    @rule()
+    def follow(self) -> None:
+        """And is told first what is due."""
+        self.followed = True
+        self.to_node = deque(self.dialogue.repeated())
+        assert self.to_node[0] == AUTH, "who asks is told first"
+
+    def begin(self, after: int) -> None:
+        self.from_node.append(message("hello", after))
         if after < self.floor:
             after = self.floor
             self.from_node.append(message("reset", earliest=f"inc-{after}"))
         self.from_node += [message("token", place) for place in range(after + 1, self.log + 1)]
         self.from_node.append(message("caught_up", cursor=f"inc-{self.log}"))
-        self.to_node = deque(self.dialogue.repeated(admitted=admitted)) if self.legs else deque([AUTH])
-        self.legs += 1
-        if not admitted:
-            assert self.to_node[0] == AUTH, "who asks is told first"
+
+    def say(self, text: bytes) -> None:
+        if self.dialogue.from_client(text, leg=self.followed):
+            assert self.followed, "said to nobody"
+            self.to_node.append(text)
 
     @rule(count=st.integers(1, 3))
     def write(self, count: int) -> None:
         for _ in range(count):
             self.log += 1
-            self.from_node.append(message("token", self.log))
+            if self.connected:
+                self.from_node.append(message("token", self.log))
 
     @rule(keep=st.integers(0, 4))
     def age(self, keep: int) -> None:
@@ -70,8 +90,13 @@ class Dialogues(RuleBasedStateMachine):
     def ask(self, cancel: bool) -> None:
         self.asked += 1
         text = message("cancel" if cancel else "generate", request_id=f"r{self.asked}")
-        self.dialogue.from_client(text)
-        self.to_node.append(text)
+        self.say(text)
+
+    @rule(back=st.integers(0, 5))
+    def resume(self, back: int) -> None:
+        self.resumes += 1
+        self.wanted = max(0, self.place - back)
+        self.say(message("resume", after=f"inc-{self.wanted}"))
 
     @rule(count=st.integers(1, 5))
     def node_reads(self, count: int) -> None:
@@ -79,24 +104,33 @@ class Dialogues(RuleBasedStateMachine):
             read = json.loads(self.to_node.popleft())
             if read["event"] == "auth":
                 continue
+            if read["event"] == "resume":
+                self.begin(int(read["data"]["after"].partition("-")[2]))
+                continue
             request = read["data"]["request_id"]
             generation = self.carried_out.setdefault(request, f"g{len(self.carried_out)}")
             self.from_node.append(message("accepted", request_id=request, generation_id=generation))
 
+    @precondition(lambda self: self.followed)
     @rule(count=st.integers(1, 8))
     def relay_reads(self, count: int) -> None:
         for _ in range(min(count, len(self.from_node))):
             forward, turn, _ = self.dialogue.from_node(self.from_node.popleft())
             if forward:
                 self.take(json.loads(forward))
+            if turn is Turn.JOINED and (resume := self.dialogue.next_resume()):
+                self.to_node.append(resume)
             if turn is Turn.LEAVE:
-                self.leg(admitted=True)
+                self.node_dies()
                 return
 
-    @rule(admitted=st.booleans())
-    def node_dies(self, admitted: bool) -> None:
-        self.leg(admitted=admitted)
+    @rule()
+    def node_dies(self) -> None:
+        """What was on its way, both ways, is lost."""
+        self.connected = self.followed = False
+        self.from_node, self.to_node = deque(), deque()
 
+    @precondition(lambda self: self.connected)
     @rule()
     def node_leaves(self) -> None:
         self.from_node.append(message("reconnect", cursor=f"inc-{self.log}", after_ms=0))
@@ -104,7 +138,11 @@ class Dialogues(RuleBasedStateMachine):
     def take(self, event: dict[str, Any]) -> None:
         self.names.append(event["event"])
         match event["event"]:
+            case "hello":
+                self.place = int(event["id"].partition("-")[2])
+                assert self.place == self.wanted, "another stream than the client has asked for"
             case "token":
+                assert "hello" in self.names, "a stream without a beginning"
                 place = int(event["id"].partition("-")[2])
                 assert place == self.place + 1, f"not one after the other: {place} after {self.place}"
                 self.place = place
@@ -116,15 +154,21 @@ class Dialogues(RuleBasedStateMachine):
 
     @invariant()
     def the_seam_is_not_seen(self) -> None:
-        assert self.names.count("hello") <= 1, "a seam was seen"
-        assert self.names.count("caught_up") <= 1 + self.names.count("reset"), "a seam was seen"
+        streams = self.names.count("hello")
+        assert streams <= 1 + self.resumes, "a seam was seen"
+        assert self.names.count("caught_up") <= streams + self.names.count("reset"), "a seam was seen"
         assert not {"reconnect", "served_by"} & set(self.names), "a seam was seen"
 
     def teardown(self) -> None:
         for _ in range(200):
+            if not self.connected:
+                self.connect()
+            if not self.followed:
+                self.follow()
             self.node_reads(100)
             self.relay_reads(100)
         self.the_seam_is_not_seen()
+        assert not self.dialogue.moving, "what was asked for did not begin"
         assert self.place == self.log, f"{self.log - self.place} are missing"
         assert sorted(dict(self.answers)) == sorted(f"r{number + 1}" for number in range(self.asked)), "not answered"
         assert all(self.carried_out[request] == generation for request, generation in self.answers)
@@ -138,7 +182,7 @@ def test_a_sockets_events_come_once_and_its_requests_are_answered() -> None:
 
 
 def what_was_not_answered_is_not_repeated(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Dialogue, "repeated", lambda dialogue, *, admitted: [] if admitted else [AUTH])
+    patch.setattr(Dialogue, "repeated", lambda dialogue: [AUTH])
 
 
 def the_cursor_does_not_move(patch: pytest.MonkeyPatch) -> None:
@@ -166,18 +210,39 @@ def a_reset_does_not_move_the_cursor(patch: pytest.MonkeyPatch) -> None:
 
 def hello_is_forwarded_on_every_leg(patch: pytest.MonkeyPatch) -> None:
     def from_node(dialogue: Dialogue, text: bytes) -> tuple[bytes, Turn, str]:
-        dialogue.hello = False
+        dialogue._asked = True
         return original(dialogue, text)
 
     original = Dialogue.from_node
     patch.setattr(Dialogue, "from_node", from_node)
 
 
+def what_still_comes_is_where_it_goes_on(patch: pytest.MonkeyPatch) -> None:
+    def from_node(dialogue: Dialogue, text: bytes) -> tuple[bytes, Turn, str]:
+        told = original(dialogue, text)
+        dialogue.cursor = json.loads(text).get("id", dialogue.cursor)
+        return told
+
+    original = Dialogue.from_node
+    patch.setattr(Dialogue, "from_node", from_node)
+
+
+def a_resume_does_not_wait_for_the_stream_before(patch: pytest.MonkeyPatch) -> None:
+    def from_client(dialogue: Dialogue, text: bytes, *, leg: bool) -> bool:
+        dialogue._begins = False
+        return original(dialogue, text, leg=leg)
+
+    original = Dialogue.from_client
+    patch.setattr(Dialogue, "from_client", from_client)
+
+
 RULES = [
     (what_was_not_answered_is_not_repeated, "not answered"),
     (the_cursor_does_not_move, "not one after the other"),
     (a_reset_does_not_move_the_cursor, "reset for nothing"),
-    (hello_is_forwarded_on_every_leg, "a seam was seen"),
+    (hello_is_forwarded_on_every_leg, "a seam was seen|another stream"),
+    (what_still_comes_is_where_it_goes_on, "a seam was seen|another stream"),
+    (a_resume_does_not_wait_for_the_stream_before, "a seam was seen|another stream"),
 ]
 
 

@@ -148,3 +148,21 @@ def test_roles_run_on_uvloop() -> None:
     loop = lifecycle.loop_factory()()
     assert type(loop).__module__.startswith("uvloop")
     loop.close()
+
+
+@pytest.mark.parametrize("file", ["/dev/full", "closed"])
+def test_a_line_that_cannot_be_logged_is_lost_and_nothing_else(file: str) -> None:
+    """Who logs is often a safety net, and a log may be on the disk that is full."""
+    program = (
+        "import os, sys, structlog\n"
+        "from broker.bus.lifecycle import configure_logging\n"
+        "if sys.argv[1] == 'closed':\n    os.close(2)\n"
+        "configure_logging('info')\n"
+        "for _ in range(3):\n    structlog.get_logger().error('x' * 100_000)\n"
+        "print('went on')"
+    )
+    with open("/dev/full" if file != "closed" else os.devnull, "w") as nowhere:
+        told = subprocess.run(
+            [sys.executable, "-c", program, file], cwd=ROOT, stdout=subprocess.PIPE, stderr=nowhere, timeout=TIMEOUT
+        )
+    assert told.stdout == b"went on\n"

@@ -31,6 +31,7 @@ from gpu_worker.engines.openai import OpenAIEngine
 from gpu_worker.engines.smollm2 import SmolLM2Engine
 
 DEADLINE = 30.0
+MODELS = {"data": [{"id": "m"}]}
 
 
 @asynccontextmanager
@@ -73,7 +74,7 @@ async def server(answers: Answers) -> AsyncIterator[str]:
         fields = dict(line.lower().split(": ", 1) for line in head.decode().split("\r\n")[1:-2])
         body = await reader.readexactly(int(fields.get("content-length", 0)))
         if path.endswith("/models"):
-            writer.write(document(200, {"data": [{"id": "m"}]}))
+            writer.write(document(200, MODELS))
         else:
             writer.write(answers(path, body))
         await writer.drain()
@@ -183,6 +184,29 @@ async def test_cancelling_ends_it_at_the_server_too() -> None:
             pass  # each question is a turn of the server's loop
         assert told["aborted"] == 1
         await play(made, ask(tokens=1, rate=0))
+
+
+async def test_each_model_has_its_own_slots() -> None:
+    """As it announces: a worker counts the jobs of each for itself."""
+    listed = {"data": [{"id": "one"}, {"id": "other"}]}
+    async with staying(stream(delta(content="a"), done=False), listed) as (url, _), engine(url, slots=1) as made:
+        running = [made.generate(model, ask(), Prefix()) for model in ("one", "other")]
+        for items in running:
+            assert await anext(items) == Piece("a", 1)
+        with pytest.raises(EngineFailed, match="1 generations of one are running"):
+            await anext(made.generate("one", ask(), Prefix()))
+        for items in running:
+            await items.aclose()
+
+
+async def test_a_prefix_is_no_prompt() -> None:
+    """It is told as a message, and a server counts it as one."""
+    usage = {"choices": [], "usage": {"prompt_tokens": 1600, "completion_tokens": 1}}
+    answers = stream(delta("stop", content="b"), usage)
+    async with server(lambda path, body: answers) as url, engine(url) as made:
+        for prefix, asked in ((Prefix(), 1600), (Prefix(("a",), 1505, 1500), 100), (Prefix((), 5, 0), 1600)):
+            _, finish = await play(made, ask(), prefix)
+            assert finish == Finish("stop", asked, prefix.tokens + 1)
 
 
 async def test_not_pulling_pauses_the_server() -> None:
@@ -322,14 +346,14 @@ async def test_whatever_goes_wrong_is_said_in_our_words(answer: bytes, code: str
 
 
 @asynccontextmanager
-async def staying(answer: bytes) -> AsyncIterator[tuple[str, asyncio.Event]]:
+async def staying(answer: bytes, listed: object = MODELS) -> AsyncIterator[tuple[str, asyncio.Event]]:
     """Says this, and keeps the connection until the client has gone, as the event tells; lists its models at once."""
     gone = asyncio.Event()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         request = await reader.readuntil(b"\r\n\r\n")
         if b"/models" in request:
-            writer.write(document(200, {"data": [{"id": "m"}]}))
+            writer.write(document(200, listed))
         else:
             writer.write(answer)
             with suppress(ConnectionResetError):
@@ -362,13 +386,11 @@ async def test_an_answer_is_over_with_its_end_though_the_server_keeps_the_connec
 
 
 async def test_it_waits_for_a_server_that_is_still_starting() -> None:
-    listed = 0
+    starting = [document(503, {}), document(502, {}), document(200, {"data": []})]
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        nonlocal listed
         await reader.readuntil(b"\r\n\r\n")
-        listed += 1
-        writer.write(document(503, {}) if listed == 1 else document(200, {"data": [{"id": "a"}, {"id": "b"}]}))
+        writer.write(starting.pop() if starting else document(200, {"data": [{"id": "a"}, {"id": "b"}]}))
         await writer.drain()
         writer.close()
 
