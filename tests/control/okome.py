@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import msgspec
+import pytest
 
 from broker.bus import operations as ops
 from broker.bus.clock import now_ms
@@ -153,6 +154,12 @@ async def generate(
     return await bus.ask(
         "generation_create", ops.CreateGeneration(tenant, sid, asked, key, warm), ops.GenerationCreated, timeout=8
     )
+
+
+async def refused(bus: Bus, sid: str, prompt: str = "hello", **fields: Any) -> Refusal:
+    with pytest.raises(Refusal) as caught:
+        await generate(bus, sid, prompt, **fields)
+    return caught.value
 
 
 async def session_record(bus: Bus, sid: str, tenant: str = TENANT) -> Session | None:
