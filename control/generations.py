@@ -6,6 +6,7 @@ nothing and is swept away; one that got it and has no job is queued by the sweep
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from typing import NamedTuple
 
@@ -41,6 +42,7 @@ from control.settings import ControlSettings
 
 JOB_TRIES = 3
 RESERVE_TRIES = 5
+TOLD_TIMEOUT = 1.0  # seconds that a conversation may take to be read for the sake of a warm lane
 TITLE = 60  # characters of the first prompt
 
 log = structlog.get_logger("control")
@@ -266,13 +268,23 @@ class Generations:
         return await self._generations.update(key, encode(record), there.revision)
 
     async def _lane(self, record: Generation, hint: str) -> str:
-        """The worker whose warm lane the job goes to, or "". A hint from the hot cache spares reading what was told."""
+        """The worker whose warm lane the job goes to, or "". A hint from the hot cache spares reading what was told.
+
+        The session's place is taken by now: what cannot be read costs a worker one prefill, and never the request.
+        """
         request = record.request
         if not self._admission.has_choice(request.model):
             return ""
         if hint and (worker := self._admission.hinted(request.model, hint)):
             return worker
-        told = list(request.messages) if request.whole_context else await self._told(record.sid)
+        told = list(request.messages)
+        if not request.whole_context:
+            try:
+                async with asyncio.timeout(TOLD_TIMEOUT):
+                    told = await self._told(record.sid)
+            except (BusError, msgspec.MsgspecError, TimeoutError) as error:
+                log.info("lane.not_looked_for", sid=record.sid, gid=record.id, error=repr(error))
+                return ""
         return self._admission.lane(request.model, told).worker
 
     async def _told(self, sid: str) -> list[Message]:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from broker.bus import operations as ops
-from broker.bus.errors import Refusal
+from broker.bus.errors import BusUnavailable, Refusal
 from broker.bus.kv import Bucket
 from broker.bus.log import page
 from broker.bus.nats import Bus, Msg
@@ -17,6 +17,7 @@ from broker.bus.records import Job, Load, Message, decode
 from broker.bus.subjects import job_subject, log_stream, parse_cursor
 from broker.bus.warmth import prefix_hash
 from control.app import Okome
+from control.generations import Generations
 from tests.control.okome import (
     SCRIPT,
     TENANT,
@@ -319,3 +320,27 @@ async def test_a_hint_from_the_hot_cache_is_taken_only_where_that_worker_is_live
         second.load = Load(4, 4, 0, 4)
         await until(lambda: okome.pulse.workers()["w2"].models["m"].running == 4, "it is busy")
         assert (await generate(bus, await new_session(bus), warm="w2")).worker == ""
+
+
+@pytest.mark.parametrize("trouble", ["no answer", "silence", "another version's record"])
+async def test_a_conversation_that_cannot_be_read_for_its_lane_costs_no_request(
+    okome: Okome, bus: Bus, monkeypatch: pytest.MonkeyPatch, trouble: str
+) -> None:
+    """The session's place is taken by then: a refusal would be of what runs a moment later."""
+    sid = await new_session(bus)
+    asked: list[str] = []
+
+    async def unread(self: Generations, sid: str) -> list[Message]:
+        asked.append(sid)
+        if trouble == "silence":
+            await asyncio.Event().wait()
+        raise BusUnavailable("nobody answers")
+
+    async with worker(okome, bus, "w1"), worker(okome, bus, "w2"):
+        if trouble == "another version's record":
+            await Bucket(bus, "generations").put(f"{sid}.gother", b"{}")
+        else:
+            monkeypatch.setattr(Generations, "_told", unread)
+        assert (await generate(bus, sid)).worker == ""
+        assert asked == ([] if trouble == "another version's record" else [sid])
+        assert await jobs(bus) == {"job.m.any": 1}
