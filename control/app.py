@@ -17,6 +17,7 @@ from broker.bus.subjects import random_id
 from broker.bus.unless import unless
 from broker.bus.version import VERSION
 from control.admission import Admission
+from control.deletions import Deletions
 from control.endings import Endings
 from control.floors import keep_floors
 from control.generations import Generations
@@ -84,13 +85,14 @@ class Okome:
         logs = Partitions(bus, self.partitions)
         once = Once(bus)
         endings = Endings(bus, self.pulse.name)
-        sessions = Sessions(bus, settings, self.keyring, once, models, logs, self.pulse)
+        sessions = Sessions(bus, settings, self.keyring, once, models, logs)
+        self.deletions = Deletions(bus, settings, self.pulse)
         logins = Logins(bus, settings, self.keyring, sessions)
         generations = Generations(bus, settings, once, models, logs, Admission(bus, self.pulse), endings)
         self.sweeper = Sweeper(bus, settings, self.pulse, opened, endings)
         if models.known:
             await self.pulse.hear()
-        operations = endpoints(self.id, self.keyring, sessions, logins, generations, endings)
+        operations = endpoints(self.id, self.keyring, sessions, self.deletions, logins, generations, endings)
         service = await bus.serve(NAME, VERSION, DESCRIPTION, operations)
         self._stack.push_async_callback(service.close)
         # What the server answers it has read, and all that was sent before: from here on every question finds us.
@@ -121,7 +123,8 @@ class Okome:
         await self._stack.aclose()
 
     async def _reconcile(self) -> None:
-        """What somebody removed comes back, and a log that lost its end gets another incarnation."""
+        """What somebody removed comes back, a log that lost its end gets another incarnation, and what is left of a
+        deleted session goes."""
         while True:
             await asyncio.sleep(self.settings.reconcile_interval)
             try:
@@ -129,6 +132,8 @@ class Okome:
                     await provision(self.bus, self.settings, timeout=self.settings.reconcile_interval)
                     await keep_floors(self.bus, await logged_partitions(self.bus), self.pulse.name)
                 await self.keyring.open(self.settings.api_key.get_secret_value())
+                if self.pulse.active():
+                    await self.deletions.finish()
             except BusError as error:
                 log.info("reconcile.put_off", error=repr(error))
 

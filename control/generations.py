@@ -6,6 +6,7 @@ nothing and is swept away; one that got it and has no job is queued by the sweep
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from typing import NamedTuple
 
@@ -41,6 +42,7 @@ from control.settings import ControlSettings
 
 JOB_TRIES = 3
 RESERVE_TRIES = 5
+TOLD_TIMEOUT = 1.0  # seconds that a conversation may take to be read for the sake of a warm lane
 TITLE = 60  # characters of the first prompt
 
 log = structlog.get_logger("control")
@@ -54,6 +56,14 @@ class _Ground(NamedTuple):
     model: Model
     incarnation: str
     last: Frame | None
+
+
+class _Made(Exception):
+    """Another attempt under the same Idempotency-Key, thus the same id, got the session's place."""
+
+    def __init__(self, record: Generation) -> None:
+        super().__init__(record.id)
+        self.record = record
 
 
 class Generations:
@@ -86,9 +96,11 @@ class Generations:
             found.append(await self._ground(question))
 
         async def carry_out(gid: str, reserved: Reserved | None) -> GenerationCreated:
-            if reserved is None:
-                return await self._go_on(question, gid)
-            return await self._accept(question, gid, found[-1], reserved)
+            try:
+                ground = found[-1] if reserved is not None else await self._ground_for(question, gid)
+                return await self._accept(question, gid, ground, reserved)
+            except _Made as made:
+                return await self._finish(made.record)
 
         return await self._once.do(
             question.tenant,
@@ -140,12 +152,32 @@ class Generations:
 
     # -- making it -------------------------------------------------------------------------------------------------
 
-    async def _go_on(self, question: CreateGeneration, gid: str) -> GenerationCreated:
-        """A dead replica's work: what it has made counts."""
-        entry = await self._generations.get(f"{question.sid}.{gid}")
-        if entry is not None and await self._holds_place(record := decode(entry.value, Generation)):
-            return await self._finish(record)
-        return await self._accept(question, gid, await self._ground(question), None)
+    async def _ground_for(self, question: CreateGeneration, gid: str) -> _Ground:
+        """The ground for an id under which another attempt may have made something, or still makes it: that is looked
+        for before and after, and never refused. Raises _Made, Refusal."""
+        await self._look_for(question.sid, gid)
+        try:
+            ground = await self._ground(question)
+        except Refusal:  # perhaps for what the other attempt has made meanwhile
+            await self._look_for(question.sid, gid)
+            raise
+        await self._look_for(question.sid, gid)
+        return ground
+
+    async def _look_for(self, sid: str, gid: str) -> None:
+        """Raises _Made where this id got the session's place, whatever came of it since."""
+        entry = await self._generations.get(f"{sid}.{gid}")
+        if entry is None:
+            return
+        record = decode(entry.value, Generation)
+        if record.status.open:
+            session = await self._sessions.get(f"{record.tenant}.{sid}")
+            if session is None or decode(session.value, Session).running != gid:
+                # It may just be ending: the place is given up first, then the record is closed.
+                last = await self._endings.last_frame(sid)
+                if last is None or last.gid != gid:
+                    return
+        raise _Made(record)
 
     async def _accept(
         self, question: CreateGeneration, gid: str, ground: _Ground, reserved: Reserved | None
@@ -161,19 +193,19 @@ class Generations:
         await self._nudge(record, before)
         return GenerationCreated(gid, str(Cursor(ground.incarnation, record.after)), before, lane)
 
-    async def _holds_place(self, record: Generation) -> bool:
-        if not record.status.open:
-            return True
-        entry = await self._sessions.get(f"{record.tenant}.{record.sid}")
-        return entry is not None and decode(entry.value, Session).running == record.id
-
     async def _finish(self, record: Generation) -> GenerationCreated:
-        """The answer to what is accepted already; its job is queued once, however often this is done."""
-        info = await self._partitions.admit(partition_of(record.sid))
+        """The answer to what is accepted already; its job is queued once, however often this is done.
+
+        Raises no Refusal: that would say that nothing was made.
+        """
+        info = await self._partitions.look(partition_of(record.sid))
         if record.status.open:
             session = await self._sessions.get(f"{record.tenant}.{record.sid}")
             policy = decode(session.value, Session).on_disconnect if session else "finish"
-            await self._queue(record, policy, "")
+            try:
+                await queue_job(self._bus, record, policy)
+            except StoreRejected as error:  # there is no room now: the sweeper queues what has none
+                log.info("generation.not_queued", sid=record.sid, gid=record.id, error=repr(error))
         return GenerationCreated(record.id, str(Cursor(info.incarnation, record.after)))
 
     async def _take_place(
@@ -183,7 +215,7 @@ class Generations:
             record = await self._reserve(request, gid, ground, reserved)
             if record is not None:
                 return record, ground
-            ground = await self._ground(question)  # refuses where the change was another generation
+            ground = await self._ground_for(question, gid)  # refuses where the change was another generation
         raise Refusal("unavailable", "the session is being changed by too many at once", retry_after=1)
 
     async def _reserve(
@@ -191,7 +223,7 @@ class Generations:
     ) -> Generation | None:
         """The record, then the session's one place; of several that try at once exactly one gets it.
 
-        None: the session was changed since it was read.
+        None: the session, or what is under this id, was changed since it was read.
         """
         session = ground.session
         record = Generation(
@@ -203,7 +235,10 @@ class Generations:
             created_at=after_ms(session.updated_at),
             after=ground.last.seq if ground.last else 0,
         )
-        await self._generations.put(f"{session.id}.{gid}", encode(record))
+        try:
+            revision = await self._write(record, reserved is not None)
+        except BucketConflict:
+            return None
         if reserved is not None:  # beside the record, which counts for nothing as long as it has no place
             try:
                 await reserved()
@@ -217,18 +252,39 @@ class Generations:
         try:
             await self._sessions.update(f"{session.tenant}.{session.id}", encode(taken), ground.entry.revision)
         except BucketConflict:
-            await self._generations.delete(f"{session.id}.{gid}")
+            with contextlib.suppress(BucketConflict):  # another attempt's since, which may have the place
+                await self._generations.delete(f"{session.id}.{gid}", revision)
             return None
         return record
 
+    async def _write(self, record: Generation, first: bool) -> int:
+        """The record's revision: ours alone, even where another attempt wrote under this id. Raises BucketConflict."""
+        key = f"{record.sid}.{record.id}"
+        there = None if first else await self._generations.get(key)
+        if there is None:
+            return await self._generations.create(key, encode(record))
+        if not decode(there.value, Generation).status.open:
+            raise BucketConflict(self._generations.name, key)
+        return await self._generations.update(key, encode(record), there.revision)
+
     async def _lane(self, record: Generation, hint: str) -> str:
-        """The worker whose warm lane the job goes to, or "". A hint from the hot cache spares reading what was told."""
+        """The worker whose warm lane the job goes to, or "". A hint from the hot cache spares reading what was told.
+
+        The session's place is taken by now: what cannot be read costs a worker one prefill, and never the request.
+        """
         request = record.request
         if not self._admission.has_choice(request.model):
             return ""
         if hint and (worker := self._admission.hinted(request.model, hint)):
             return worker
-        told = list(request.messages) if request.whole_context else await self._told(record.sid)
+        told = list(request.messages)
+        if not request.whole_context:
+            try:
+                async with asyncio.timeout(TOLD_TIMEOUT):
+                    told = await self._told(record.sid)
+            except (BusError, msgspec.MsgspecError, TimeoutError) as error:
+                log.info("lane.not_looked_for", sid=record.sid, gid=record.id, error=repr(error))
+                return ""
         return self._admission.lane(request.model, told).worker
 
     async def _told(self, sid: str) -> list[Message]:

@@ -25,9 +25,13 @@ class Partitions:
         """For a new session: at random, so that nobody can aim. Never recomputed afterwards."""
         return secrets.choice(self.names)
 
+    async def look(self, partition: str) -> StreamInfo:
+        """What the log is, a moment ago. Raises BusError."""
+        return await self._infos.get(partition)
+
     async def admit(self, partition: str) -> StreamInfo:
-        """What the log is, a moment ago. Raises Refusal `overloaded` when it is nearly full, and BusError."""
-        info = await self._infos.get(partition)
+        """As `look`, for something new: raises Refusal `overloaded` when it is nearly full."""
+        info = await self.look(partition)
         if info.max_bytes > 0 and info.bytes >= FULL * info.max_bytes:
             raise Refusal("overloaded", "the log of this session is nearly full", retry_after=30)
         return info

@@ -16,7 +16,7 @@ from broker.bus.chain import Chain
 from broker.bus.conversation import new_input
 from broker.bus.errors import ChainBroken, FrameMalformed, WrongLastSequence
 from broker.bus.frames import ATTEMPT, DONE, FAILED, START, TOKEN, USAGE, Frame, decode_frame, encode_frame
-from broker.bus.kv import Bucket
+from broker.bus.kv import Bucket, Entry
 from broker.bus.log import read_all, store
 from broker.bus.nats import Bus
 from broker.bus.records import Generation, decode, encode
@@ -43,16 +43,32 @@ async def restore(bus: Bus, name: str, cuts: Mapping[str, int]) -> None:
     `name`: whose frames they are.
     """
     generations = Bucket(bus, "generations")
-    found = [decode(entry.value, Generation) for entry in (await generations.all()).values()]
-    for record in sorted(found, key=lambda one: (one.created_at, one.id)):
-        cut = cuts.get(partition_of(record.sid))
-        if cut is None:
+    # There may be more of them than fit in memory, after years; only few of them are of what was lost.
+    found: dict[str, tuple[int, str]] = {}
+
+    def take(key: str, entry: Entry | None) -> None:
+        try:
+            if entry is not None and _lost(record := decode(entry.value, Generation), cuts):
+                found[key] = (record.created_at, record.id)
+        except msgspec.MsgspecError as error:
+            log.warning("generation.unreadable", key=key, error=str(error))
+
+    await generations.each(take)
+    for key in sorted(found, key=lambda key: found[key]):
+        entry = await generations.get(key)
+        if entry is None or not _lost(record := decode(entry.value, Generation), cuts):
             continue
-        if record.status.open:
-            if record.after > cut:  # it is accepted behind a frame that is gone
-                await generations.change(f"{record.sid}.{record.id}", lambda value, cut=cut: _behind(value, cut))  # type: ignore[misc]
-        elif record.last_seq > cut:
+        if record.status.open:  # it is accepted behind a frame that is gone
+            cut = cuts[partition_of(record.sid)]
+            await generations.change(key, lambda value, cut=cut: _behind(value, cut))  # type: ignore[misc]
+        else:
             await _write_again(bus, generations, name, record)
+
+
+def _lost(record: Generation, cuts: Mapping[str, int]) -> bool:
+    """Whether its log lost where it ended, or where it is to begin."""
+    cut = cuts.get(partition_of(record.sid))
+    return cut is not None and (record.after if record.status.open else record.last_seq) > cut
 
 
 async def _write_again(bus: Bus, generations: Bucket, name: str, record: Generation) -> None:

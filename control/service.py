@@ -16,6 +16,7 @@ from broker.bus.nats import Handler
 from broker.bus.subjects import is_session_id
 from broker.bus.version import VERSION
 from control import metrics
+from control.deletions import Deletions
 from control.endings import Endings
 from control.generations import Generations
 from control.keyring import Keyring
@@ -35,12 +36,18 @@ class Nothing(msgspec.Struct, frozen=True):
 
 
 def endpoints(
-    id: str, keyring: Keyring, sessions: Sessions, logins: Logins, generations: Generations, endings: Endings
+    id: str,
+    keyring: Keyring,
+    sessions: Sessions,
+    deletions: Deletions,
+    logins: Logins,
+    generations: Generations,
+    endings: Endings,
 ) -> dict[str, Handler]:
     """Every operation by name."""
 
     async def delete(question: ops.OfSession) -> dict[str, Any]:
-        await sessions.delete(question)
+        await deletions.delete(question)
         return {}
 
     async def ended(question: ops.GenerationEnded) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Sessions: made, changed, opened by tokens, deleted. What the model said is in their logs, not here."""
+"""Sessions: made, changed, opened by tokens. What the model said is in their logs, not here."""
 
 from __future__ import annotations
 
@@ -7,17 +7,16 @@ import structlog
 
 from broker.bus import clock
 from broker.bus.clock import after_ms, now_ms
-from broker.bus.errors import BucketConflict, BusUnavailable, Refusal
+from broker.bus.errors import BucketConflict, Refusal
 from broker.bus.kv import Bucket
 from broker.bus.nats import Bus
 from broker.bus.operations import CreateSession, OfSession, PatchSession, SessionToken
-from broker.bus.records import Generation, Revocation, Session, decode, encode
-from broker.bus.subjects import is_session_id, log_stream, log_subject, new_session_id, node_subject, worker_subject
+from broker.bus.records import Session, decode, encode
+from broker.bus.subjects import is_session_id, new_session_id
 from control.idempotency import Once, Reserved
 from control.keyring import Keyring, is_tenant
 from control.models import Models
 from control.partitions import Partitions
-from control.pulse import Pulse
 from control.settings import ControlSettings
 
 MAX_TITLE = 200  # characters
@@ -38,18 +37,13 @@ class Sessions:
         once: Once,
         models: Models,
         partitions: Partitions,
-        pulse: Pulse,
     ) -> None:
-        self._bus = bus
         self._settings = settings
         self._keyring = keyring
         self._once = once
         self._models = models
         self._partitions = partitions
-        self._pulse = pulse
         self._sessions = Bucket(bus, "sessions", settings.deleted_life)
-        self._generations = Bucket(bus, "generations", settings.deleted_life)
-        self._revoked = Bucket(bus, "revoked")
 
     async def find(self, tenant: str, sid: str) -> Session:
         """Another tenant's session is as unknown as none. Raises Refusal `unknown_session`."""
@@ -132,40 +126,6 @@ class Sessions:
         if value is None:
             raise Refusal("unknown_session", "there is no such session")
         return decode(value, Session)
-
-    async def delete(self, question: OfSession) -> None:
-        """Cancel, revoke, say so, purge, forget. The record goes last: whoever is interrupted is asked again."""
-        session = await self.find(question.tenant, question.sid)
-        sid = session.id
-        if session.running:
-            await self._cancel(sid, session.running)
-        await self._revoked.put(f"sid.{sid}", encode(Revocation(now_ms(), "session deleted")))
-        await self._nudge(node_subject("all", "ended"), {"sid": sid, "reason": "deleted"})
-        await self._bus.api(f"STREAM.PURGE.{log_stream(sid[:2])}", {"filter": log_subject(sid)}, timeout=5)
-        for key in await self._generations.all(f"{sid}.*"):
-            await self._generations.delete(key)
-        await self._sessions.delete(f"{session.tenant}.{sid}")
-        log.info("session.deleted", sid=sid, tenant=session.tenant)
-
-    async def _cancel(self, sid: str, gid: str) -> None:
-        def edit(value: bytes | None) -> bytes | None:
-            if value is None:
-                return None
-            record = decode(value, Generation)
-            if not record.status.open or record.cancel:
-                return None
-            return encode(msgspec.structs.replace(record, cancel=True))
-
-        await self._generations.change(f"{sid}.{gid}", edit)
-        holder = self._pulse.holder(gid)
-        if holder:
-            await self._nudge(worker_subject(holder, "cancel"), {"sid": sid, "gid": gid})
-
-    async def _nudge(self, subject: str, payload: dict[str, str]) -> None:
-        try:
-            await self._bus.publish(subject, msgspec.json.encode(payload))
-        except BusUnavailable as error:  # never the only copy of anything
-            log.debug("nudge.lost", subject=subject, error=str(error))
 
 
 def _check(title: str, metadata: dict[str, object]) -> None:

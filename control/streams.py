@@ -16,7 +16,7 @@ BUCKET_TTL = {"nodes": 10.0, "revoked": REVOKED_FOR, "tickets": 300.0}  # second
 
 DESCRIPTIONS = {
     "keys": "API keys by hash; and the key between ingress and node",
-    "sessions": "session metadata: <tenant>.<sid>",
+    "sessions": "session metadata: <tenant>.<sid>; deleting.<tenant>.<sid>: to be deleted",
     "generations": "what was asked and answered: <sid>.<gid>",
     "models": "what can be asked for",
     "nodes": "live stream nodes",

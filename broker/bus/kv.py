@@ -19,6 +19,7 @@ from broker.bus.nats import Bus
 
 TOO_MANY_RESULTS = "413"
 CHANGE_TRIES = 20
+PROGRESS_TIMEOUT = 10.0  # seconds without a key, while many are read: the more there are, the longer it takes
 ALL_BYTES = 8 * 1024 * 1024  # of values in one direct get: more would be cut off by the server, or fill its buffers
 
 
@@ -133,26 +134,40 @@ class Bucket:
             case status:
                 raise StoreRejected(int(status or 0), headers.get("Description", ""))
 
+    async def each(self, take: Callable[[str, Entry | None], None], keys: str = ">") -> None:
+        """Every key that matches, as `all`, but one by one as they come, however many they are: `take(key, entry)` must
+        not wait. What is changed meanwhile may come twice; None is a deletion.
+
+        Raises BusUnavailable where nothing came for PROGRESS_TIMEOUT.
+        """
+
+        def hear(seq: int, subject: str, data: bytes, headers: dict[str, str] | None) -> None:
+            take(subject.removeprefix(self._prefix), _entry(Stored(seq, subject, data, headers)))
+
+        follow = Follow(self._bus, self.stream, [self._prefix + keys], "list", hear, last_per_subject=True)
+        await follow.start()
+        try:
+            while not follow.caught_up.is_set():
+                seen = follow.seq
+                try:
+                    async with asyncio.timeout(PROGRESS_TIMEOUT):
+                        await follow.caught_up.wait()
+                except TimeoutError as error:
+                    if follow.seq == seen:
+                        raise BusUnavailable(f"the keys of {self.name} come no more") from error
+        finally:
+            await follow.close()
+
     async def _all_by_follow(self, keys: str) -> dict[str, Entry]:
         found: dict[str, Entry] = {}
 
-        def take(seq: int, subject: str, data: bytes, headers: dict[str, str] | None) -> None:
-            key = subject.removeprefix(self._prefix)
-            entry = _entry(Stored(seq, subject, data, headers))
+        def take(key: str, entry: Entry | None) -> None:
             if entry is None:
                 found.pop(key, None)
             else:
                 found[key] = entry
 
-        follow = Follow(self._bus, self.stream, [self._prefix + keys], "list", take, last_per_subject=True)
-        await follow.start()
-        try:
-            async with asyncio.timeout(10):
-                await follow.caught_up.wait()
-        except TimeoutError as error:
-            raise BusUnavailable(f"the keys of {self.name} did not come in time") from error
-        finally:
-            await follow.close()
+        await self.each(take, keys)
         return found
 
 

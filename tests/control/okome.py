@@ -9,9 +9,11 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import msgspec
+import pytest
 
 from broker.bus import operations as ops
 from broker.bus.clock import now_ms
+from broker.bus.credentials import Verifier
 from broker.bus.errors import BusUnavailable, Refusal
 from broker.bus.frames import ATTEMPT, DONE, START, TOKEN, Frame, decode_frame, encode_frame
 from broker.bus.kv import Bucket
@@ -153,6 +155,19 @@ async def generate(
     return await bus.ask(
         "generation_create", ops.CreateGeneration(tenant, sid, asked, key, warm), ops.GenerationCreated, timeout=8
     )
+
+
+async def refused(bus: Bus, sid: str, prompt: str = "hello", **fields: Any) -> Refusal:
+    with pytest.raises(Refusal) as caught:
+        await generate(bus, sid, prompt, **fields)
+    return caught.value
+
+
+async def verifier(bus: Bus) -> Verifier:
+    made = Verifier()
+    for kid, entry in (await Bucket(bus, "jwks").all()).items():
+        made.take(kid, entry.value)
+    return made
 
 
 async def session_record(bus: Bus, sid: str, tenant: str = TENANT) -> Session | None:

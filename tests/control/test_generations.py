@@ -6,20 +6,18 @@ import asyncio
 import json
 from typing import Any
 
-import msgspec
 import pytest
 
 from broker.bus import operations as ops
-from broker.bus.errors import Refusal
+from broker.bus.errors import BusUnavailable, Refusal
 from broker.bus.kv import Bucket
-from broker.bus.log import page, store
+from broker.bus.log import page
 from broker.bus.nats import Bus, Msg
-from broker.bus.records import Generation, Job, Load, Message, Request, decode
-from broker.bus.subjects import job_subject, log_stream, log_subject, parse_cursor, partition_of
+from broker.bus.records import Job, Load, Message, decode
+from broker.bus.subjects import job_subject, log_stream, parse_cursor
 from broker.bus.warmth import prefix_hash
 from control.app import Okome
-from control.generations import Generations, queue_job
-from control.idempotency import fingerprint
+from control.generations import Generations
 from tests.control.okome import (
     SCRIPT,
     TENANT,
@@ -33,6 +31,7 @@ from tests.control.okome import (
     known_to_both,
     last_sequences,
     new_session,
+    refused,
     replica,
     session_record,
     until,
@@ -40,12 +39,6 @@ from tests.control.okome import (
 )
 from tests.fixtures.clock import clock_off
 from tests.fixtures.nats_server import NatsServer
-
-
-async def refused(bus: Bus, sid: str, prompt: str = "hello", **fields: Any) -> Refusal:
-    with pytest.raises(Refusal) as caught:
-        await generate(bus, sid, prompt, **fields)
-    return caught.value
 
 
 async def written(bus: Bus) -> list[int]:
@@ -329,118 +322,25 @@ async def test_a_hint_from_the_hot_cache_is_taken_only_where_that_worker_is_live
         assert (await generate(bus, await new_session(bus), warm="w2")).worker == ""
 
 
-# -- idempotency ------------------------------------------------------------------------------
-
-
-async def test_a_repeat_gets_the_first_answer_and_makes_nothing(okome: Okome, bus: Bus) -> None:
-    sid = await new_session(bus)
-    async with worker(okome, bus):
-        first = await generate(bus, sid, key="k")
-        assert await generate(bus, sid, key="k") == first
-        await answer(bus, sid, first, "a")
-        await ended(bus, sid, first.generation_id)
-        assert await generate(bus, sid, key="k") == first
-        assert await jobs(bus) == {"job.m.any": 1}
-        other = await new_session(bus)
-        assert (await generate(bus, other, key="k")).generation_id != first.generation_id
-
-
-async def test_a_repeat_is_answered_whatever_a_new_request_would_be_told(
-    okome: Okome, bus: Bus, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("trouble", ["no answer", "silence", "another version's record"])
+async def test_a_conversation_that_cannot_be_read_for_its_lane_costs_no_request(
+    okome: Okome, bus: Bus, monkeypatch: pytest.MonkeyPatch, trouble: str
 ) -> None:
-    """Its log cannot be read, or has rubbish at its end; nobody runs the model any more; or whether there could be an
-    answer is not known. And it writes nothing."""
+    """The session's place is taken by then: a refusal would be of what runs a moment later."""
     sid = await new_session(bus)
-    async with worker(okome, bus) as played:
-        first = await generate(bus, sid, key="k")
-        played.models = ()
-        await until(lambda: not okome.pulse.workers()["w1"].models, "it offers nothing any more")
-        kept = ["JOBS", "KV_generations", "KV_idempotency", "KV_sessions"]
-        before = await last_sequences(bus, kept)
-        assert await generate(bus, sid, key="k") == first
-        await store(bus, log_subject(sid), b"rubbish")
-        assert await generate(bus, sid, key="k") == first
-        await bus.api(f"STREAM.DELETE.{log_stream(partition_of(sid))}")
-        assert await generate(bus, sid, key="k") == first
+    asked: list[str] = []
 
-        async def unanswered(*_: object) -> None:
+    async def unread(self: Generations, sid: str) -> list[Message]:
+        asked.append(sid)
+        if trouble == "silence":
             await asyncio.Event().wait()
+        raise BusUnavailable("nobody answers")
 
-        monkeypatch.setattr(Generations, "_ground", unanswered)
-        assert await generate(bus, sid, key="k") == first
-        assert await last_sequences(bus, kept) == before
-
-
-async def test_a_repeat_that_another_hint_comes_with_is_a_repeat(okome: Okome, bus: Bus) -> None:
-    """The node that it comes through knows by then who holds the session warm: the client has asked the same."""
-    sid = await new_session(bus)
-    async with worker(okome, bus):
-        first = await generate(bus, sid, key="k")
-        assert await generate(bus, sid, key="k", warm="w1") == first
-
-
-async def test_another_body_under_the_same_key_is_a_mismatch(okome: Okome, bus: Bus) -> None:
-    sid = await new_session(bus)
-    async with worker(okome, bus):
-        await generate(bus, sid, "one", key="k")
-        assert (await refused(bus, sid, "two", key="k")).code == "idempotency_mismatch"
-
-
-async def test_repeats_at_once_get_one_answer(okome: Okome, bus: Bus) -> None:
-    sid = await new_session(bus)
-    async with worker(okome, bus):
-        made = await asyncio.gather(*(generate(bus, sid, key="k") for _ in range(6)))
-        assert len({each.generation_id for each in made}) == 1
-        assert await jobs(bus) == {"job.m.any": 1}
-        assert list(await Bucket(bus, "generations").all(f"{sid}.*")) == [f"{sid}.{made[0].generation_id}"]
-
-
-async def test_a_refusal_is_not_kept(okome: Okome, bus: Bus) -> None:
-    sid = await new_session(bus)
-    async with worker(okome, bus):
-        first = await generate(bus, sid, key="a")
-        assert (await refused(bus, sid, key="b")).code == "generation_running"
-        await answer(bus, sid, first, "x")
-        assert (await generate(bus, sid, key="b")).generation_id != first.generation_id
-
-
-@pytest.mark.parametrize("died_after", ["the key", "the record", "the place", "the job"])
-async def test_what_a_dead_replica_left_undone_is_finished_under_the_same_id(
-    okome: Okome, bus: Bus, died_after: str
-) -> None:
-    """Whatever step it reached: one generation, one job, and the repeat gets its id."""
-    sid = await new_session(bus)
-    question = ops.CreateGeneration(TENANT, sid, Request("m", [Message("user", "hello")]), "k")
-    async with worker(okome, bus):
-        first = await generate(bus, sid, key="k")
-        gid = first.generation_id
-        (key,) = await Bucket(bus, "idempotency").all()
-        # Back to what a replica leaves that was killed at this point.
-        unfinished = {"fingerprint": fingerprint(question), "answer": {}, "reserved": gid}
-        await Bucket(bus, "idempotency").put(key, msgspec.json.encode(unfinished))
-        record = await generation_record(bus, sid, gid)
-        session = await session_record(bus, sid)
-        assert record is not None
-        assert session is not None
-        steps = ["the key", "the record", "the place", "the job"]
-        reached = steps.index(died_after)
-        if reached < 3:
-            await bus.api("STREAM.PURGE.JOBS")
-        if reached < 2:
-            free = msgspec.structs.replace(session, running="")
-            await Bucket(bus, "sessions").put(f"{TENANT}.{sid}", msgspec.json.encode(free))
-        if reached < 1:
-            await Bucket(bus, "generations").delete(f"{sid}.{gid}")
-        again = await bus.ask("generation_create", question, ops.GenerationCreated, timeout=10)
-        assert (again.generation_id, again.cursor) == (gid, first.cursor)
-        kept = await session_record(bus, sid)
-        assert kept is not None
-        assert kept.running == gid
-        made = await generation_record(bus, sid, gid)
-        assert isinstance(made, Generation)
-        # The queue forgets a message id after two minutes; within them it calls a repeat of a purged job a repeat.
-        if reached == 3:
-            assert await jobs(bus) == {"job.m.any": 1}
+    async with worker(okome, bus, "w1"), worker(okome, bus, "w2"):
+        if trouble == "another version's record":
+            await Bucket(bus, "generations").put(f"{sid}.gother", b"{}")
         else:
-            await queue_job(bus, made, "finish", msg_id=f"{gid}@0")
-            assert await jobs(bus) == {"job.m.any": 1}
+            monkeypatch.setattr(Generations, "_told", unread)
+        assert (await generate(bus, sid)).worker == ""
+        assert asked == ([] if trouble == "another version's record" else [sid])
+        assert await jobs(bus) == {"job.m.any": 1}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -9,11 +11,13 @@ import pytest
 from broker.bus.chain import Chain
 from broker.bus.conversation import fold
 from broker.bus.frames import DONE, FAILED, Frame, encode_frame
+from broker.bus.kv import Bucket
 from broker.bus.log import stream_info
 from broker.bus.nats import Bus
-from broker.bus.records import Generation, Message, Request, Status
-from broker.bus.subjects import log_stream, partition_of
+from broker.bus.records import Generation, Message, Request, Status, encode
+from broker.bus.subjects import log_stream, log_subject, partition_of
 from compose.chaos.faults.store import cut
+from control.app import Okome
 from control.floors import keep_floors
 from control.restoring import PIECE, missing, restore
 from tests.control.okome import (
@@ -75,6 +79,31 @@ async def test_an_answer_recorded_as_ended_is_whole_in_its_log_again_and_more_ca
         assert waits.after <= left, "what was accepted behind a lost frame is behind what is left"
         await restore(bus, "okome-again", {partition_of(sid): left})
         assert len(await frames(bus, sid)) == len(log), "restoring again adds nothing"
+
+
+async def test_records_of_what_is_whole_are_neither_kept_in_memory_nor_in_the_way(okome: Okome, bus: Bus) -> None:
+    """They are of all the years, and a start would end when they are more than fit. One of them cannot be read."""
+    async with worker(okome, bus):
+        sid = await new_session(bus)
+        gid = await recorded(bus, sid, *TEXTS)
+    lost = await generation_record(bus, sid, gid)
+    assert lost is not None
+    generations = Bucket(bus, "generations")
+    other = next(name for name in okome.partitions if name != partition_of(sid))
+    await generations.put(f"{other}unreadable.g", b"{}")
+    whole = encode(record("x" * 16_000))
+    for start in range(0, 3000, 250):
+        await asyncio.gather(*(generations.put(f"{other}s.g{index}", whole) for index in range(start, start + 250)))
+    await bus.api(f"STREAM.PURGE.{log_stream(partition_of(sid))}", {"filter": log_subject(sid)})
+    tracemalloc.start()
+    try:
+        await restore(bus, "okome-again", {partition_of(sid): 0})
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 3000 * len(whole) / 2
+    (turn,) = fold(await frames(bus, sid))
+    assert (turn.gid, turn.text, turn.status) == (gid, "".join(TEXTS), DONE)
 
 
 # -- pure -------------------------------------------------------------------------------------------------------------

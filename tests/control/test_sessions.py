@@ -9,27 +9,19 @@ import msgspec
 import pytest
 
 from broker.bus import operations as ops
-from broker.bus.credentials import Verifier
 from broker.bus.errors import Refusal
 from broker.bus.kv import Bucket
-from broker.bus.log import last
-from broker.bus.nats import Bus, Msg
+from broker.bus.nats import Bus
 from broker.bus.records import Session
-from broker.bus.revocations import Revocations
 from broker.bus.subjects import is_session_id, log_stream
 from control.app import Okome
 from tests.control.okome import (
     TENANT,
-    answer,
-    frames,
-    generate,
-    generation_record,
     jobs,
     last_sequences,
     new_session,
     session_record,
-    until,
-    worker,
+    verifier,
 )
 
 
@@ -37,13 +29,6 @@ async def refusal(bus: Bus, operation: str, question: msgspec.Struct) -> Refusal
     with pytest.raises(Refusal) as caught:
         await bus.ask(operation, question, dict)
     return caught.value
-
-
-async def verifier(bus: Bus) -> Verifier:
-    made = Verifier()
-    for kid, entry in (await Bucket(bus, "jwks").all()).items():
-        made.take(kid, entry.value)
-    return made
 
 
 async def test_a_session_has_a_partition_a_record_and_a_token(okome: Okome, bus: Bus) -> None:
@@ -118,52 +103,6 @@ async def test_a_patch_changes_what_it_names(okome: Okome, bus: Bus) -> None:
     changed = await bus.ask("session_patch", ops.PatchSession(TENANT, sid, metadata={}), Session)
     assert (changed.title, changed.metadata) == ("new", {})
     assert await session_record(bus, sid) == changed
-
-
-async def test_a_deleted_session_is_cancelled_revoked_purged_and_forgotten(okome: Okome, bus: Bus) -> None:
-    ended: asyncio.Queue[Msg] = asyncio.Queue()
-    cancelled: asyncio.Queue[Msg] = asyncio.Queue()
-    await bus.subscribe("node.all.ended", ended.put)
-    await bus.subscribe("worker.w1.cancel", cancelled.put)
-    async with worker(okome, bus) as played:
-        made = await bus.ask("session_create", ops.CreateSession(TENANT), ops.SessionToken)
-        sid, other = made.session_id, await new_session(bus)
-        first = await generate(bus, sid)
-        await answer(bus, sid, first, "a", "b")
-        await answer(bus, other, await generate(bus, other), "kept")
-        await bus.ask("generation_ended", ops.GenerationEnded(sid, first.generation_id), dict)
-        second = await generate(bus, sid)
-        played.held[second.generation_id] = "$JS.ACK.x"
-        await until(lambda: okome.pulse.holder(second.generation_id), "the worker is seen to hold it")
-        await bus.ask("session_delete", ops.OfSession(TENANT, sid), dict)
-        async with asyncio.timeout(5):
-            assert json.loads((await ended.get()).data) == {"sid": sid, "reason": "deleted"}
-            assert json.loads((await cancelled.get()).data) == {"sid": sid, "gid": second.generation_id}
-        assert await session_record(bus, sid) is None
-        assert await generation_record(bus, sid, first.generation_id) is None
-        assert await frames(bus, sid) == []
-        assert len(await frames(bus, other)) == 3
-        revocations = Revocations()
-        entry = await Bucket(bus, "revoked").get(f"sid.{sid}")
-        assert entry is not None
-        revocations.take(f"sid.{sid}", entry.value)
-        assert revocations.revoked((await verifier(bus)).session(made.token))
-        assert (await refusal(bus, "session_delete", ops.OfSession(TENANT, sid))).code == "unknown_session"
-
-
-async def test_what_is_deleted_keeps_no_place_for_ever(okome: Okome, bus: Bus) -> None:
-    """The deletions themselves are forgotten by the buckets: of a session, of its generations, and of one that lost."""
-    async with worker(okome, bus):
-        sid = await new_session(bus)
-        made = await generate(bus, sid)
-        await answer(bus, sid, made, "a")
-        await bus.ask("session_delete", ops.OfSession(TENANT, sid), dict)
-    for bucket, key in (("sessions", f"{TENANT}.{sid}"), ("generations", f"{sid}.{made.generation_id}")):
-        deletion = await last(bus, f"KV_{bucket}", f"$KV.{bucket}.{key}")
-        assert deletion is not None
-        assert deletion.headers is not None
-        assert deletion.headers["KV-Operation"] == "DEL"
-        assert deletion.headers["Nats-TTL"] == f"{okome.settings.deleted_life}s"
 
 
 async def test_a_session_made_twice_under_one_idempotency_key_is_one(okome: Okome, bus: Bus) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import pytest
 from nats.aio.client import Client
@@ -10,7 +11,7 @@ from nats.js.errors import KeyNotFoundError
 
 from broker.bus import kv
 from broker.bus.errors import BucketConflict, BusUnavailable, StoreRejected
-from broker.bus.kv import Bucket, Watch
+from broker.bus.kv import Bucket, Entry, Watch
 from broker.bus.nats import Bus
 from tests.broker.bus.conftest import eventually, make_bucket, make_stream, restarted
 from tests.fixtures.clock import clock_off
@@ -157,6 +158,52 @@ async def test_all_has_every_key_beyond_what_one_answer_weighs(local_bus: Bus, m
     for index in range(20):
         await bucket.put(f"k{index}", bytes(1000))
     assert len(await bucket.all()) == 20
+
+
+async def test_keys_may_come_for_as_long_as_they_come(local_bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
+    """How many there are is nobody's fault: a limit for all of them would be reached one day, and for ever."""
+    monkeypatch.setattr(kv, "PROGRESS_TIMEOUT", 0.1)
+    bucket = await new(local_bus)
+    for index in range(100):
+        await bucket.put(f"k{index}", b"%d" % index)
+    await bucket.delete("k7")
+    told: dict[str, Entry | None] = {}
+    began = time.monotonic()
+
+    def slowly(key: str, entry: Entry | None) -> None:
+        until = time.monotonic() + 0.005
+        while time.monotonic() < until:
+            pass
+        told[key] = entry
+
+    await bucket.each(slowly)
+    assert time.monotonic() - began > 3 * kv.PROGRESS_TIMEOUT
+    assert {key: entry and entry.value for key, entry in told.items()} == {
+        f"k{index}": b"%d" % index if index != 7 else None for index in range(100)
+    }
+
+
+async def test_keys_that_come_no_more_are_not_waited_for(
+    fresh_bus: Bus, fresh_nats: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kv, "PROGRESS_TIMEOUT", 0.5)
+    bucket = await new(fresh_bus)
+    payload = bytes(10_000)
+    for index in range(1000):
+        await bucket.put(f"k{index}", payload)
+    told: list[str] = []
+
+    def freezes(key: str, entry: Entry | None) -> None:
+        if not told:
+            fresh_nats.freeze()
+        told.append(key)
+
+    try:
+        with pytest.raises(BusUnavailable):
+            await bucket.each(freezes)
+    finally:
+        fresh_nats.thaw()
+    assert 0 < len(told) < 1000
 
 
 async def test_a_bucket_that_does_not_exist_is_an_error_not_nothing(local_bus: Bus) -> None:
