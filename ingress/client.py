@@ -31,6 +31,10 @@ AHEAD = 8
 """Requests that a client may send before the answer to the first one."""
 TO_SKIP = 256 * 1024
 """Bytes of a refused body that are read and thrown away, so that the client sees the answer and not a reset."""
+LINGER = 5.0
+"""Seconds that a connection whose last answer is written is kept, and as many more as its client goes on reading it."""
+PROGRESS = 4 * 1024
+"""Bytes that are to be read meanwhile."""
 _ONCE = frozenset(
     {b"host", b"authorization", b"origin", b"content-type", b"last-event-id", b"idempotency-key", b"cookie"}
 )
@@ -83,9 +87,11 @@ class ClientConnection(asyncio.Protocol):
         self._head_size = 0
         self._fields: list[Field] = []
         self._body = bytearray()
+        self._waits = False  # the client says its body when it is told to go on
         self._parsing = Phase.IDLE  # IDLE, HEAD or BODY, of the request being read
         self._read = 0  # bytes of the head, then of the body, chunk framing included
         self._skipped = 0
+        self._unsent = 0  # bytes, once it is closing
         self._half_closed = False
         self._deaf = False  # what still comes is not for us: this connection ends with the present answer
 
@@ -140,7 +146,8 @@ class ClientConnection(asyncio.Protocol):
         """Send what is written, then close. What the client still sends is thrown away until it closes, briefly."""
         if self.phase is not Phase.CLOSING and self._transport is not None and not self._transport.is_closing():
             self.phase = Phase.CLOSING
-            self.deadline = self._loop.time() + 5.0
+            self._unsent = self._transport.get_write_buffer_size()
+            self.deadline = self._loop.time() + LINGER
             self.resume_reading()
             if self._transport.can_write_eof():
                 self._transport.write_eof()
@@ -271,6 +278,7 @@ class ClientConnection(asyncio.Protocol):
         self._head_size = 0
         self._fields = []
         self._body = bytearray()
+        self._waits = False
 
     def on_url(self, url: bytes) -> None:
         self._url += url
@@ -291,11 +299,17 @@ class ClientConnection(asyncio.Protocol):
         length = value(self._fields, b"content-length")
         if length and int(length) > self._settings.body_limit:
             raise _Stop(self._too_large())
+        expects = value(self._fields, b"expect").lower() == b"100-continue"
+        self._waits = expects and self._parser.get_http_version() == "1.1"
         if self.phase is Phase.HEAD:
             self.phase = Phase.BODY
             self.deadline = self._loop.time() + self._settings.body_timeout
-            if value(self._fields, b"expect").lower() == b"100-continue":
-                self.write(answer.CONTINUE)
+            self._tell_to_go_on()
+
+    def _tell_to_go_on(self) -> None:
+        if self._waits:
+            self._waits = False
+            self.write(answer.CONTINUE)
 
     def on_body(self, data: bytes) -> None:
         if len(self._body) + len(data) > self._settings.body_limit:
@@ -400,6 +414,8 @@ class ClientConnection(asyncio.Protocol):
         self._next()
         if not self._waiting:
             self.resume_reading()
+            if self.phase is Phase.BODY:  # its head came before the answer to the one before was over
+                self._tell_to_go_on()
 
     def expire(self) -> None:
         """The deadline of the present phase has passed."""
@@ -413,10 +429,17 @@ class ClientConnection(asyncio.Protocol):
             case Phase.IDLE | Phase.HEAD:
                 if self._transport is not None:
                     self._transport.close()
+            case Phase.CLOSING if self._takes_more():
+                self.deadline = self._loop.time() + LINGER
             case Phase.CLOSING:
                 self.abort()
             case _:
                 return
+
+    def _takes_more(self) -> bool:
+        """The client has read on since the last look, and there is more."""
+        before, self._unsent = self._unsent, self._transport.get_write_buffer_size() if self._transport else 0
+        return 0 < self._unsent <= before - PROGRESS
 
     def _refuse(self, refusal: Refusal, status: int = 0) -> None:
         """Answer what is not even a request, and close; an answer that is being written is broken off instead."""

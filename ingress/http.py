@@ -156,9 +156,11 @@ class _Out:
         if not self.started:
             head = self._leg.head
             length: int | None = self._size
-            if self._request.method == "HEAD" or head.status in (204, 304):
+            if head.status == 204:  # which may not say a length, 0 neither
+                length = None
+            elif self._request.method == "HEAD" or head.status == 304:
                 told = value(head.fields, b"content-length")
-                length = int(told) if told else (None if head.status in (204, 304) else 0)
+                length = int(told) if told else (None if head.status == 304 else 0)
             self._start(length, bodiless=length is None)
         elif self._chunked:
             self._client.write(answer.LAST_CHUNK)

@@ -49,6 +49,7 @@ class Relay:
         self._health = health
         self._origins = frozenset(part.strip().rstrip("/") for part in settings.cors_origins.split(",") if part.strip())
         self._streams: set[EventStream | SocketStream] = set()
+        self._draining = False
 
     async def handle(self, request: Request, client: ClientConnection) -> None:
         """Answer one request. A client that goes away cancels it."""
@@ -81,6 +82,7 @@ class Relay:
     def drain(self) -> None:
         """Tell every open stream to go elsewhere."""
         self._health.set("drain", "draining")
+        self._draining = True
         for stream in list(self._streams):
             stream.leave()
 
@@ -131,13 +133,18 @@ class Relay:
             settings=self._settings,
             metrics=self._metrics,
         )
-        self._streams.add(stream)
+        self._enter(stream)
         log.info("stream.opened", sid=request.sid, transport="sse", request_id=request.id)
         try:
             facts["end"] = (await stream.run()).value
         finally:
             self._streams.discard(stream)
             facts |= {"status": stream.status, "node": stream.node, "legs": stream.legs, "bytes": stream.bytes}
+
+    def _enter(self, stream: EventStream | SocketStream) -> None:
+        self._streams.add(stream)
+        if self._draining:  # since it was asked for
+            stream.leave()
 
     async def _socket(
         self, request: Request, client: ClientConnection, facts: dict[str, object], refusal: Refusal | None
@@ -151,7 +158,7 @@ class Relay:
             settings=self._settings,
             metrics=self._metrics,
         )
-        self._streams.add(stream)
+        self._enter(stream)
         log.info("stream.opened", sid=request.sid, transport="ws", request_id=request.id)
         facts["status"] = 101
         try:

@@ -160,6 +160,7 @@ class NodeConnection(Response, asyncio.Protocol):
         self._head = self._loop.create_future()
         self._bodiless = bodiless
         self._ended = self.reusable = self._to_close = False
+        self._paused = False  # whoever had it before did not read the last of its answer at once
         self._let_go()
         self._held = []
         try:

@@ -86,6 +86,8 @@ class SocketStream:
         self._lost_at = 0.0
         self._lost_why = ""
         self._closed = b""
+        self._said_closed = False  # by a node, for good
+        self._is_full = False  # the node does not read
         self._leaving = False
         self._stop = ""  # why the client must go, 4429
         self.node = ""
@@ -146,6 +148,7 @@ class SocketStream:
                 )
             return await self._close(end, code, reason)
         finally:
+            self._client.on_pause = self._client.on_resume = None
             if self._node is not None:
                 self._node.abort()
                 self._node = None
@@ -177,6 +180,7 @@ class SocketStream:
             response.headers[name.decode("latin-1")] = text.decode("latin-1")
         self._metrics.streams.labels("ws").inc()
         self._client.upgrade(self)
+        self._client.on_pause, self._client.on_resume = self._pause, self._resume
         self._protocol.send_response(response)
         self._flush()
         if self._request.rest:
@@ -266,10 +270,7 @@ class SocketStream:
         self.node = member.id
         self._metrics.legs.labels("ws").inc()
         self._heard_at = self._loop.time()
-        socket.on_pause = self._client.pause_reading
-        socket.on_resume = self._client.resume_reading
-        self._client.on_pause = socket.pause
-        self._client.on_resume = self._resume
+        socket.on_pause, socket.on_resume = self._fill, self._drain
         if self._client.congested:
             socket.pause()
         for message in self._dialogue.repeated():
@@ -287,8 +288,7 @@ class SocketStream:
         finally:
             member.streams.discard(self._move)
             self._node = None
-            self._client.on_pause = self._client.on_resume = None
-            self._client.resume_reading()
+            self._drain()
             socket.close(NORMAL)
         return end, code, reason
 
@@ -308,10 +308,29 @@ class SocketStream:
     def _move(self) -> None:
         self._over(End.CUT_OFF, ABNORMAL, "cut off from NATS")
 
+    def _pause(self) -> None:
+        """The client does not read: nothing more is read for it, nor of what it says, which may want an answer."""
+        if self._node is not None:
+            self._node.pause()
+        self._client.pause_reading()
+
     def _resume(self) -> None:
         self._heard_at = self._loop.time()
         if self._node is not None:
             self._node.resume()
+        self._hear()
+
+    def _fill(self) -> None:
+        self._is_full = True
+        self._client.pause_reading()
+
+    def _drain(self) -> None:
+        self._is_full = False
+        self._hear()
+
+    def _hear(self) -> None:
+        if not (self._is_full or self._client.congested):
+            self._client.resume_reading()
 
     def _over(self, end: End, code: int, reason: str) -> None:
         if not self._ended.done():
@@ -329,6 +348,7 @@ class SocketStream:
             self._closed = forward
             self._over(End.REFUSED, OVERLOADED, code)
             return
+        self._said_closed |= turn is Turn.CLOSED
         if forward:
             self._say(forward, text)
         match turn:
@@ -359,7 +379,9 @@ class SocketStream:
             self._client.write(frames)
 
     def _node_closed(self, code: int, reason: str) -> None:
-        if code in _LEAVE:
+        if self._said_closed:
+            self._over(End.CLOSED, code, reason)
+        elif code in _LEAVE:
             self._over(End.DRAIN if code == RESTART else End.LOST, code, reason)
         elif code in _ELSEWHERE:
             self._over(End.REFUSED, code, reason)

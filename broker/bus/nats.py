@@ -49,6 +49,7 @@ Answer = TypeVar("Answer")
 PING_INTERVAL = 0.25
 PING_TIMEOUT = 0.75
 CANCEL_INTERVAL = 0.1
+GONE = (nats.errors.Error, OSError, RuntimeError)  # of a connection: the last is uvloop's word for its transport
 NOT_NOW = frozenset({10006, 10008, 10009, 10118})  # API errors of a cluster that starts, has no leader, or is cut
 
 log = structlog.get_logger("bus")
@@ -280,7 +281,7 @@ class Bus:
         """Messages are given to `callback` one after another; it must not wait for long. Survives reconnects."""
         try:
             return await self._client.subscribe(subject, queue=queue, cb=callback)
-        except (nats.errors.Error, OSError) as error:
+        except GONE as error:
             raise BusUnavailable(f"cannot subscribe to {subject}: {error!r}") from error
 
     async def listen(self, subject: str, taker: Callable[[Heard], None]) -> Subscription:
@@ -295,7 +296,7 @@ class Bus:
 
     async def unsubscribe(self, subscription: Subscription) -> None:
         """End a subscription; nothing to do where the connection is gone already."""
-        with contextlib.suppress(nats.errors.Error, OSError):
+        with contextlib.suppress(*GONE):
             await subscription.unsubscribe()
         self._inlet.takers.pop(b"%d" % subscription._id, None)  # last: until then a message may be on its way to it
 

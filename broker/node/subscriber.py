@@ -271,7 +271,10 @@ class Subscriber:
         target = (await self._tail.locate(self.sid)).last  # what stood there when this began is history
         while True:
             if self._paced and not self._flows():
-                yield self._flush()  # what the pacer still holds comes before whatever ends this piece of the stream
+                # What the pacer still holds comes before whatever ends this piece of the stream.
+                yield self._cut(self._flush(), caught_up)
+                if self.end_reason == "done":
+                    return
                 continue
             if self._last_words is not None:
                 yield self._farewell()
@@ -297,19 +300,15 @@ class Subscriber:
                 pass  # another node was quicker than this one's tail: wait for it
             elif ring.holds(self.seq):
                 if batch := self._read_ring(ring, live=caught_up):
-                    if (end := self._end_in(batch, caught_up)) is not None:
-                        self.end_reason = "done"
-                        yield batch[: end + 1]
+                    yield self._cut(batch, caught_up)
+                    if self.end_reason == "done":
                         return
-                    yield batch
                     continue
             else:
                 if batch := await self._read_log():
-                    if (end := self._end_in(batch, caught_up)) is not None:
-                        self.end_reason = "done"
-                        yield batch[: end + 1]
+                    yield self._cut(batch, caught_up)
+                    if self.end_reason == "done":
                         return
-                    yield batch
                     if batch[0].name == "reset":  # history begins anew: it ends anew, and an end within it is no news
                         target, caught_up = (await self._tail.locate(self.sid)).last, False
                 continue
@@ -426,12 +425,16 @@ class Subscriber:
             return self._last_words
         return [make("reconnect", {"cursor": self.cursor, "after_ms": self._leave_after})]
 
-    def _end_in(self, batch: list[Event], caught_up: bool) -> int | None:
-        """Where in a batch this stream ends: at its generation's terminal, or at the first one behind `caught_up`."""
-        if not self._until_done or not (caught_up or self._gid):
-            return None
-        ends = (index for index, event in enumerate(batch) if event.name in TERMINAL)
-        return next((index for index in ends if caught_up or gid_of(batch[index]) == self._gid), None)
+    def _cut(self, batch: list[Event], caught_up: bool) -> list[Event]:
+        """The batch, to where this stream ends: at its generation's terminal, or at the first one behind `caught_up`;
+        `end_reason` says then that it has ended.
+        """
+        if self._until_done and (caught_up or self._gid):
+            for index, event in enumerate(batch):
+                if event.name in TERMINAL and (caught_up or gid_of(event) == self._gid):
+                    self.end_reason = "done"
+                    return batch[: index + 1]
+        return batch
 
     async def _nothing_runs(self) -> bool:
         ring = await self._tail.locate(self.sid)

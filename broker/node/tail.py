@@ -148,7 +148,6 @@ class Tail:
         self._end = self._hollow = 0
         self._trusted = 0
         self._unproven = None
-        self._uneasy_since = 0.0
         self.incarnation = info.incarnation
         after = max(0, info.last_seq - self._settings.warm_frames)
         self._follow = Follow(
@@ -170,6 +169,7 @@ class Tail:
             if (again.incarnation, again.created) != (self.incarnation, self._created):
                 raise BusUnavailable(f"{self.stream} was made anew while its tail began")
         self._trusted = self._follow.restarts
+        self._uneasy_since = 0.0  # not before: a tail that cannot begin is lost as one that does not go on
         self._begun = True
 
     def _receive(self, seq: int, subject: str, payload: bytes, headers: dict[str, str] | None) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from broker.bus.credentials import internal_key, unseal
+from ingress import client
 from tests.ingress.conftest import DEADLINE, EventClient, Raw
 from tests.ingress.fake_node import SID
 
@@ -204,6 +205,55 @@ async def test_expect_100_continue(node: Make, ingress: Make) -> None:
         assert await raw.reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
     raw.send(b"abc")
     assert (await raw.answer()).json["body"] == "abc"
+
+
+async def test_expect_100_continue_is_answered_behind_the_answer_before(node: Make, ingress: Make) -> None:
+    a = await node("node-a")
+    relay = await ingress(a)
+    raw = await Raw.open(relay.port)
+    raw.send(
+        b"GET /first HTTP/1.1\r\nhost: x\r\n\r\n"
+        b"POST / HTTP/1.1\r\nhost: x\r\nexpect: 100-continue\r\ncontent-length: 3\r\n\r\n"
+    )
+    assert (await raw.answer()).json["path"] == "/first"
+    async with asyncio.timeout(DEADLINE):
+        assert await raw.reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+    raw.send(b"abc")
+    assert (await raw.answer()).json["body"] == "abc"
+
+
+async def test_http_1_0_is_not_told_to_go_on(node: Make, ingress: Make) -> None:
+    a = await node("node-a")
+    relay = await ingress(a)
+    raw = await Raw.open(relay.port)
+    raw.send(b"POST / HTTP/1.0\r\nexpect: 100-continue\r\ncontent-length: 3\r\n\r\n")
+    await raw.flush()
+    raw.send(b"abc")
+    assert (await raw.answer()).json["body"] == "abc"
+
+
+@pytest.mark.parametrize("reads", [True, False])
+async def test_a_last_answer_is_not_cut_while_its_client_reads(
+    node: Make, ingress: Make, monkeypatch: pytest.MonkeyPatch, reads: bool
+) -> None:
+    monkeypatch.setattr(client, "LINGER", 0.4)
+    a = await node("node-a")
+    size = 8 * 1024 * 1024
+    a.answers["/big"] = lambda request, writer: b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (size, b"x" * size)
+    relay = await ingress(a, header_timeout=0.2, write_high=4 * size)
+    raw = await Raw.open(relay.port)
+    raw.send(b"GET /big HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+    async with asyncio.timeout(DEADLINE):
+        await raw.reader.readuntil(b"\r\n\r\n")
+    if not reads:
+        await relay.settled(lambda: not relay.listener._connections)
+        return
+    got = 0
+    async with asyncio.timeout(3 * DEADLINE):
+        while data := await raw.reader.read(128 * 1024):
+            got += len(data)
+            await asyncio.sleep(0.02)
+    assert got == size
 
 
 async def test_beyond_max_connections_a_client_is_told(ingress: Make) -> None:

@@ -265,6 +265,16 @@ async def test_until_done_with_nothing_running_ends_at_caught_up(node: Make, ing
     assert a.legs == 1
 
 
+async def test_204_says_no_length(node: Make, ingress: Make) -> None:
+    """RFC 9110, 8.6; whatever the node says."""
+    path = f"/v1/sessions/{SID}/events"
+    a = await node("node-a", answers={path: lambda _, writer: b"HTTP/1.1 204 X\r\ncontent-length: 0\r\n\r\n"})
+    relay = await ingress(a)
+    client = await EventClient.open(relay.port, "until=done")
+    assert client.status == 204
+    assert not {"content-length", "transfer-encoding"} & set(client.headers)
+
+
 async def test_204_on_the_first_leg_is_passed_on(node: Make, ingress: Make, log: Log) -> None:
     a = await node("node-a")
     log.add("done")
@@ -434,6 +444,15 @@ async def test_a_draining_ingress_says_where_to_go_on(node: Make, ingress: Make,
     assert await client.next() is None
     assert await relay.listener.finish(asyncio.get_running_loop().time() + 5) == 0
     assert not relay.health.ready
+
+
+async def test_a_stream_that_is_asked_for_during_a_drain_is_told_too(node: Make, ingress: Make, log: Log) -> None:
+    a = await node("node-a")
+    relay = await ingress(a)
+    relay.relay.drain()
+    client = await EventClient.open(relay.port)
+    assert (await client.next(), client.names) == (client.events[0], ["reconnect"])
+    assert await client.next() is None
 
 
 async def test_a_slow_client_still_gets_the_last_words_of_a_drain(node: Make, ingress: Make, log: Log) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from websockets.asyncio.client import connect
+from websockets.frames import Frame, Opcode
 
 from tests.ingress.conftest import DEADLINE, Raw, expected
 from tests.ingress.fake_node import SID, FakeNode, Log
@@ -256,6 +257,47 @@ async def test_an_illegal_id_is_refused_where_a_browser_can_read_it(node: Make, 
     log.tokens(0, 1)
     async with connect(f"ws://127.0.0.1:{relay.port}/v1/sessions/x.y/ws", proxy=None) as socket:
         assert await Viewer(socket).closed() == 4400
+
+
+async def test_who_pings_and_reads_nothing_is_read_no_further(node: Make, ingress: Make) -> None:
+    """A pong for each would wait in memory. What he said before he reads again is heard then."""
+    a = await node("node-a")
+    relay = await ingress(a)
+    raw = await Raw.open(relay.port)
+    raw.send(
+        b"GET /v1/sessions/%b/ws HTTP/1.1\r\nhost: x\r\nupgrade: websocket\r\nconnection: upgrade\r\n"
+        b"sec-websocket-version: 13\r\nsec-websocket-key: MDEyMzQ1Njc4OWFiY2RlZg==\r\n\r\n" % SID.encode()
+    )
+    async with asyncio.timeout(DEADLINE):
+        await raw.reader.readuntil(b"\r\n\r\n")
+    ping = Frame(Opcode.PING, b"x" * 125).serialize(mask=True)
+    for _ in range(1000):
+        raw.send(ping * 500)
+        try:
+            async with asyncio.timeout(0.5):
+                await raw.writer.drain()
+        except TimeoutError:
+            break
+    else:
+        raise AssertionError("everything that was said is read")
+    (connection,) = relay.listener._connections
+    assert connection._transport.get_write_buffer_size() < 4 * connection._settings.write_high
+    raw.send(Frame(Opcode.TEXT, b'{"event":"ping","data":{}}').serialize(mask=True))
+    async with asyncio.timeout(DEADLINE):
+        while not a.messages:
+            await raw.reader.read(1 << 16)
+
+
+async def test_what_a_node_has_closed_for_good_is_closed(node: Make, ingress: Make, log: Log) -> None:
+    """Whatever the code says: another node would tell everything again, and close it, too."""
+    nodes = [await node(name, cut_after=1, ws_close=1011) for name in ("node-a", "node-b")]
+    relay = await ingress(*nodes)
+    log.add("closed", code="internal", message="the log is broken here")
+    log.tokens(0, 3)
+    async with viewer(relay) as client:
+        assert await client.closed() == 1011
+        assert client.names == ["hello", "served_by", "closed"]
+    assert sum(n.legs for n in nodes) == 1
 
 
 async def test_a_message_beyond_the_limit_is_1009(node: Make, ingress: Make) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import structlog.testing
+from nats.aio.subscription import Subscription
 
 from broker.bus import log, pull
 from broker.bus.errors import BusError, BusUnavailable, StoreRejected, WrongLastSequence
@@ -286,6 +287,29 @@ async def test_a_consumer_put_on_a_server_that_is_not_there_is_put_on_another(
         sequences = await fill(local_bus, stream, 3)
         await eventually(lambda: reader.sequences == sequences)
         assert waited == [FIRST_ANSWER, 2 * FIRST_ANSWER]
+
+
+async def test_a_transport_that_is_gone_ends_no_follow(local_bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
+    """uvloop raises RuntimeError, and nats-py lets it through where its flusher has ended."""
+    failed = 0
+    unsubscribe = Subscription.unsubscribe
+
+    async def failing(self: Subscription, limit: int = 0) -> None:
+        nonlocal failed
+        failed += 1
+        if failed <= 2:
+            raise RuntimeError("unable to perform operation on <TCPTransport closed=True>; the handler is closed")
+        await unsubscribe(self, limit)
+
+    stream, reader = await make_stream(local_bus), Reader()
+    async with following(local_bus, stream, reader) as follow:
+        monkeypatch.setattr(Subscription, "unsubscribe", failing)
+        for restarts in (1, 2):
+            follow.restart()
+            await eventually(lambda: follow.restarts == restarts)  # noqa: B023  # awaited here
+            sequences = await fill(local_bus, stream, 1)
+            await eventually(lambda: reader.sequences[-1:] == sequences)  # noqa: B023
+    assert failed == 3
 
 
 async def test_hold_stops_asking_and_goes_on(local_bus: Bus) -> None:

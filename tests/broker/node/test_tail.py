@@ -291,6 +291,20 @@ async def test_a_restart_that_fails_is_tried_again(own_bus: Bus, monkeypatch: py
         await seen.leave()
 
 
+async def test_a_tail_that_cannot_begin_anew_is_lost(own_bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its viewers would hear heartbeats and no token, and new ones would come."""
+    monkeypatch.setattr(tail_module, "CHECK_INTERVAL", 0.05)
+    monkeypatch.setattr(tail_module, "LAG_TIMEOUT", 0.3)
+
+    async def failing(self: Follow) -> None:
+        raise BusUnavailable("no consumer can be made")
+
+    async with following(own_bus) as tail:
+        monkeypatch.setattr(Follow, "start", failing)
+        await remake(own_bus, "three")
+        await until(lambda: "no consumer can be made" in tail.lost, "it is said to be lost", DEADLINE)
+
+
 async def test_bytes_that_are_no_frame_are_never_shown(bus: Bus) -> None:
     async with following(bus) as tail:
         author = await Author.of(bus)
