@@ -53,6 +53,7 @@ class Sweeper:
         self._generations = Bucket(bus, "generations", settings.deleted_life)
         self._active_since: float | None = None
         self._unheld: dict[str, float] = {}  # gid -> since when nobody is seen to hold it
+        self._held_at: dict[str, float] = {}  # gid -> when somebody was last seen to hold it
         self._next_look: dict[str, float] = {}
         self._jobs: tuple[float, dict[str, list[Place]]] = (float("-inf"), {})
         self._lanes_removed_at = 0.0
@@ -71,13 +72,13 @@ class Sweeper:
         now = asyncio.get_running_loop().time()
         active = self._pulse.active()
         metrics.active.set(active)
+        self._watch(now)
         if not active:
             self._active_since = None
             self._unheld.clear()
             return
         if self._active_since is None:
             self._active_since = self._lanes_removed_at = now
-        self._watch(now)
         if now - self._active_since < HEARD:
             return
         await self._sweep_lanes(now)
@@ -93,9 +94,11 @@ class Sweeper:
             await remove_lanes(self._bus, self._pulse.workers(LANE_KEPT))
 
     def _watch(self, now: float) -> None:
-        """Note since when nobody is seen to hold which open generation."""
+        """Note since when nobody is seen to hold which open generation, and until when somebody was."""
         held = {gid for beat in self._pulse.workers(SILENCE).values() for gid in beat.held}
         self._unheld = {gid: self._unheld.get(gid, now) for gid in self._open.records if gid not in held}
+        self._held_at |= dict.fromkeys(held, now)
+        self._held_at = {gid: at for gid, at in self._held_at.items() if gid in self._open.records}
 
     def _due(self, now: float) -> list[Generation]:
         """The open generations that nobody is seen to hold, and that were not looked at just now."""
@@ -151,6 +154,7 @@ class Sweeper:
             record=record,
             unheld=unheld,
             age=self._open.age(record),
+            lost=now - self._held_at.get(record.id, float("-inf")),
             begun=begun,
             ended=ended,
             placed=await self._placed(record),

@@ -229,6 +229,22 @@ async def test_what_a_live_worker_holds_is_left_alone(fresh_nats: NatsServer) ->
             assert await frames(bus, held) == []
 
 
+async def test_what_was_held_does_not_expire_with_its_holder_however_old_it_is(fresh_nats: NatsServer) -> None:
+    """It waited for a slot there, and has yet to be offered to another worker."""
+    async with replica(fresh_nats.url, job_wait=2) as okome, connected(fresh_nats.url) as bus:
+        sid, loop = await new_session(bus), asyncio.get_running_loop()
+        async with worker(okome, bus) as played:
+            accepted = loop.time()
+            made = await generate(bus, sid)
+            played.held[made.generation_id] = "$JS.ACK.x"
+            await until(lambda: loop.time() > accepted + 2, "it is older than job_wait")
+            lost = loop.time()
+            played.held.clear()
+            record = await until(lambda: status_of(bus, sid, made.generation_id), "it expires in the end")
+            assert record.status == "expired"
+            assert loop.time() - lost > 1.5
+
+
 async def test_a_generation_without_a_job_is_queued(okome: Okome, bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its replica died before it could."""
     monkeypatch.setattr("control.sweeper.QUEUED_BY_NOW", 0.5)
