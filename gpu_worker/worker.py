@@ -82,7 +82,8 @@ class Worker:
         INTERVAL.set_function(lambda: publishing.cadence.interval)
         self._place = Place(id, settings, Bucket(bus, "generations"), self._pulse, publishing)
         self._intakes = {
-            model: Intake(bus, id, model, lane.capacity, self._receive) for model, lane in self._lanes.items()
+            model: Intake(bus, id, model, lane.card.slots, lane.card.queue_limit, self._receive)
+            for model, lane in self._lanes.items()
         }
         self._turnover = Turnover()
         self._looked_at = 0

@@ -324,6 +324,9 @@ async def test_a_hint_from_the_hot_cache_is_taken_only_where_that_worker_is_live
     async with worker(okome, bus, "w1"), worker(okome, bus, "w2") as second:
         assert (await generate(bus, await new_session(bus), warm="w2")).worker == "w2"
         assert (await generate(bus, await new_session(bus), warm="gone")).worker == ""
+        second.load = Load(8, 0, 0, 0)
+        await until(lambda: not okome.pulse.workers()["w2"].models["m"].queue_limit, "it has no lane")
+        assert (await generate(bus, await new_session(bus), warm="w2")).worker == ""
         second.load = Load(4, 4, 0, 4)
         await until(lambda: okome.pulse.workers()["w2"].models["m"].running == 4, "it is busy")
         assert (await generate(bus, await new_session(bus), warm="w2")).worker == ""
