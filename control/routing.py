@@ -51,5 +51,6 @@ def has_room(model: str, name: str, beats: Mapping[str, Beat], sent: Mapping[str
 
 
 def has_lane(load: Load) -> bool:
-    """Whether the worker takes jobs out of a lane of its own: where none may wait for a slot it has none."""
+    """Whether the worker takes jobs out of a lane of its own: where none may wait for a slot it has none, nor while it
+    drains."""
     return load.queue_limit > 0

@@ -12,14 +12,14 @@ import pytest
 from broker.bus.attempts import barren_epochs
 from broker.bus.chain import Chain
 from broker.bus.clock import now_ms
-from broker.bus.errors import WrongLastSequence
+from broker.bus.errors import StoreRejected, WrongLastSequence
 from broker.bus.frames import Frame
 from broker.bus.jobs import consumer_name, ensure_consumer
 from broker.bus.kv import Bucket
-from broker.bus.log import last, store
+from broker.bus.log import last, page, store
 from broker.bus.nats import Bus
 from broker.bus.queue import Delivery, Queue
-from broker.bus.records import Generation, Job, Message, Request, decode, encode
+from broker.bus.records import Generation, Job, Load, Message, Request, decode, encode
 from broker.bus.subjects import JOBS_STREAM, log_stream, log_subject, partition_of
 from control.app import Okome
 from control.lanes import empty_lane
@@ -315,6 +315,52 @@ async def test_the_jobs_in_a_dead_workers_lane_go_to_the_common_queue(okome: Oko
             return await jobs(bus) == {"job.m.any": 3, "job.m.w1": 1}
 
         await until(moved, "the lane is empty")
+
+
+async def test_a_worker_that_drains_keeps_of_its_lane_only_what_it_holds(okome: Okome, bus: Bus) -> None:
+    """It takes no more jobs and beats on until the last one is done, for minutes perhaps."""
+    async with worker(okome, bus, "w1"), worker(okome, bus, "w2") as leaving:
+        made = [await generate(bus, await new_session(bus), warm="w2") for _ in range(3)]
+        assert await jobs(bus) == {"job.m.w2": 3}
+        leaving.held = {made[1].generation_id: "held"}
+        leaving.load = Load(0, 1, 0, 0)
+
+        async def moved() -> bool:
+            return await jobs(bus) == {"job.m.any": 2, "job.m.w2": 1}
+
+        await until(moved, "what nobody holds is moved")
+        rounds = okome.sweeper._next_look.copy()
+        await until(lambda: okome.sweeper._next_look != rounds, "it sweeps on")
+        assert await moved()
+        (kept,) = await page(bus, JOBS_STREAM, "job.m.w2", 0)
+        assert (kept.headers or {})["Nats-Msg-Id"] == made[1].generation_id
+
+
+async def test_a_lane_that_cannot_be_emptied_keeps_nobody_else_waiting(
+    okome: Okome, bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[str] = []
+
+    async def refused(bus: Bus, subject: str, *rest: Any) -> int:
+        tried.append(subject)
+        if subject == "job.m.gone1":
+            raise StoreRejected(10077, "maximum bytes exceeded")
+        return await empty_lane(bus, subject, *rest)
+
+    monkeypatch.setattr("control.sweeper.empty_lane", refused)
+    async with worker(okome, bus):
+        for lane in ("gone1", "gone2"):
+            await store(bus, f"job.m.{lane}", b"job", msg_id=lane)
+        sid = await new_session(bus)
+        made = await generate(bus, sid)
+        await answer(bus, sid, made, "a")
+        await until(lambda: status_of(bus, sid, made.generation_id), "the sweeper closes it")
+        assert "job.m.gone1" in tried
+
+        async def moved() -> bool:
+            return await jobs(bus) == {"job.m.any": 2, "job.m.gone1": 1}
+
+        await until(moved, "the other lane is empty")
 
 
 async def test_two_that_empty_a_lane_at_once_move_every_job_once(okome: Okome, bus: Bus) -> None:
