@@ -30,6 +30,15 @@ def capacity(model: str, beats: Mapping[str, Beat]) -> Capacity:
     return Capacity(sorted(loads), slots, slots + sum(load.queue_limit for load in loads.values()))
 
 
+def leaving(model: str, beats: Mapping[str, Beat]) -> int:
+    """Jobs that live workers which drain hold to the end: they are in the queue, and wait for nobody.
+
+    A worker says that it drains by offering no slots.
+    """
+    loads = [beat.models[model] for beat in beats.values() if model in beat.models]
+    return sum(load.running for load in loads if not load.slots)
+
+
 def choose_lane(model: str, wanted: list[str], beats: Mapping[str, Beat], sent: Mapping[str, int]) -> Lane:
     """The lane of the worker that holds the longest wanted prefix warm and can begin at once, else the common queue.
 
