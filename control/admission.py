@@ -15,7 +15,7 @@ from broker.bus.subjects import job_subject, partition_of
 from broker.bus.warmth import wanted
 from control.fresh import Fresh
 from control.pulse import Pulse
-from control.routing import Capacity, Lane, capacity, choose_lane, has_room
+from control.routing import Capacity, Lane, capacity, choose_lane, has_room, leaving
 
 FRESH = 0.1  # seconds that a look at the queue is used
 
@@ -46,7 +46,7 @@ class Admission:
         offered = self._offered(model)
         if not offered.workers:
             raise Refusal("unavailable", f"no worker runs {model} now", retry_after=2)
-        before = waiting + self._since.get(model, 0) + self._coming.get(model, 0)
+        before = self._ahead(model, waiting + self._since.get(model, 0) + self._coming.get(model, 0))
         if before >= offered.total:
             raise Refusal("overloaded", f"all workers of {model} are busy and their queues full", retry_after=1)
         # Nothing was awaited since the numbers were added: nobody else took the same place meanwhile.
@@ -93,13 +93,17 @@ class Admission:
             worker=lane.worker,
             reason=lane.reason if offered.workers else "no worker runs this model now",
             partition=partition_of(question.sid),
-            waiting=max(0, await self._backlog.get(question.model) - offered.slots),
+            waiting=max(0, self._ahead(question.model, await self._backlog.get(question.model)) - offered.slots),
             capacity=offered.total,
             workers=offered.workers,
         )
 
     def _offered(self, model: str) -> Capacity:
         return capacity(model, self._pulse.workers())
+
+    def _ahead(self, model: str, jobs: int) -> int:
+        """Of so many jobs of the model, those that take up what is offered."""
+        return max(0, jobs - leaving(model, self._pulse.workers(SILENCE)))
 
     async def _ask(self, model: str) -> int:
         self._since[model] = 0  # what is put there from here on may not be in the answer

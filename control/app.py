@@ -13,7 +13,7 @@ from broker.bus.health import Health, serve
 from broker.bus.log import logged_partitions
 from broker.bus.nats import Bus
 from broker.bus.retry import retry
-from broker.bus.subjects import random_id
+from broker.bus.subjects import REPLICA_PREFIX, random_id
 from broker.bus.unless import unless
 from broker.bus.version import VERSION
 from control.admission import Admission
@@ -28,7 +28,7 @@ from control.models import Models
 from control.open_generations import OpenGenerations
 from control.partitions import Partitions
 from control.provisioning import provision
-from control.pulse import PREFIX, Pulse
+from control.pulse import Pulse
 from control.service import DESCRIPTION, NAME, endpoints
 from control.sessions import Sessions
 from control.settings import ControlSettings
@@ -59,7 +59,7 @@ class Okome:
         self.health.set("starting", "NATS has not answered yet")
         self.bus = bus = await Bus.connect(
             settings.nats_url,
-            f"okome-{self.id}",
+            REPLICA_PREFIX + self.id,
             user=settings.nats_user,
             password=settings.nats_password.get_secret_value(),
         )
@@ -99,7 +99,9 @@ class Okome:
         await self._answered(lambda: bus.api("INFO"))
 
     async def _look_at_floors(self) -> None:
-        await keep_floors(self.bus, await logged_partitions(self.bus), PREFIX + self.id, self.settings.store_boot)
+        await keep_floors(
+            self.bus, await logged_partitions(self.bus), REPLICA_PREFIX + self.id, self.settings.store_boot
+        )
 
     async def _answered(self, step: Callable[[], Awaitable[object]]) -> None:
         await retry(step, self._deadline, unanswered=lambda error: log.info("start.put_off", error=str(error)))

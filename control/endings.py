@@ -19,7 +19,9 @@ from broker.bus.nats import Bus
 from broker.bus.records import Generation, Session, Status, decode, encode
 from broker.bus.strays import is_stray, last_frame
 from broker.bus.subjects import log_stream, log_subject, partition_of, random_id
-from control.transcript import Place, closed, end_of, terminal_data
+from control.transcript import Place, closed, end_of, fitting, terminal_data
+
+RECORD_MARGIN = 32 * 1024  # bytes of a message that a record leaves to headers, half of what a request leaves to it
 
 log = structlog.get_logger("control")
 
@@ -53,6 +55,7 @@ class Endings:
         told = closed(record, await self.frames(record), now_ms())
         if told is None:
             return False
+        told = fitting(told, self._bus.max_payload - RECORD_MARGIN)
         # The session first: a replica that dies in between leaves an open record, which is looked at again.
         await self._sessions.change(f"{record.tenant}.{sid}", lambda value: _released(value, gid))
         kept = await self._generations.change(f"{sid}.{gid}", lambda value: _closed(value, told), read=entry)
@@ -64,6 +67,7 @@ class Endings:
                 status=told.status,
                 code=told.code,
                 tokens=told.completion_tokens,
+                truncated=told.truncated,
                 lasted=(told.ended_at - told.created_at) / 1000,
             )
         return True

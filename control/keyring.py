@@ -72,14 +72,15 @@ class Keyring:
         return SigningKey(newest["kid"], newest)
 
     async def _accept(self, api_key: str) -> None:
-        """An API key that somebody else made: its hash is kept, unless it was revoked."""
+        """An API key that somebody else made: its hash is kept, unless it was revoked, however long ago."""
         hashed = digest(api_key)
         record = ApiKey(id=key_id(api_key), tenant=DEFAULT_TENANT, name="first", created_at=now_ms())
         if await self._revoked.get(f"key.{record.id}") is not None:
             log.warning("key.stays_revoked", key=record.id)
             return
         try:
-            await self._keys.create(hashed, encode(record))
+            # Where nothing ever was: `create` would write over the deletion of a key whose revocation has aged out.
+            await self._keys.update(hashed, encode(record), 0)
             log.info("key.accepted", key=record.id)
         except BucketConflict:
             log.debug("key.found", key=record.id)

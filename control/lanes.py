@@ -1,8 +1,8 @@
-"""Lanes: the jobs that were meant for one worker. When it is gone they go back to the common queue."""
+"""Lanes: the jobs that were meant for one worker. When it takes no more they go back to the common queue."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 import structlog
@@ -37,18 +37,22 @@ def worker_of(subject: str) -> str:
     return subject.rpartition(".")[2]
 
 
-async def empty_lane(bus: Bus, subject: str) -> int:
-    """Move a lane's jobs to the common queue; returns how many. Raises BusError.
+def every(gid: str) -> bool:
+    return True
+
+
+async def empty_lane(bus: Bus, subject: str, wanted: Callable[[str], bool] = every) -> int:
+    """Move a lane's jobs, those of the gids that are `wanted`, to the common queue; returns how many. Raises BusError.
 
     Copied, then deleted: whoever dies in between leaves the job twice, and its second delivery finds it held or ended.
     Two that move at once copy once, by the message id.
     """
     common = subject.rpartition(".")[0] + ".any"
-    for moved in range(MOVES):
-        job = await get(bus, JOBS_STREAM, 1, next_by=subject)
-        if job is None:
-            return moved
-        gid = job_id(job.headers)
+    seq = moved = 0
+    while moved < MOVES and (job := await get(bus, JOBS_STREAM, seq + 1, next_by=subject)) is not None:
+        seq, gid = job.seq, job_id(job.headers)
+        if not wanted(gid):
+            continue
         await store(bus, common, job.data, msg_id=f"{gid}@{job.seq}")
         try:
             await bus.api(f"STREAM.MSG.DELETE.{JOBS_STREAM}", {"seq": job.seq, "no_erase": True})
@@ -56,7 +60,8 @@ async def empty_lane(bus: Bus, subject: str) -> int:
             if error.err_code not in MESSAGE_GONE:
                 raise
         log.info("job.moved", gid=gid, lane=subject)
-    return MOVES
+        moved += 1
+    return moved
 
 
 async def remove_lanes(bus: Bus, keep: Collection[str]) -> None:

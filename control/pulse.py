@@ -17,11 +17,10 @@ from broker.bus.nats import Bus, Msg, Subscription
 from broker.bus.observer import SILENCE, Nak, Observer
 from broker.bus.queue import nak
 from broker.bus.records import Beat, decode, encode
-from broker.bus.subjects import beat_subject, random_id
+from broker.bus.subjects import REPLICA_PREFIX, beat_subject, random_id
 from control import metrics
 
 INTERVAL = 0.25
-PREFIX = "okome-"
 SEEN = 10.0  # seconds after its last beat that a worker's capacity still counts
 
 log = structlog.get_logger("control")
@@ -31,7 +30,7 @@ class Pulse:
     """One replica's beats and its observer. `id` is the replica's, `okome-<id>` its name among those who beat."""
 
     def __init__(self, bus: Bus, id: str) -> None:
-        self.name = PREFIX + id
+        self.name = REPLICA_PREFIX + id
         self.instance = random_id(12)
         self.observer = Observer(self.name)
         self._bus = bus
@@ -72,7 +71,7 @@ class Pulse:
     def workers(self, within: float = SEEN) -> dict[str, Beat]:
         """The last beats of workers, not older than `within` seconds."""
         beats = self.observer.beats(asyncio.get_running_loop().time(), within)
-        return {name: beat for name, beat in beats.items() if not name.startswith(PREFIX)}
+        return {name: beat for name, beat in beats.items() if not name.startswith(REPLICA_PREFIX)}
 
     def live(self) -> list[str]:
         """Who beats, this replica among them."""
@@ -80,7 +79,9 @@ class Pulse:
 
     def active(self) -> bool:
         """Whether this replica is the first of those alive, and hears: it does what one of them must do."""
-        return self._bus.round_trip_ok and self.name == min(name for name in self.live() if name.startswith(PREFIX))
+        return self._bus.round_trip_ok and self.name == min(
+            name for name in self.live() if name.startswith(REPLICA_PREFIX)
+        )
 
     def holder(self, gid: str) -> str:
         """The live worker that holds this generation's job, or ""."""

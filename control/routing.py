@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from broker.bus.records import Beat
+from broker.bus.records import Beat, Load
 
 
 class Capacity(NamedTuple):
@@ -30,6 +30,15 @@ def capacity(model: str, beats: Mapping[str, Beat]) -> Capacity:
     return Capacity(sorted(loads), slots, slots + sum(load.queue_limit for load in loads.values()))
 
 
+def leaving(model: str, beats: Mapping[str, Beat]) -> int:
+    """Jobs that live workers which drain hold to the end: they are in the queue, and wait for nobody.
+
+    A worker says that it drains by offering no slots.
+    """
+    loads = [beat.models[model] for beat in beats.values() if model in beat.models]
+    return sum(load.running for load in loads if not load.slots)
+
+
 def choose_lane(model: str, wanted: list[str], beats: Mapping[str, Beat], sent: Mapping[str, int]) -> Lane:
     """The lane of the worker that holds the longest wanted prefix warm and can begin at once, else the common queue.
 
@@ -45,10 +54,12 @@ def choose_lane(model: str, wanted: list[str], beats: Mapping[str, Beat], sent: 
 
 
 def has_room(model: str, name: str, beats: Mapping[str, Beat], sent: Mapping[str, int]) -> bool:
-    """Whether this worker is live, runs the model, has a lane (with room for one job it has none) and can begin."""
+    """Whether this worker is live, runs the model, has a lane and can begin."""
     load = beats[name].models.get(model) if name in beats else None
-    return (
-        load is not None
-        and load.slots + load.queue_limit >= 2
-        and load.running + load.queued + sent.get(name, 0) < load.slots
-    )
+    return load is not None and has_lane(load) and load.running + load.queued + sent.get(name, 0) < load.slots
+
+
+def has_lane(load: Load) -> bool:
+    """Whether the worker takes jobs out of a lane of its own: where none may wait for a slot it has none, nor while it
+    drains."""
+    return load.queue_limit > 0

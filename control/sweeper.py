@@ -11,20 +11,22 @@ from typing import Any
 import structlog
 
 from broker.bus.attempts import barren_epochs
-from broker.bus.errors import BusError, ChainBroken, FrameMalformed
+from broker.bus.errors import BusError, ChainBroken, FrameMalformed, StoreRejected
 from broker.bus.frames import EXPIRED, FAILED
 from broker.bus.kv import Bucket
 from broker.bus.nats import Bus
 from broker.bus.observer import SILENCE
 from broker.bus.queue import nak
 from broker.bus.records import Generation, Session, Status, decode
+from broker.bus.subjects import job_subject
 from control import metrics
 from control.abreast import abreast
 from control.endings import Endings
 from control.generations import queue_job
-from control.lanes import Place, empty_lane, lanes, queued_jobs, remove_lanes, worker_of
+from control.lanes import Place, empty_lane, every, lanes, queued_jobs, remove_lanes, worker_of
 from control.open_generations import OpenGenerations
 from control.pulse import Pulse
+from control.routing import has_lane
 from control.settings import ControlSettings
 from control.verdicts import QUEUED_BY_NOW, RETURNED_BY_NOW, Case, Verdict, judge
 
@@ -53,6 +55,7 @@ class Sweeper:
         self._generations = Bucket(bus, "generations", settings.deleted_life)
         self._active_since: float | None = None
         self._unheld: dict[str, float] = {}  # gid -> since when nobody is seen to hold it
+        self._held_at: dict[str, float] = {}  # gid -> when somebody was last seen to hold it
         self._next_look: dict[str, float] = {}
         self._jobs: tuple[float, dict[str, list[Place]]] = (float("-inf"), {})
         self._lanes_removed_at = 0.0
@@ -71,31 +74,52 @@ class Sweeper:
         now = asyncio.get_running_loop().time()
         active = self._pulse.active()
         metrics.active.set(active)
+        self._watch(now)
         if not active:
             self._active_since = None
             self._unheld.clear()
             return
         if self._active_since is None:
             self._active_since = self._lanes_removed_at = now
-        self._watch(now)
         if now - self._active_since < HEARD:
             return
-        await self._sweep_lanes(now)
+        try:
+            await self._sweep_lanes(now)
+        except BusError as error:
+            log.info("sweep.lanes_put_off", error=repr(error))
         await abreast(ABREAST, self._sweep_one, self._due(now))
 
     async def _sweep_lanes(self, now: float) -> None:
-        live = self._pulse.live()
+        """Move what is in the lane of a worker that is gone, or that serves it no more: a lane that it does not have,
+        or has left because it drains. What such a one still holds stays with it."""
+
+        def free(gid: str) -> bool:
+            return now - self._unheld.get(gid, now) >= SETTLE
+
+        live, beats = self._pulse.live(), self._pulse.workers(SILENCE)
         for subject in await lanes(self._bus):
-            if worker_of(subject) not in live and (moved := await empty_lane(self._bus, subject)):
+            worker = worker_of(subject)
+            loads = beats[worker].models if worker in beats else {}
+            served = {job_subject(model, worker) for model, load in loads.items() if has_lane(load)}
+            if worker in live and (worker not in beats or subject in served):
+                continue
+            try:
+                moved = await empty_lane(self._bus, subject, free if worker in live else every)
+            except StoreRejected as error:
+                log.warning("sweep.lane_not_emptied", lane=subject, error=repr(error))
+                continue
+            if moved:
                 metrics.sweeps.labels("move").inc(moved)
         if now - self._lanes_removed_at >= LANE_KEPT:
             self._lanes_removed_at = now
             await remove_lanes(self._bus, self._pulse.workers(LANE_KEPT))
 
     def _watch(self, now: float) -> None:
-        """Note since when nobody is seen to hold which open generation."""
+        """Note since when nobody is seen to hold which open generation, and until when somebody was."""
         held = {gid for beat in self._pulse.workers(SILENCE).values() for gid in beat.held}
         self._unheld = {gid: self._unheld.get(gid, now) for gid in self._open.records if gid not in held}
+        self._held_at |= dict.fromkeys(held, now)
+        self._held_at = {gid: at for gid, at in self._held_at.items() if gid in self._open.records}
 
     def _due(self, now: float) -> list[Generation]:
         """The open generations that nobody is seen to hold, and that were not looked at just now."""
@@ -151,6 +175,7 @@ class Sweeper:
             record=record,
             unheld=unheld,
             age=self._open.age(record),
+            lost=now - self._held_at.get(record.id, float("-inf")),
             begun=begun,
             ended=ended,
             placed=await self._placed(record),

@@ -9,7 +9,7 @@ import msgspec
 
 from broker.bus.conversation import fold
 from broker.bus.frames import Frame
-from broker.bus.records import Generation, Status
+from broker.bus.records import Generation, Status, encode
 
 
 class Place(NamedTuple):
@@ -49,6 +49,17 @@ def closed(record: Generation, frames: Iterable[Frame], now_ms: int) -> Generati
             completion_tokens=turn.completion_tokens,
         )
     return record
+
+
+def fitting(record: Generation, limit: int) -> Generation:
+    """The record with as much of its text as `limit` bytes of it have room for; all of it, nearly always."""
+    over = len(encode(record)) - limit
+    if over <= 0:
+        return record
+    # Every byte of UTF-8 is one of JSON at least: of a text full of escapes a little more is cut than must be.
+    text = record.text.encode()
+    kept = text[: max(0, len(text) - over)].decode(errors="ignore")
+    return msgspec.structs.replace(record, text=kept, truncated=True)
 
 
 def end_of(last: Frame) -> Place:

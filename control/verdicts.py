@@ -35,6 +35,7 @@ class Case(NamedTuple):
     record: Generation
     unheld: float  # since when nobody is seen to hold it
     age: float  # since it was accepted
+    lost: float  # since somebody was last seen to hold it; infinite: it never was
     begun: bool
     ended: bool
     placed: bool  # the session names it as its open one
@@ -57,7 +58,7 @@ def judge(case: Case) -> Verdict:
             return Verdict.FAIL
         waited = case.unheld
     else:
-        waited = case.age
+        waited = min(case.age, case.lost)  # with a worker that died since it waited for its turn, not for a worker
     if waited >= case.job_wait:
         return Verdict.EXPIRE
     if not case.queued and case.unheld >= QUEUED_BY_NOW:

@@ -2,7 +2,7 @@
 
 A pull that was sent cannot be taken back, so every credit given to one of the two is room kept free until a job has
 used it: what is held and what is promised never exceed the capacity. The lane keeps a few credits of its own, or a
-long `any` queue would starve it.
+long `any` queue would starve it, and never so many that a slot stays free for it.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ class Credits(NamedTuple):
     lane: int
 
 
-def has_lane(capacity: int) -> bool:
-    """A worker with room for one job serves only the common queue: its one credit cannot be in two pulls."""
-    return capacity > 1
+def lane_credits(slots: int, queue_limit: int) -> int:
+    """Credits that the lane keeps, taken from the room of those that wait for a slot: perhaps nothing comes by the
+    lane, and then each slot is to be had by the common queue. 0: a worker where none may wait has no lane."""
+    return min(LANE_CREDITS, max(1, (slots + queue_limit) // 4), queue_limit)
 
 
-def share(capacity: int, held: int, promised: Credits) -> Credits:
+def share(capacity: int, lane_goal: int, held: int, promised: Credits) -> Credits:
     """The new promises, given what is held. Never less than before: a pull cannot be taken back."""
-    lane_goal = min(LANE_CREDITS, max(1, capacity // 4)) if has_lane(capacity) else 0
     free = capacity - held - promised.any - promised.lane
     if free <= 0:
         return promised
@@ -52,17 +52,24 @@ class Intake:
     """The standing pulls of one model. `top_up` whenever a job was let go; `on_delivery` gets what arrives."""
 
     def __init__(
-        self, bus: Bus, worker: str, model: str, capacity: int, on_delivery: Callable[[Delivery], None]
+        self,
+        bus: Bus,
+        worker: str,
+        model: str,
+        slots: int,
+        queue_limit: int,
+        on_delivery: Callable[[Delivery], None],
     ) -> None:
         self._bus = bus
-        self._capacity = capacity
+        self._capacity = slots + queue_limit
+        self._lane_goal = lane_credits(slots, queue_limit)
         self._on_delivery = on_delivery
         self._promised = Credits(0, 0)
         self._model = model
         self._worker = worker
         self._any = Queue(bus, JOBS_STREAM, consumer_name(model), partial(self._take, True))
         self._lane: Queue | None = None
-        if has_lane(capacity):
+        if self._lane_goal:
             self._lane = Queue(bus, JOBS_STREAM, consumer_name(model, worker), partial(self._take, False))
         self._keepers: set[asyncio.Task[None]] = set()
 
@@ -90,7 +97,7 @@ class Intake:
 
     def top_up(self, held: int) -> None:
         """Ask for as many jobs as there is room for beside the `held` ones."""
-        self._promised = share(self._capacity, held, self._promised)
+        self._promised = share(self._capacity, self._lane_goal, held, self._promised)
         self._any.want(self._promised.any)
         if self._lane is not None:
             self._lane.want(self._promised.lane)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import SettingsConfigDict
 
 from broker.bus.settings import RoleSettings
+from broker.bus.subjects import REPLICA_PREFIX
 from gpu_worker.engines import EngineSettings
 from gpu_worker.engines.engine import Resume
 
@@ -39,6 +40,13 @@ class WorkerSettings(RoleSettings):
         12_000, ge=0, description="tokens a second of all answers above which they collect, up to 0.2 s; 0: never"
     )
     lost_timeout: float = Field(60.0, gt=0, description="without an answer from the log before an attempt is given up")
+
+    @field_validator("id")
+    @classmethod
+    def _no_replica(cls, id: str) -> str:
+        if id.startswith(REPLICA_PREFIX):
+            raise ValueError(f"names that begin with `{REPLICA_PREFIX}` are those of OKOME's replicas")
+        return id
 
     def for_engine(self) -> EngineSettings:
         return EngineSettings(

@@ -6,6 +6,7 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -82,7 +83,8 @@ class Worker:
         INTERVAL.set_function(lambda: publishing.cadence.interval)
         self._place = Place(id, settings, Bucket(bus, "generations"), self._pulse, publishing)
         self._intakes = {
-            model: Intake(bus, id, model, lane.capacity, self._receive) for model, lane in self._lanes.items()
+            model: Intake(bus, id, model, lane.card.slots, lane.card.queue_limit, partial(self._receive, model))
+            for model, lane in self._lanes.items()
         }
         self._turnover = Turnover()
         self._looked_at = 0
@@ -162,24 +164,26 @@ class Worker:
 
     # -- jobs --------------------------------------------------------------------------------------------------------
 
-    def _receive(self, delivery: Delivery) -> None:
-        """A job has been delivered: an invitation."""
+    def _receive(self, model: str, delivery: Delivery) -> None:
+        """A job has been delivered, by a queue of that model: an invitation."""
         try:
             job = decode(delivery.data, Job)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:  # the last: nested too deeply
             log.error("worker.job_malformed", subject=delivery.subject, error=str(error))
             self._spawn(_drop(delivery))  # nobody can ever carry it out
+            self._top_up(model)
             return
         held = self._held.get(job.gid)
         if held is not None:
             held.adopt(delivery)
             if held.ours:
                 self._pulse.beat_soon(job.gid, held.reply)
-            self._top_up(held.lane.card.id)  # its credit is free again
+            self._top_up(model)  # its credit is free again
             return
         lane = self._lanes.get(job.request.model)
         if lane is None or self._draining or lane.held >= lane.capacity:
             self._spawn(_return(delivery, 0.0 if self._draining else TOO_MANY_DELAY))
+            self._top_up(model)
             return
         held = self._held[job.gid] = self._by_session[job.sid] = Held(self._place, lane, job, delivery)
         lane.held += 1
@@ -199,11 +203,12 @@ class Worker:
             self._turnover.ended(len(self._held))
             if held.conversation:
                 self._keep_warm(prefix_hash(model, held.conversation))
-            if not self._draining:
-                self._top_up(model)
+            self._top_up(model)
 
     def _top_up(self, model: str) -> None:
-        self._intakes[model].top_up(self._lanes[model].held)
+        """Offer the room that there is, to whoever may use it: none any more while this worker drains."""
+        if not self._draining:
+            self._intakes[model].top_up(self._lanes[model].held)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)

@@ -33,6 +33,7 @@ class Turn(msgspec.Struct):
     error: str = ""
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    truncated: bool = False  # `parts` are the beginning of a text that was too long for its record
 
     @property
     def text(self) -> str:
@@ -94,6 +95,7 @@ def of_record(generation: Generation) -> Turn:
         error=generation.error,
         prompt_tokens=generation.prompt_tokens,
         completion_tokens=generation.completion_tokens,
+        truncated=generation.truncated,
     )
 
 

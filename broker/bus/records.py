@@ -88,6 +88,7 @@ class Generation(msgspec.Struct, frozen=True):
     first_seq: int = 0  # of `start`
     last_seq: int = 0  # of the terminal frame
     text: str = ""
+    truncated: bool = False  # the text was too long for a record: this is how it begins
     finish_reason: str = ""
     code: str = ""
     error: str = ""

@@ -96,6 +96,10 @@ def job_subject(model: str, worker: str | None = None) -> str:
     return f"job.{encode(model)}.{worker or 'any'}"
 
 
+REPLICA_PREFIX = "okome-"
+"""How the names of OKOME's replicas begin, which beat among the workers; no worker's does."""
+
+
 def beat_subject(worker: str) -> str:
     return f"beat.{worker}"
 

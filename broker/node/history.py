@@ -166,14 +166,15 @@ def messages(turn: Turn, incarnation: str, *, loose: int | None = None) -> list[
         "content": turn.text,
         "finish_reason": turn.finish_reason or turn.status,
         "usage": {"prompt_tokens": turn.prompt_tokens, "completion_tokens": turn.completion_tokens},
-        **error_of(turn),
+        **besides(turn),
     }
     return [*events, make("message", answer, f"{incarnation}-{turn.last_seq if loose is None else loose}")]
 
 
-def error_of(turn: Turn) -> dict[str, Any]:
-    """Why an answer failed or expired, as its terminal says it; {} of any other."""
-    return {"error": {"code": turn.code, "message": turn.error}} if turn.code else {}
+def besides(turn: Turn) -> dict[str, Any]:
+    """What is said of some answers only: why it failed or expired, as its terminal has it, and that its text is cut."""
+    error = {"error": {"code": turn.code, "message": turn.error}} if turn.code else {}
+    return error | ({"truncated": True} if turn.truncated else {})
 
 
 def _loose(recorded: list[Turn]) -> int:

@@ -20,7 +20,7 @@ from broker.bus.records import decode as decode_record
 from broker.bus.subjects import log_stream, partition_of, worker_subject
 from broker.node.access import Principal, check_opens, check_session_id
 from broker.node.beats import Beats
-from broker.node.history import History, error_of
+from broker.node.history import History, besides
 from broker.node.inputs import GenerationBody, SessionBody, SessionPatch
 from broker.node.warmth import Warmth
 
@@ -132,7 +132,7 @@ class Operations:
                     "content": turn.text,
                     "status": turn.status,
                     "finish_reason": turn.finish_reason or None,
-                    **error_of(turn),
+                    **besides(turn),
                 }
             )
         return found, last
@@ -187,6 +187,7 @@ class Operations:
             "created_at": record.created_at,
             "ended_at": record.ended_at or None,
         }
+        answer |= {"truncated": True} if record.truncated else {}
         return answer | ({"error": {"code": code, "message": message}} if code else {})
 
     async def cancel(self, who: Principal, sid: str, gid: str) -> dict[str, Any]:

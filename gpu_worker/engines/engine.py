@@ -84,8 +84,8 @@ class Finish:
 @dataclass(frozen=True, slots=True)
 class ModelCard:
     """A model as the worker announces it. context_length in tokens, prompt and answer together; slots: generations
-    decoded at once; queue_limit: generations that may wait for a slot inside the engine before it refuses with
-    `overloaded`; default_max_tokens: the bound where a request names none, None for no bound.
+    decoded at once; queue_limit: generations that its worker may hold besides, which wait for a slot;
+    default_max_tokens: the bound where a request names none, None for no bound.
     """
 
     id: str

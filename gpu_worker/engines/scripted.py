@@ -38,13 +38,14 @@ class ScriptedEngine:
 
     def __init__(self, settings: EngineSettings) -> None:
         self._slots = settings.scripted_slots
+        self._queue_limit = settings.queue_limit
         self._running = 0
         self._ticker = Ticker()
         self._closed = False
 
     @property
     def cards(self) -> tuple[ModelCard, ...]:
-        return (ModelCard("scripted", MAX_TOKENS, self._slots, 0, "scripted", default_max_tokens=None),)
+        return (ModelCard("scripted", MAX_TOKENS, self._slots, self._queue_limit, "scripted", None),)
 
     async def start(self, say: Say = unsaid) -> None:
         """Nothing to start."""

@@ -245,6 +245,24 @@ async def test_more_than_the_workers_take_is_overload_told_at_once(okome: Okome,
     assert sum(1 for record in records if record and record.running) == 7
 
 
+async def test_what_a_worker_that_drains_has_yet_to_finish_takes_no_room_of_the_others(okome: Okome, bus: Bus) -> None:
+    """Its slots do not count any more, and neither does what runs in them."""
+    async with worker(okome, bus, "w1", slots=3, queue=0) as draining:
+        for _ in range(3):
+            await generate(bus, await new_session(bus))
+        draining.load = Load(0, 3, 0, 0)
+        async with worker(okome, bus, "w2", slots=1, queue=1):
+            await until(lambda: not okome.pulse.workers()["w1"].models["m"].slots, "it is known to drain")
+            assert [(await generate(bus, await new_session(bus))).position for _ in range(2)] == [0, 1]
+            assert (await refused(bus, await new_session(bus))).code == "overloaded"
+
+            async def told() -> bool:
+                route = await bus.ask("route", ops.Explain("m"), ops.Route)
+                return (route.waiting, route.capacity) == (1, 2)
+
+            await until(told, "one waits for the slot of the other")
+
+
 async def test_a_log_that_is_nearly_full_admits_nothing(fresh_nats: NatsServer) -> None:
     async with (
         replica(fresh_nats.url, partitions=1, log_max_bytes=1024 * 1024) as okome,
@@ -317,6 +335,9 @@ async def test_a_hint_from_the_hot_cache_is_taken_only_where_that_worker_is_live
     async with worker(okome, bus, "w1"), worker(okome, bus, "w2") as second:
         assert (await generate(bus, await new_session(bus), warm="w2")).worker == "w2"
         assert (await generate(bus, await new_session(bus), warm="gone")).worker == ""
+        second.load = Load(8, 0, 0, 0)
+        await until(lambda: not okome.pulse.workers()["w2"].models["m"].queue_limit, "it has no lane")
+        assert (await generate(bus, await new_session(bus), warm="w2")).worker == ""
         second.load = Load(4, 4, 0, 4)
         await until(lambda: okome.pulse.workers()["w2"].models["m"].running == 4, "it is busy")
         assert (await generate(bus, await new_session(bus), warm="w2")).worker == ""

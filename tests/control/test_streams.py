@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from broker.bus.credentials import digest
-from broker.bus.errors import StoreRejected
+from broker.bus.errors import Refusal, StoreRejected
 from broker.bus.kv import Bucket
 from broker.bus.nats import Bus
 from broker.bus.subjects import BUCKETS
@@ -138,6 +138,21 @@ async def test_keys_are_made_once_and_a_revoked_first_key_stays_revoked(fresh_na
         await keyring.revoke(only.id)
         await other.open("ok_first")
         assert await Bucket(bus, "keys").get(digest("ok_first")) is None
+
+
+async def test_a_first_key_stays_revoked_when_its_revocation_has_aged_out(fresh_nats: NatsServer) -> None:
+    async with connected(fresh_nats.url) as bus:
+        await provision(bus, settings(fresh_nats.url))
+        keyring = Keyring(bus)
+        await keyring.open("ok_first")
+        (only,) = (await keyring.list())["keys"]
+        await keyring.revoke(only.id)
+        await bus.api("STREAM.PURGE.KV_revoked")
+        assert not await keyring.revoked(only.id)
+        await keyring.open("ok_first")
+        with pytest.raises(Refusal):
+            await keyring.find("ok_first")
+        assert (await keyring.list())["keys"] == []
 
 
 async def test_a_public_key_that_was_lost_is_published_again(fresh_nats: NatsServer) -> None:

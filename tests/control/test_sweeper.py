@@ -12,14 +12,14 @@ import pytest
 from broker.bus.attempts import barren_epochs
 from broker.bus.chain import Chain
 from broker.bus.clock import now_ms
-from broker.bus.errors import WrongLastSequence
+from broker.bus.errors import StoreRejected, WrongLastSequence
 from broker.bus.frames import Frame
 from broker.bus.jobs import consumer_name, ensure_consumer
 from broker.bus.kv import Bucket
-from broker.bus.log import last, store
+from broker.bus.log import last, page, store
 from broker.bus.nats import Bus
 from broker.bus.queue import Delivery, Queue
-from broker.bus.records import Generation, Job, Message, Request, decode, encode
+from broker.bus.records import Generation, Job, Load, Message, Request, decode, encode
 from broker.bus.subjects import JOBS_STREAM, log_stream, log_subject, partition_of
 from control.app import Okome
 from control.lanes import empty_lane
@@ -229,6 +229,22 @@ async def test_what_a_live_worker_holds_is_left_alone(fresh_nats: NatsServer) ->
             assert await frames(bus, held) == []
 
 
+async def test_what_was_held_does_not_expire_with_its_holder_however_old_it_is(fresh_nats: NatsServer) -> None:
+    """It waited for a slot there, and has yet to be offered to another worker."""
+    async with replica(fresh_nats.url, job_wait=2) as okome, connected(fresh_nats.url) as bus:
+        sid, loop = await new_session(bus), asyncio.get_running_loop()
+        async with worker(okome, bus) as played:
+            accepted = loop.time()
+            made = await generate(bus, sid)
+            played.held[made.generation_id] = "$JS.ACK.x"
+            await until(lambda: loop.time() > accepted + 2, "it is older than job_wait")
+            lost = loop.time()
+            played.held.clear()
+            record = await until(lambda: status_of(bus, sid, made.generation_id), "it expires in the end")
+            assert record.status == "expired"
+            assert loop.time() - lost > 1.5
+
+
 async def test_a_generation_without_a_job_is_queued(okome: Okome, bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its replica died before it could."""
     monkeypatch.setattr("control.sweeper.QUEUED_BY_NOW", 0.5)
@@ -299,6 +315,52 @@ async def test_the_jobs_in_a_dead_workers_lane_go_to_the_common_queue(okome: Oko
             return await jobs(bus) == {"job.m.any": 3, "job.m.w1": 1}
 
         await until(moved, "the lane is empty")
+
+
+async def test_a_worker_that_drains_keeps_of_its_lane_only_what_it_holds(okome: Okome, bus: Bus) -> None:
+    """It takes no more jobs and beats on until the last one is done, for minutes perhaps."""
+    async with worker(okome, bus, "w1"), worker(okome, bus, "w2") as leaving:
+        made = [await generate(bus, await new_session(bus), warm="w2") for _ in range(3)]
+        assert await jobs(bus) == {"job.m.w2": 3}
+        leaving.held = {made[1].generation_id: "held"}
+        leaving.load = Load(0, 1, 0, 0)
+
+        async def moved() -> bool:
+            return await jobs(bus) == {"job.m.any": 2, "job.m.w2": 1}
+
+        await until(moved, "what nobody holds is moved")
+        rounds = okome.sweeper._next_look.copy()
+        await until(lambda: okome.sweeper._next_look != rounds, "it sweeps on")
+        assert await moved()
+        (kept,) = await page(bus, JOBS_STREAM, "job.m.w2", 0)
+        assert (kept.headers or {})["Nats-Msg-Id"] == made[1].generation_id
+
+
+async def test_a_lane_that_cannot_be_emptied_keeps_nobody_else_waiting(
+    okome: Okome, bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[str] = []
+
+    async def refused(bus: Bus, subject: str, *rest: Any) -> int:
+        tried.append(subject)
+        if subject == "job.m.gone1":
+            raise StoreRejected(10077, "maximum bytes exceeded")
+        return await empty_lane(bus, subject, *rest)
+
+    monkeypatch.setattr("control.sweeper.empty_lane", refused)
+    async with worker(okome, bus):
+        for lane in ("gone1", "gone2"):
+            await store(bus, f"job.m.{lane}", b"job", msg_id=lane)
+        sid = await new_session(bus)
+        made = await generate(bus, sid)
+        await answer(bus, sid, made, "a")
+        await until(lambda: status_of(bus, sid, made.generation_id), "the sweeper closes it")
+        assert "job.m.gone1" in tried
+
+        async def moved() -> bool:
+            return await jobs(bus) == {"job.m.any": 2, "job.m.gone1": 1}
+
+        await until(moved, "the other lane is empty")
 
 
 async def test_two_that_empty_a_lane_at_once_move_every_job_once(okome: Okome, bus: Bus) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -18,8 +19,8 @@ def case(cancel: bool = False, **changes: Any) -> Case:
     request = Request("m", [Message("user", "x")])
     record = Generation("g", "00s", "t", request, created_at=0, after=0, cancel=cancel)
     usual = {
-        "unheld": 1.0, "age": 1.0, "begun": False, "ended": False, "placed": True, "queued": True, "delivered": False,
-        "barren": 0, "job_wait": WAIT,
+        "unheld": 1.0, "age": 1.0, "lost": math.inf, "begun": False, "ended": False, "placed": True, "queued": True,
+        "delivered": False, "barren": 0, "job_wait": WAIT,
     }  # fmt: skip
     return Case(record=record, **{**usual, **changes})
 
@@ -30,6 +31,9 @@ def case(cancel: bool = False, **changes: Any) -> Case:
         (case(), Verdict.WAIT),
         (case(age=WAIT - 1, unheld=WAIT - 1), Verdict.WAIT),
         (case(age=WAIT), Verdict.EXPIRE),
+        (case(age=WAIT, lost=WAIT - 1), Verdict.WAIT),
+        (case(age=WAIT, lost=WAIT), Verdict.EXPIRE),
+        (case(age=WAIT, lost=RETURNED_BY_NOW, unheld=RETURNED_BY_NOW, delivered=True), Verdict.RETURN),
         (case(ended=True, begun=True), Verdict.CLOSE),
         (case(ended=True, begun=True, placed=False, cancel=True, age=WAIT), Verdict.CLOSE),
         (case(placed=False), Verdict.WAIT),
@@ -57,5 +61,5 @@ def test_a_generation_that_nobody_holds(found: Case, verdict: Verdict) -> None:
 
 @given(begun=st.booleans(), placed=st.booleans(), queued=st.booleans(), cancel=st.booleans(), barren=st.integers(0, 5))
 def test_nothing_waits_longer_than_job_wait(begun: bool, placed: bool, queued: bool, cancel: bool, barren: int) -> None:
-    found = case(cancel, begun=begun, placed=placed, queued=queued, barren=barren, unheld=WAIT, age=WAIT)
+    found = case(cancel, begun=begun, placed=placed, queued=queued, barren=barren, unheld=WAIT, age=WAIT, lost=WAIT)
     assert judge(found) in (Verdict.EXPIRE, Verdict.CANCEL, Verdict.FORGET, Verdict.FAIL)

@@ -170,7 +170,7 @@ class Bed:
         """A worker in this process. Leaving the block drains it, unless it was killed."""
         bus = await Bus.connect(url or self.url, id)
         settings = {"drain_timeout": 1.0} | settings
-        engine = engine or create("scripted", EngineSettings(scripted_slots=slots))
+        engine = engine or create("scripted", EngineSettings(scripted_slots=slots, queue_limit=0))
         here = Here(id, bus, engine, WorkerSettings(id=id, engine="scripted", **settings))
         try:
             await here.start()

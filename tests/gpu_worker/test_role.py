@@ -39,6 +39,14 @@ async def test_all_wrong_settings_are_told_at_once() -> None:
     assert "OKOME_WORKER_MAX_PAUSE" in said
 
 
+async def test_a_worker_is_not_named_like_a_replica_of_okome() -> None:
+    """Whoever hears it beat would take it for one: its room would not count, and its jobs would be given to others."""
+    code, said = await ran(id="okome-gpu-1")
+    assert code == 2
+    assert "OKOME_WORKER_ID" in said
+    assert "names that begin with `okome-` are those of OKOME's replicas" in said
+
+
 @pytest.mark.parametrize("engine", ["vllm", "abacus"])
 async def test_an_engine_that_is_not_there_is_named(bed: Bed, engine: str) -> None:
     code, said = await ran(engine=engine, nats_url=bed.url)

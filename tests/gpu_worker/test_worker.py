@@ -8,12 +8,13 @@ from collections.abc import AsyncGenerator, Callable
 
 import pytest
 
-from broker.bus.frames import CANCELLED, DONE, FAILED, START, TOKEN, USAGE
+from broker.bus.frames import ATTEMPT, CANCELLED, DONE, FAILED, START, TOKEN, USAGE
 from broker.bus.jobs import ACK_WAIT
 from broker.bus.kv import Bucket
+from broker.bus.log import store
 from broker.bus.records import Message, Model, Status, decode
-from broker.bus.subjects import worker_subject
-from gpu_worker.engines import EngineFailed, Finish, ModelCard, Piece, Prefix, Prompt, Say, create
+from broker.bus.subjects import job_subject, worker_subject
+from gpu_worker.engines import EngineFailed, EngineSettings, Finish, ModelCard, Piece, Prefix, Prompt, Say, create
 from gpu_worker.engines.engine import unsaid
 from gpu_worker.worker import _every
 from tests.gpu_worker.bed import SID, Bed
@@ -127,6 +128,35 @@ async def test_cancelled_before_any_worker_took_it(bed: Bed) -> None:
         await bed.no_jobs_left()
 
 
+async def test_every_slot_is_filled_where_none_may_wait_for_one(bed: Bed) -> None:
+    async with bed.worker("w1", slots=4):
+        for number in range(4):
+            await bed.ask(f"g{number}", ENDLESS, sid=f"00session{number}")
+        await bed.until(lambda: all(START in bed.types(f"g{number}") for number in range(4)))
+
+
+@pytest.mark.parametrize(
+    "payload", [b"", b'{"gid": 1}', b'{"gid": "\xff"}', b'{"x": ' + b"[" * 100_000], ids=["", "type", "utf-8", "depth"]
+)
+async def test_a_job_that_cannot_be_read_is_taken_out_and_its_room_is_free_again(bed: Bed, payload: bytes) -> None:
+    async with bed.worker("w1", OneSlot(queue_limit=0)):
+        for number in range(2):  # one more than there is room
+            await store(bed.bus, job_subject("scripted"), payload, msg_id=f"bad{number}")
+        await bed.ask("g1", SCRIPT)
+        assert (await bed.ended("g1")).type == DONE
+        await bed.no_jobs_left()
+
+
+async def test_scripts_wait_for_a_slot_as_all_others_do(bed: Bed) -> None:
+    async with bed.worker("w1", create("scripted", EngineSettings(scripted_slots=1, queue_limit=4))):
+        for number in range(4):
+            await bed.ask(f"g{number}", {"tokens": 20, "rate": 200}, sid=f"00session{number}")
+        await bed.until(lambda: bed.beats["w1"].models["scripted"].queued == 3)
+        for number in range(4):
+            assert (await bed.ended(f"g{number}")).type == DONE
+            assert ATTEMPT not in bed.types(f"g{number}"), "the engine had no room for it"
+
+
 async def test_no_more_is_held_than_slots_and_queue(bed: Bed) -> None:
     """1 slot, 2 waiting: the others stay in the queue, for whoever has room."""
     async with bed.worker("w1", OneSlot(queue_limit=2), cancel_interval=60) as here:
@@ -145,7 +175,7 @@ async def test_no_more_is_held_than_slots_and_queue(bed: Bed) -> None:
 
 
 async def test_the_warm_lane_is_served(bed: Bed) -> None:
-    async with bed.worker("w1"):
+    async with bed.worker("w1", OneSlot()):
         job = await bed.ask("g1", SCRIPT, enqueue=False)
         await bed.enqueue(job, "w1")
         assert (await bed.ended("g1")).type == DONE

@@ -196,7 +196,7 @@ def test_who_lost_a_race_for_an_end_does_not_give_the_record_up(
     model.begin(slow=False, workers=0, deaf=False, held="")
     model.the_job_is_lost()
     model.jetstream(down=True)
-    model.time_passes(3.0)
+    model.time_passes(6.0)
     with pytest.raises(AssertionError, match="is recorded as failed") if taken else nullcontext():
         model.teardown()
 

@@ -40,10 +40,9 @@ async def cancel_unbegun(round: Round) -> None:
 @scenario("answers are cancelled that wait for a slot, while every slot decodes", world=IMPATIENT, weight=3)
 async def cancel_queued(round: Round) -> None:
     slots = int(IMPATIENT.environment["OKOME_WORKER_SCRIPTED_SLOTS"]) * len(round.system.processes("worker"))
-    room = slots - slots // 4  # a worker keeps a quarter of its slots for conversations that are warm there
-    watched = await round.crowd.gather([round.script(6) for _ in range(room + max(2, round.sessions // 2))])
+    watched = await round.crowd.gather([round.script(6) for _ in range(slots + max(2, round.sessions // 2))])
     async with asyncio.timeout(TAKEN_TIMEOUT):
-        await round.system.until(lambda: sum(bool(viewer.worker) for viewer in round.crowd.viewers) >= room)
+        await round.system.until(lambda: sum(bool(viewer.worker) for viewer in round.crowd.viewers) >= slots)
     waiting = [session for session in watched if not session.viewers[0].worker]
     await _cancel_all(round, waiting, "queued")
     for session in waiting:

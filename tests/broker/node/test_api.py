@@ -15,11 +15,11 @@ from broker.bus.clock import now_ms
 from broker.bus.credentials import digest, new_api_key
 from broker.bus.kv import Bucket
 from broker.bus.nats import Bus
-from broker.bus.records import ApiKey, Revocation, encode
+from broker.bus.records import ApiKey, Generation, Message, Request, Revocation, Status, encode
 from broker.node.operations import Operations
 from tests.broker.node.conftest import Plane
 from tests.control.okome import generation_record, until
-from tests.fixtures.node import Author, RunningNode
+from tests.fixtures.node import TENANT, Author, RunningNode
 
 MIB = 1024 * 1024
 MESSAGES = [{"role": "user", "content": "hi"}]
@@ -351,6 +351,36 @@ async def watched(plane: Plane) -> bool:
 async def generations(plane: Plane, sid: str) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = (await plane.http.get(f"/v1/sessions/{sid}", headers=plane.key)).json()["generations"]
     return found
+
+
+async def test_that_a_text_is_not_whole_is_said_with_it(node: RunningNode) -> None:
+    author = await node.session()
+    await author.answer(2)
+    gid = author.gid
+    record = Generation(
+        gid,
+        author.sid,
+        TENANT,
+        Request("m", [Message("user", "hello")]),
+        created_at=1,
+        after=0,
+        status=Status.DONE,
+        first_seq=author.seqs[0],
+        last_seq=author.seqs[-1],
+        text="0",
+        truncated=True,
+    )
+    await Bucket(node.bus, "generations").put(f"{author.sid}.{gid}", encode(record))
+    key = {"authorization": f"Bearer {node.api_key}"}
+    path = f"/v1/sessions/{author.sid}"
+    asked, said = (await node.http.get(f"{path}/messages", headers=key)).json()["messages"]
+    assert (said["content"], said["truncated"]) == ("0", True)
+    assert "truncated" not in asked
+    told = (await node.http.get(f"{path}/generations/{gid}", headers=key)).json()
+    assert (told["text"], told["truncated"]) == ("0", True)
+    async with node.events(author.sid) as events:
+        *_, answer, _ = await events.until("caught_up")
+        assert json.loads(answer["data"])["truncated"] is True
 
 
 async def test_why_an_answer_failed_is_said_to_whoever_comes_later(node: RunningNode) -> None:
