@@ -123,7 +123,11 @@ def sweep() -> list[Path]:
     """Remove the temporary directories of this user's systems that were killed; returns them."""
     gone = []
     for path in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
-        if path.is_symlink() or not (path / TEMPORARY).is_file() or path.stat().st_uid != os.geteuid():
+        try:
+            mine = path.lstat().st_uid == os.geteuid()  # first: nobody may look into another user's
+            if not mine or path.is_symlink() or not (path / TEMPORARY).is_file():
+                continue
+        except OSError:  # gone meanwhile
             continue
         left = lock.abandoned(path)
         if left is None:

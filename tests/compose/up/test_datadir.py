@@ -1,5 +1,7 @@
 """The directory a system lives in."""
 
+import errno
+import os
 import re
 import stat
 import tempfile
@@ -125,3 +127,29 @@ def test_nothing_is_removed_that_somebody_named_or_that_is_not_ours(temporary: P
     assert sweep() == []
     assert named.is_dir()
     assert rescued.is_dir()
+
+
+def test_what_is_another_users_or_goes_meanwhile_keeps_nobody_from_starting(
+    temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs, gone = temporary / "okome-theirs", temporary / "okome-gone"
+    left = killed(DataDir(None))
+    theirs.mkdir()
+    gone.mkdir()
+    if os.geteuid() == 0:
+        os.chown(theirs, 65534, 65534)
+    is_file = Path.is_file
+
+    def look(path: Path) -> bool:
+        """As the kernel has it for whoever is not root."""
+        if path.parent == theirs:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        if path.parent == gone:
+            gone.rmdir()
+            return True
+        return is_file(path)
+
+    monkeypatch.setattr(Path, "is_file", look)
+    assert sweep() == [left]
+    assert theirs.is_dir()
+    assert not gone.exists()
