@@ -40,6 +40,7 @@ async def up(options: Options) -> int:
             for left in sweep():
                 screen.warn(f"removed {left}, which an `okome up` that was killed had left")
             data = stack.enter_context(DataDir(options.data))
+            statefile.forget(data.path)
             key, key_made = data.api_key(options.api_key)
             planned = plan.make(options, data, ports, key, os.environ)
             for name, why in settings.unknown(os.environ).items():

@@ -68,6 +68,16 @@ def test_one_that_ended_without_a_word_does_not_count_and_is_forgotten(start: St
     assert len(list(statefile.folder().iterdir())) == 1
 
 
+def test_where_somebody_starts_again_the_one_that_was_killed_does_not_count(start: Start) -> None:
+    start(FIRST)
+    with start(SECOND) as killed:
+        pass
+    with DataDir(killed.path) as again:
+        assert find().url == SECOND
+        statefile.forget(again.path)
+        assert find().url == FIRST
+
+
 def test_looking_for_a_system_keeps_nobody_from_starting_there(start: Start, tmp_path: Path) -> None:
     start(FIRST).close()
     assert statefile.running() == []

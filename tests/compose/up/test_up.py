@@ -165,3 +165,9 @@ def test_of_two_systems_the_commands_take_the_last_and_then_the_one_that_still_r
     none = said(first, "models")
     assert none.returncode == 1
     assert "no running system found" in none.stderr
+    again = start_system("--nodes", "1", "--data", first.ready["data"], XDG_STATE_HOME=str(first.directory / "state"))
+    assert first.url != again.url
+    alone = said(first, "models")
+    assert (alone.returncode, alone.stderr) == (0, "")
+    (file,) = (first.directory / "state").rglob("*.json")
+    assert json.loads(file.read_text()) == again.ready
