@@ -17,8 +17,15 @@ from compose.up import lock, readyfile
 
 
 def folder() -> Path:
-    home = os.environ.get("XDG_STATE_HOME")
-    return (Path(home) if home else Path.home() / ".local" / "state") / "okome" / "systems"
+    state = os.environ.get("XDG_STATE_HOME")
+    return (Path(state) if state else _home() / ".local" / "state") / "okome" / "systems"
+
+
+def _home() -> Path:
+    try:
+        return Path.home()
+    except RuntimeError:  # a user whom this machine does not know, as containers have them
+        return Path("/")
 
 
 def new() -> Path:
@@ -55,7 +62,10 @@ def forget(data: Path) -> None:
 
 
 def _files() -> list[Path]:
-    return sorted(folder().glob("*.json"), reverse=True)
+    try:
+        return sorted(folder().glob("*.json"), reverse=True)
+    except OSError:  # not ours to read: nothing of ours is in it
+        return []
 
 
 def _read(path: Path) -> dict[str, Any] | None:

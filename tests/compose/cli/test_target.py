@@ -120,3 +120,13 @@ def test_a_flag_chooses_the_nats_servers_too(start: Start) -> None:
     assert find(OKOME_NATS_URL="nats://elsewhere").bus() == "nats://elsewhere"
     with pytest.raises(CommandFailed, match=r"http://far:8080.*OKOME_NATS_URL"):
         find("http://far:8080").bus()
+
+
+def test_who_has_no_home_finds_no_system_and_is_not_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_STATE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", homeless)
+    assert find(OKOME_NATS_URL="nats://elsewhere").bus() == "nats://elsewhere"
+    assert statefile.new().parent == statefile.folder()
