@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import secrets
 import ssl
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,21 +33,49 @@ class ThrowAwayCA:
 def make_ca(directory: Path, host: str = "127.0.0.1") -> ThrowAwayCA:
     """An authority and a server certificate for `host`, localhost and both loopback addresses, in `directory`.
 
-    What is already there is used again, so that a browser which trusts the authority goes on trusting it. The
-    authority's own key is never written.
+    What is already there is used again where it still serves for `host`, so that a browser which trusts the authority
+    goes on trusting it. The authority's own key is never written, so a certificate for another host, or after the end
+    of this one, comes with an authority of its own.
     """
     made = ThrowAwayCA(directory / "ca.pem", directory / "server.pem", directory / "server.key")
-    if all(path.exists() for path in (made.ca, made.cert, made.key)):
-        return made
-    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
     names = dict.fromkeys([host, "localhost", "127.0.0.1", "::1"])
     for everywhere in ("0.0.0.0", "::", ""):
         names.pop(everywhere, None)
+    if all(_serves(made, name) for name in names):
+        return made
+    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
     authority = trustme.CA(organization_name="okome up")
     issued = authority.issue_cert(*names)
-    authority.cert_pem.write_to_path(made.ca)
-    issued.cert_chain_pems[0].write_to_path(made.cert)
-    descriptor = os.open(made.key, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(issued.private_key_pem.bytes())
+    _replace(made.ca, authority.cert_pem.bytes(), 0o644)
+    _replace(made.cert, issued.cert_chain_pems[0].bytes(), 0o644)
+    _replace(made.key, issued.private_key_pem.bytes(), 0o600)
     return made
+
+
+def _serves(made: ThrowAwayCA, name: str) -> bool:
+    """Whether a client that trusts the authority takes the certificate for that name now: the two meet in memory."""
+    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+    try:
+        trusting = ssl.create_default_context(cafile=str(made.ca))
+        client = trusting.wrap_bio(to_client, to_server, server_hostname=name)
+        server = server_context(made.cert, made.key).wrap_bio(to_server, to_client, server_side=True)
+        for side in (client, server, client):  # with its second turn the client has checked the certificate
+            with suppress(ssl.SSLWantReadError):
+                side.do_handshake()
+    except (OSError, ValueError):  # not there, no certificate, not the authority's, another's key, over, another name
+        return False
+    return True
+
+
+def _replace(path: Path, data: bytes, mode: int) -> None:
+    """At once, of this mode from its first byte: whoever is interrupted leaves the old file, or a draft."""
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise

@@ -139,6 +139,16 @@ def test_the_nats_configurations_are_valid(config: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_only_this_projects_logs_are_carried(services: dict[str, Any]) -> None:
+    """Alloy asks for containers of the project that compose.yaml names to it: the folder's name, unless it is set."""
+    config = (COMPOSE / "alloy" / "config.alloy").read_text()
+    (found,) = re.findall(r'discovery\.docker "containers" \{\n(.*?)\n\}', config, re.S)
+    (asked,) = re.findall(r'filter \{\s+name\s+= "label"\s+values = \[(.+)\]\s+\}', found)
+    assert asked == '"com.docker.compose.project=" + sys.env("COMPOSE_PROJECT_NAME")'
+    name = services["alloy"]["environment"]["COMPOSE_PROJECT_NAME"]
+    assert name == f"${{COMPOSE_PROJECT_NAME:-{COMPOSE.name}}}"
+
+
 def test_prometheus_looks_at_every_role(services: dict[str, Any]) -> None:
     """Each instance of a role is a target of the job of that name, at the port it listens on."""
     jobs = yaml.safe_load((COMPOSE / "prometheus" / "prometheus.yaml").read_text())["scrape_configs"]

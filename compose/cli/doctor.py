@@ -168,18 +168,19 @@ def port() -> Finding:
 
 def system(target: Target) -> list[Finding]:
     """The running system as each of its processes tells it; nothing running is no fault."""
-    if not target.url:
-        return [Finding("system", OK, "none is running; `okome up` starts one")]
-    found = []
-    # trust_env off: a proxy does not know this machine's loopback.
-    with httpx.Client(verify=target.trusted(), timeout=HEALTH_TIMEOUT, trust_env=False) as client:
-        found.append(_health(client, "system", target.url))
-        if target.api_key:
-            found.append(_key(client, target))
-        found += [_health(client, one["id"], one["url"]) for one in target.processes if one.get("metrics")]
+    found = _served(target) if target.url else [Finding("system", OK, "none is running here; `okome up` starts one")]
     if target.nats_url:
         found.append(_reachable("nats", target.nats_url))
     return found
+
+
+def _served(target: Target) -> list[Finding]:
+    # trust_env off: a proxy does not know this machine's loopback.
+    with httpx.Client(verify=target.trusted(), timeout=HEALTH_TIMEOUT, trust_env=False) as client:
+        found = [_health(client, "system", target.url)]
+        if target.api_key:
+            found.append(_key(client, target))
+        return found + [_health(client, one["id"], one["url"]) for one in target.processes if one.get("metrics")]
 
 
 def _health(client: httpx.Client, what: str, url: str) -> Finding:

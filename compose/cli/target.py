@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from compose.cli.outcome import CommandFailed
 
@@ -77,7 +78,14 @@ class Target:
             headers={"authorization": f"Bearer {self.api_key}"},
             verify=self.trusted(),
             timeout=httpx.Timeout(REQUEST_TIMEOUT, read=25.0),
+            trust_env=not self._here(),  # a proxy does not know this machine, and need not know its keys
         )
+
+    def _here(self) -> bool:
+        """It runs on this machine, or is reached through it."""
+        from compose.up.options import loopback
+
+        return bool(self.processes) or loopback(urlsplit(self.url).hostname or "")
 
     def trusted(self) -> ssl.SSLContext | bool:
         """What a certificate is checked against: the system's own throw-away CA, or whom this machine trusts."""

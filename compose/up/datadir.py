@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TextIO
@@ -19,6 +20,8 @@ from compose.up import lock, readyfile
 PREFIX = "okome-"
 TEMPORARY = "temporary"
 """A file in a directory that nobody named: it may be removed with all that it holds."""
+SERVERS = "nats-servers"
+"""A file that says how many NATS servers have laid the logs here."""
 
 
 class DirectoryBusy(Exception):
@@ -69,6 +72,19 @@ class DataDir:
         """A directory of a part's own."""
         return self._place(name)
 
+    def nats_servers(self, asked: int) -> int:
+        """How many NATS servers have laid the logs here; as many as are asked for, from now on, where there are none.
+
+        What stands in a cluster's logs is nothing that a single server has, and the other way round.
+        """
+        used = [place for place in self.path.glob("nats-[0-9]*") if any(place.iterdir())]
+        if used:
+            with suppress(FileNotFoundError, ValueError):
+                return int((self.path / SERVERS).read_text())
+        count = (3 if len(used) > 1 else 1) if used else asked  # one that is older than the file has no other counts
+        readyfile.write(self.path / SERVERS, f"{count}\n")
+        return count
+
     @property
     def tls(self) -> Path:
         return self._place("tls")
@@ -107,7 +123,11 @@ def sweep() -> list[Path]:
     """Remove the temporary directories of this user's systems that were killed; returns them."""
     gone = []
     for path in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
-        if path.is_symlink() or not (path / TEMPORARY).is_file() or path.stat().st_uid != os.geteuid():
+        try:
+            mine = path.lstat().st_uid == os.geteuid()  # first: nobody may look into another user's
+            if not mine or path.is_symlink() or not (path / TEMPORARY).is_file():
+                continue
+        except OSError:  # gone meanwhile
             continue
         left = lock.abandoned(path)
         if left is None:

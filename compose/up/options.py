@@ -79,14 +79,19 @@ class Options:
     @property
     def loopback(self) -> bool:
         """Only this machine can come in."""
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return self.host == "localhost"
+        return loopback(self.host)
 
     @property
     def scheme(self) -> str:
         return "https" if self.secure else "http"
+
+
+def loopback(host: str) -> bool:
+    """Names this machine, and nothing that another could reach."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def reachable(host: str) -> str:

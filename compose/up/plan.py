@@ -32,7 +32,8 @@ class Plan:
 
 
 def make(options: Options, data: DataDir, ports: Ports, api_key: str, environment: Mapping[str, str]) -> Plan:
-    """Raises OptionsInvalid (no such engine), EngineMissing, PortBusy, and FileNotFoundError for a missing server."""
+    """Raises OptionsInvalid (no such engine, or not the number of NATS servers that `data` was started with first),
+    EngineMissing, PortBusy, and FileNotFoundError for a missing server."""
     _check_engine(options.engine, environment)
     port = ports.claim(options.host, options.port, shared=True)
     foundation: list[Part] = []

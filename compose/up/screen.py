@@ -1,6 +1,7 @@
 """What `okome up` says to a person: progress on stderr, the one ready line on stdout, then almost nothing.
 
 A terminal gets a list that fills itself; anything else gets plain lines. With `--json` stdout has only JSON lines.
+What cannot be said, to a terminal that is gone or a full disk, is lost: nobody's restart depends on it.
 """
 
 from __future__ import annotations
@@ -8,7 +9,10 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from io import TextIOBase
 from pathlib import Path
+from typing import TextIO, cast
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -36,7 +40,8 @@ class Screen:
 
     def __init__(self, *, json: bool) -> None:
         self._json = json
-        self._console = Console(stderr=True, highlight=False, soft_wrap=True)
+        said = cast(TextIO, _Lossy(sys.stderr)) if sys.stderr else None  # None: closed before this process began
+        self._console = Console(file=said, stderr=True, highlight=False, soft_wrap=True)
         self._live: Live | None = None
         self._keepers: list[Keeper] = []
         self._began = time.monotonic()
@@ -114,13 +119,13 @@ class Screen:
             for name, text in lines[:-1]:
                 self._console.print(Text(f"{name.lower()}: {text}"))
         if not self._json:
-            sys.stdout.write(f"ready: {url}\n")
-            sys.stdout.flush()
+            self.line(f"ready: {url}")
 
     def line(self, text: str) -> None:
-        """One JSON line on stdout."""
-        sys.stdout.write(text + "\n")
-        sys.stdout.flush()
+        """One line on stdout."""
+        with suppress(OSError):
+            sys.stdout.write(text + "\n")
+            sys.stdout.flush()
 
     # -- stopping ----------------------------------------------------------------------------------------------------
 
@@ -174,6 +179,32 @@ class Screen:
     def _farewell(self) -> RenderableType:
         left = [keeper.part.id for keeper in self._keepers if keeper.state is not State.STOPPED]
         return Text.assemble(_spin(), " ", (", ".join(left), "dim"))
+
+
+class _Lossy(TextIOBase):
+    """A file that never fails: rich ends the process at a broken pipe, and its list is drawn from a thread."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]  # read only here
+        return self._file.encoding
+
+    def write(self, text: str) -> int:
+        with suppress(OSError):
+            self._file.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            self._file.flush()
+
+    def isatty(self) -> bool:
+        return self._file.isatty()
+
+    def fileno(self) -> int:
+        return self._file.fileno()
 
 
 _SPINNER = Spinner("dots")

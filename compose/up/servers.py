@@ -9,6 +9,7 @@ from pathlib import Path
 from compose import nats_server, wheel
 from compose.up import tether
 from compose.up.datadir import DataDir
+from compose.up.options import OptionsInvalid
 from compose.up.part import Part
 from compose.up.ports import Ports
 
@@ -29,8 +30,14 @@ def tethered(program: Path, arguments: list[str]) -> tuple[str, ...]:
 
 
 def nats(count: int, data: DataDir, ports: Ports) -> tuple[list[Part], str]:
-    """One server, or a cluster of three; and the URL of all of them."""
+    """One server, or a cluster of three; and the URL of all of them. Raises OptionsInvalid where another number of them
+    has laid the logs: those would not be found, and a cluster removes what it does not know."""
     program = nats_server.program()
+    if (laid := data.nats_servers(count)) != count:
+        raise OptionsInvalid(
+            f"--nats {count}: {data.path} has the logs of --nats {laid}; "
+            f"start it with --nats {laid}, or choose another --data"
+        )
     names = [f"nats-{number}" for number in range(1, count + 1)]
     clients = {name: ports.free() for name in names}
     monitors = {name: ports.free() for name in names}

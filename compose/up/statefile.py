@@ -17,8 +17,15 @@ from compose.up import lock, readyfile
 
 
 def folder() -> Path:
-    home = os.environ.get("XDG_STATE_HOME")
-    return (Path(home) if home else Path.home() / ".local" / "state") / "okome" / "systems"
+    state = os.environ.get("XDG_STATE_HOME")
+    return (Path(state) if state else _home() / ".local" / "state") / "okome" / "systems"
+
+
+def _home() -> Path:
+    try:
+        return Path.home()
+    except RuntimeError:  # a user whom this machine does not know, as containers have them
+        return Path("/")
 
 
 def new() -> Path:
@@ -45,8 +52,20 @@ def sweep() -> None:
             path.unlink(missing_ok=True)
 
 
+def forget(data: Path) -> None:
+    """Remove what a system that was killed left of itself in this directory, for whoever has taken it over: else that
+    would count again. Raises OSError."""
+    for path in _files():
+        document = _read(path)
+        if document is not None and document["data"] == str(data):
+            path.unlink(missing_ok=True)
+
+
 def _files() -> list[Path]:
-    return sorted(folder().glob("*.json"), reverse=True)
+    try:
+        return sorted(folder().glob("*.json"), reverse=True)
+    except OSError:  # not ours to read: nothing of ours is in it
+        return []
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -6,7 +6,8 @@ import asyncio
 import os
 import signal
 import ssl
-from contextlib import AsyncExitStack
+from collections.abc import Iterator
+from contextlib import AsyncExitStack, contextmanager, suppress
 from typing import Any
 
 from broker.bus.errors import BusError, Refusal, SettingsInvalid
@@ -40,6 +41,8 @@ async def up(options: Options) -> int:
             for left in sweep():
                 screen.warn(f"removed {left}, which an `okome up` that was killed had left")
             data = stack.enter_context(DataDir(options.data))
+            with _found_or_warned(screen):
+                statefile.forget(data.path)
             key, key_made = data.api_key(options.api_key)
             planned = plan.make(options, data, ports, key, os.environ)
             for name, why in settings.unknown(os.environ).items():
@@ -134,7 +137,8 @@ class _System:
                 starting.cancel()
                 stopping.cancel()
                 await asyncio.gather(starting, stopping, return_exceptions=True)
-            self._state_file.unlink(missing_ok=True)
+            with suppress(OSError):  # what is left of it does not count
+                self._state_file.unlink(missing_ok=True)
             interrupted_start, self._page_url = not self._page_url, ""
             self._screen.stopping()
             await supervisor.stop()
@@ -146,7 +150,8 @@ class _System:
         ticket = await login_ticket(self._plan.nats_url)
         key_counts = await firstkey.counts(self._plan.nats_url, self._key)
         self._page_url = f"{self._plan.url}/#t={ticket}"
-        statefile.sweep()
+        with _found_or_warned(self._screen):
+            statefile.sweep()
         self._publish()
         self._screen.ready(
             url=self._plan.url,
@@ -170,7 +175,8 @@ class _System:
     def _publish(self) -> None:
         document = self._document()
         text = readyfile.dump(document)
-        statefile.write(self._state_file, document)
+        with _found_or_warned(self._screen):
+            statefile.write(self._state_file, document)
         if self._options.ready_file:
             readyfile.write(self._options.ready_file, text)
         if self._options.json:
@@ -186,6 +192,15 @@ class _System:
             redis_url=self._plan.redis_url,
             data=self._data.path,
         )
+
+
+@contextmanager
+def _found_or_warned(screen: Screen) -> Iterator[None]:
+    """Around what is done for the other commands alone: a system without state files serves as well."""
+    try:
+        yield
+    except OSError as error:
+        screen.warn(f"the other commands may not find this system by themselves: {error}")
 
 
 async def login_ticket(nats_url: str) -> str:

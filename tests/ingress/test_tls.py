@@ -6,15 +6,17 @@ import asyncio
 import ssl
 import stat
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 
 from broker.bus.errors import SettingsInvalid
 from broker.bus.settings import load
 from ingress.settings import IngressSettings
-from ingress.tls import make_ca
+from ingress.tls import make_ca, server_context
 from tests.ingress.conftest import DEADLINE, Raw, opened
 from tests.ingress.fake_node import SID, Log
 
@@ -65,6 +67,46 @@ def test_the_authority_is_kept_and_its_key_never_written(tmp_path: Path) -> None
     assert make_ca(tmp_path / "tls").ca.read_bytes() == before
     assert sorted(path.name for path in (tmp_path / "tls").iterdir()) == ["ca.pem", "server.key", "server.pem"]
     assert stat.S_IMODE(first.key.stat().st_mode) == 0o600
+
+
+def test_a_certificate_for_another_host_is_made_anew_and_what_names_this_machine_is_kept(tmp_path: Path) -> None:
+    kept = make_ca(tmp_path, "box.lan").ca.read_bytes()
+    for host in ("box.lan", "127.0.0.1", "localhost", "::1", "0.0.0.0", "::", ""):
+        assert make_ca(tmp_path, host).ca.read_bytes() == kept, host
+    for host in ("192.0.2.7", "2001:db8::1", "other.lan"):
+        made = make_ca(tmp_path, host)
+        assert made.ca.read_bytes() != kept
+        kept = made.ca.read_bytes()
+        assert make_ca(tmp_path, host).ca.read_bytes() == kept, host
+
+
+@pytest.mark.parametrize("name", ["ca.pem", "server.pem", "server.key"])
+@pytest.mark.parametrize("found", [b"", b"nonsense", None], ids=["empty", "nonsense", "another's"])
+def test_what_was_half_written_is_made_anew_of_the_same_modes(tmp_path: Path, name: str, found: bytes | None) -> None:
+    made = make_ca(tmp_path / "a")
+    modes = [stat.S_IMODE(path.stat().st_mode) for path in (made.ca, made.cert, made.key)]
+    assert modes[2] == 0o600
+    make_ca(tmp_path / "b")
+    wrong = (tmp_path / "b" / name).read_bytes() if found is None else found
+    (tmp_path / "a" / name).write_bytes(wrong)
+    made = make_ca(tmp_path / "a")
+    assert (tmp_path / "a" / name).read_bytes() != wrong
+    server_context(made.cert, made.key)
+    ca = made.ca.read_bytes()
+    assert make_ca(tmp_path / "a").ca.read_bytes() == ca
+    assert modes == [stat.S_IMODE(path.stat().st_mode) for path in (made.ca, made.cert, made.key)]
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["ca.pem", "server.key", "server.pem"]
+
+
+def test_a_certificate_whose_time_is_over_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    over = datetime.now(UTC) - timedelta(days=1)
+    issue = trustme.CA.issue_cert
+    with monkeypatch.context() as earlier:
+        earlier.setattr(trustme.CA, "issue_cert", lambda ca, *names: issue(ca, *names, not_after=over))
+        old = make_ca(tmp_path).cert.read_bytes()
+    new = make_ca(tmp_path).cert.read_bytes()
+    assert new != old
+    assert make_ca(tmp_path).cert.read_bytes() == new
 
 
 def test_certificate_and_key_belong_together(tmp_path: Path) -> None:

@@ -1,9 +1,11 @@
 """Which system a command talks to, and what it gets to know of it."""
 
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
+import httpx
 import pytest
 
 from compose.cli.outcome import CommandFailed
@@ -24,7 +26,13 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
         def one(url: str) -> DataDir:
             data = stack.enter_context(DataDir(tmp_path / url.rpartition(":")[2]))
             port = url.rpartition(":")[2]
-            told = {"url": url, "api_key": f"ok_{port}", "nats_url": f"nats://x:{port}", "data": str(data.path)}
+            told = {
+                "url": url,
+                "api_key": f"ok_{port}",
+                "nats_url": f"nats://x:{port}",
+                "data": str(data.path),
+                "processes": [{"role": "ingress", "id": "ingress-1"}],
+            }
             statefile.write(statefile.new(), told)
             return data
 
@@ -60,6 +68,16 @@ def test_one_that_ended_without_a_word_does_not_count_and_is_forgotten(start: St
     assert len(list(statefile.folder().iterdir())) == 1
 
 
+def test_where_somebody_starts_again_the_one_that_was_killed_does_not_count(start: Start) -> None:
+    start(FIRST)
+    with start(SECOND) as killed:
+        pass
+    with DataDir(killed.path) as again:
+        assert find().url == SECOND
+        statefile.forget(again.path)
+        assert find().url == FIRST
+
+
 def test_looking_for_a_system_keeps_nobody_from_starting_there(start: Start, tmp_path: Path) -> None:
     start(FIRST).close()
     assert statefile.running() == []
@@ -73,6 +91,27 @@ def test_the_key_of_a_system_is_not_sent_to_another_one(start: Start) -> None:
         find(SECOND).client()
 
 
+@pytest.mark.parametrize("url", [FIRST, "http://localhost:1", "http://[::1]:1", "https://127.0.0.1:1"])
+async def test_a_proxy_is_never_asked_for_this_machine(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as proxy:
+        for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+            monkeypatch.setenv(name, f"http://127.0.0.1:{proxy.getsockname()[1]}")
+        monkeypatch.delenv("NO_PROXY", raising=False)
+        async with find(url, OKOME_API_KEY="ok_secret").client() as client:
+            with pytest.raises(httpx.ConnectError):
+                await client.get("/v1/models")
+        proxy.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            proxy.accept()
+
+
+async def test_a_proxy_is_not_asked_for_a_system_that_runs_here_and_is_for_any_other(start: Start) -> None:
+    start("http://box.lan:1")
+    async with find().client() as here, find("http://far:8080", OKOME_API_KEY="ok_far").client() as far:
+        assert not here.trust_env
+        assert far.trust_env
+
+
 def test_a_flag_chooses_the_nats_servers_too(start: Start) -> None:
     start(FIRST)
     start(SECOND)
@@ -81,3 +120,13 @@ def test_a_flag_chooses_the_nats_servers_too(start: Start) -> None:
     assert find(OKOME_NATS_URL="nats://elsewhere").bus() == "nats://elsewhere"
     with pytest.raises(CommandFailed, match=r"http://far:8080.*OKOME_NATS_URL"):
         find("http://far:8080").bus()
+
+
+def test_who_has_no_home_finds_no_system_and_is_not_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_STATE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", homeless)
+    assert find(OKOME_NATS_URL="nats://elsewhere").bus() == "nats://elsewhere"
+    assert statefile.new().parent == statefile.folder()

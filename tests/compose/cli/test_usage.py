@@ -257,6 +257,16 @@ def test_the_doctor_shows_effective_settings_and_never_a_secret(tmp_path: Path) 
     assert {"python", "nats-server", "valkey", "engine", "open files", "port 8080", "system"} <= checked
 
 
+def test_the_doctor_looks_at_nats_servers_that_it_is_told_of_where_no_system_is_known(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"nats://127.0.0.1:{server.getsockname()[1]}"
+        well = okome("doctor", home=tmp_path, OKOME_NATS_URL=url)
+    assert f"ok\tnats\t{url} answers\n" in well.stdout
+    gone = okome("doctor", home=tmp_path, OKOME_NATS_URL=url)
+    assert gone.returncode == 1
+    assert f"bad\tnats\t{url.removeprefix('nats://')} Connection refused\n" in gone.stdout
+
+
 def test_a_role_with_wrong_settings_names_them_all(tmp_path: Path) -> None:
     told = okome("role", "worker", home=tmp_path, OKOME_WORKER_THREADS="-1", OKOME_WORKER_SLOTS="x")
     assert told.returncode == 2

@@ -1,5 +1,7 @@
 """The directory a system lives in."""
 
+import errno
+import os
 import re
 import stat
 import tempfile
@@ -8,6 +10,9 @@ from pathlib import Path
 import pytest
 
 from compose.up.datadir import DataDir, DirectoryBusy, KeyInvalid, sweep
+from compose.up.options import OptionsInvalid
+from compose.up.ports import Ports
+from compose.up.servers import nats
 
 
 def test_a_made_key_is_kept_and_only_its_owner_may_read_it(tmp_path: Path) -> None:
@@ -52,6 +57,42 @@ def test_a_named_directory_stays(tmp_path: Path) -> None:
     assert (tmp_path / "nats-1" / "block").read_text() == "x"
 
 
+def served(data: DataDir, servers: int) -> None:
+    """As many NATS servers have run here."""
+    for number in range(1, servers + 1):
+        data.place(f"nats-{number}").joinpath("jetstream").mkdir()
+
+
+@pytest.mark.parametrize(("first", "then"), [(1, 3), (3, 1)])
+def test_logs_are_opened_only_by_as_many_servers_as_have_laid_them(tmp_path: Path, first: int, then: int) -> None:
+    with DataDir(tmp_path) as data, Ports() as ports:
+        nats(first, data, ports)
+        served(data, first)
+        refused = rf"--nats {then}: {data.path} has the logs of --nats {first}; start it with --nats {first}"
+        with pytest.raises(OptionsInvalid, match=refused):
+            nats(then, data, ports)
+        assert len(nats(first, data, ports)[0]) == first
+
+
+@pytest.mark.parametrize(("first", "then"), [(1, 3), (3, 1)])
+def test_logs_that_are_older_than_the_word_of_it_are_known_by_their_places(
+    tmp_path: Path, first: int, then: int
+) -> None:
+    with DataDir(tmp_path) as data, Ports() as ports:
+        served(data, first)
+        with pytest.raises(OptionsInvalid, match=f"start it with --nats {first}"):
+            nats(then, data, ports)
+        assert len(nats(first, data, ports)[0]) == first
+
+
+def test_a_first_start_that_came_to_nothing_binds_nobody(tmp_path: Path) -> None:
+    with DataDir(tmp_path) as data, Ports() as ports:
+        nats(3, data, ports)
+        assert len(nats(1, data, ports)[0]) == 1
+        served(data, 1)
+        assert data.nats_servers(3) == 1
+
+
 @pytest.fixture
 def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where directories that nobody named are made."""
@@ -86,3 +127,29 @@ def test_nothing_is_removed_that_somebody_named_or_that_is_not_ours(temporary: P
     assert sweep() == []
     assert named.is_dir()
     assert rescued.is_dir()
+
+
+def test_what_is_another_users_or_goes_meanwhile_keeps_nobody_from_starting(
+    temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs, gone = temporary / "okome-theirs", temporary / "okome-gone"
+    left = killed(DataDir(None))
+    theirs.mkdir()
+    gone.mkdir()
+    if os.geteuid() == 0:
+        os.chown(theirs, 65534, 65534)
+    is_file = Path.is_file
+
+    def look(path: Path) -> bool:
+        """As the kernel has it for whoever is not root."""
+        if path.parent == theirs:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        if path.parent == gone:
+            gone.rmdir()
+            return True
+        return is_file(path)
+
+    monkeypatch.setattr(Path, "is_file", look)
+    assert sweep() == [left]
+    assert theirs.is_dir()
+    assert not gone.exists()

@@ -7,6 +7,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import httpx
 
@@ -165,3 +166,25 @@ def test_of_two_systems_the_commands_take_the_last_and_then_the_one_that_still_r
     none = said(first, "models")
     assert none.returncode == 1
     assert "no running system found" in none.stderr
+    again = start_system("--nodes", "1", "--data", first.ready["data"], XDG_STATE_HOME=str(first.directory / "state"))
+    assert first.url != again.url
+    alone = said(first, "models")
+    assert (alone.returncode, alone.stderr) == (0, "")
+    (file,) = (first.directory / "state").rglob("*.json")
+    assert json.loads(file.read_text()) == again.ready
+
+
+def test_a_system_that_cannot_be_written_of_serves_and_says_that_others_will_not_find_it(
+    start_system: StartSystem, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("somebody's")
+    system = start_system("--nodes", "1", XDG_STATE_HOME=str(tmp_path / "file" / "state"))
+    ready(system)
+    warned = "the other commands may not find this system by themselves: "
+    system.wait_for(lambda: warned in system.said.read_text(), "warned of")
+    system.wait_restarted(system.kill("node"))
+    assert said(system, "models").returncode == 1
+    url, key = system.url, system.api_key
+    assert said(system, "models", "--url", url).returncode == 1
+    assert okome("models", "--url", url, home=tmp_path / "file" / "state", OKOME_API_KEY=key).returncode == 0
+    assert system.stop() == 0
