@@ -117,6 +117,7 @@ class Okome:
             group.create_task(self.pulse.run(), name="pulse")
             group.create_task(self.sweeper.run(), name="sweeper")
             group.create_task(self._reconcile(), name="reconcile")
+            group.create_task(self._finish_deletions(), name="deletions")
             group.create_task(self._tell_health(), name="health")
 
     async def close(self) -> None:
@@ -125,8 +126,7 @@ class Okome:
         await self._stack.aclose()
 
     async def _reconcile(self) -> None:
-        """What somebody removed comes back, a log that lost its end gets another incarnation, and what is left of a
-        deleted session goes."""
+        """What somebody removed comes back, and a log that lost its end gets another incarnation."""
         while True:
             await asyncio.sleep(self.settings.reconcile_interval)
             try:
@@ -134,10 +134,18 @@ class Okome:
                     await provision(self.bus, self.settings, timeout=self.settings.reconcile_interval)
                     await keep_floors(self.bus, await logged_partitions(self.bus), self.pulse.name)
                 await self.keyring.open(self.settings.api_key.get_secret_value())
+            except BusError as error:
+                log.info("reconcile.put_off", error=repr(error))
+
+    async def _finish_deletions(self) -> None:
+        """What is left of a deleted session goes. By itself: each waits for its log's leader."""
+        while True:
+            await asyncio.sleep(self.settings.reconcile_interval)
+            try:
                 if self.pulse.active():
                     await self.deletions.finish()
             except BusError as error:
-                log.info("reconcile.put_off", error=repr(error))
+                log.info("deletions.put_off", error=repr(error))
 
     async def _tell_health(self) -> None:
         while True:

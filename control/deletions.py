@@ -21,6 +21,7 @@ from control.keyring import is_tenant
 from control.pulse import Pulse
 from control.settings import ControlSettings
 
+INTENT_MARK = 60  # seconds that a finished intent's mark is kept: nobody follows them, and each look reads all
 INTENT = "deleting"  # the key's first word, before those of the session's; a session's own key has one word less
 
 log = structlog.get_logger("control")
@@ -33,6 +34,7 @@ class Deletions:
         self._bus = bus
         self._pulse = pulse
         self._sessions = Bucket(bus, "sessions", settings.deleted_life)
+        self._intents = Bucket(bus, "sessions", INTENT_MARK)
         self._generations = Bucket(bus, "generations", settings.deleted_life)
         self._revoked = Bucket(bus, "revoked")
 
@@ -44,13 +46,18 @@ class Deletions:
 
     async def finish(self) -> None:
         """What was begun and not finished, by any replica. Raises BusError."""
-        for key in await self._sessions.all(f"{INTENT}.*.*"):
+        for key in await self._intents.all(f"{INTENT}.*.*"):
             _, tenant, sid = key.split(".")
             try:
                 await self.delete(OfSession(tenant, sid))
             except Refusal:
                 continue  # whoever began it has finished it
-            except (BusError, msgspec.MsgspecError) as error:  # this one must not keep the others waiting
+            except (
+                BusError,
+                msgspec.MsgspecError,
+                UnicodeDecodeError,
+                RecursionError,
+            ) as error:  # this one must not keep the others waiting
                 log.warning("session.not_deleted", sid=sid, tenant=tenant, error=repr(error))
 
     async def _take_away(self, key: str) -> Session:
@@ -59,12 +66,12 @@ class Deletions:
         for _ in range(CHANGE_TRIES):
             entry = await self._sessions.get(key)
             if entry is None:
-                entry = await self._sessions.get(intent)
+                entry = await self._intents.get(intent)
                 if entry is None:
                     raise _unknown()
                 return decode(entry.value, Session)
             session = decode(entry.value, Session)
-            await self._sessions.put(intent, entry.value)
+            await self._intents.put(intent, entry.value)
             try:
                 await self._sessions.delete(key, entry.revision)
             except BucketConflict:  # perhaps a generation was accepted: it is to be cancelled, too
@@ -85,7 +92,7 @@ class Deletions:
         await self._purge(sid)  # whoever writes there loses its fence
         await self._revoked.put(f"sid.{sid}", encode(Revocation(now_ms(), "session deleted")))
         await self._purge(sid)  # of what was begun meanwhile, by a worker that had read its record before
-        await self._sessions.delete(f"{INTENT}.{session.tenant}.{sid}")
+        await self._intents.delete(f"{INTENT}.{session.tenant}.{sid}")
         log.info("session.deleted", sid=sid, tenant=session.tenant)
 
     async def _purge(self, sid: str) -> None:

@@ -184,9 +184,9 @@ class Generations:
     ) -> GenerationCreated:
         request = msgspec.structs.replace(question.request, model=ground.model.id)
         async with self._admission.place(request.model) as before:
-            record, ground = await self._take_place(question, request, gid, ground, reserved)
+            record, revision, ground = await self._take_place(question, request, gid, ground, reserved)
             lane = await self._lane(record, question.warm_worker)
-            await self._queue(record, ground.session.on_disconnect, lane)
+            await self._queue(record, revision, ground.session.on_disconnect, lane)
         log.info(
             "generation.accepted", sid=record.sid, gid=gid, model=request.model, before=before, worker=lane or "any"
         )
@@ -200,6 +200,7 @@ class Generations:
         """
         info = await self._partitions.look(partition_of(record.sid))
         if record.status.open:
+            await self._adopt(record)
             session = await self._sessions.get(f"{record.tenant}.{record.sid}")
             policy = decode(session.value, Session).on_disconnect if session else "finish"
             try:
@@ -208,20 +209,29 @@ class Generations:
                 log.info("generation.not_queued", sid=record.sid, gid=record.id, error=repr(error))
         return GenerationCreated(record.id, str(Cursor(info.incarnation, record.after)))
 
+    async def _adopt(self, record: Generation) -> None:
+        """Write its record over, as it is: whoever wrote it takes it back only where nobody has told of it since."""
+        key = f"{record.sid}.{record.id}"
+        entry = await self._generations.get(key)
+        if entry is not None and decode(entry.value, Generation).status.open:
+            with contextlib.suppress(BucketConflict):  # it is being written to just so
+                await self._generations.update(key, entry.value, entry.revision)
+
     async def _take_place(
         self, question: CreateGeneration, request: Request, gid: str, ground: _Ground, reserved: Reserved | None
-    ) -> tuple[Generation, _Ground]:
+    ) -> tuple[Generation, int, _Ground]:
         for _ in range(RESERVE_TRIES):
-            record = await self._reserve(request, gid, ground, reserved)
-            if record is not None:
-                return record, ground
+            found = await self._reserve(request, gid, ground, reserved)
+            if found is not None:
+                return *found, ground
             ground = await self._ground_for(question, gid)  # refuses where the change was another generation
         raise Refusal("unavailable", "the session is being changed by too many at once", retry_after=1)
 
     async def _reserve(
         self, request: Request, gid: str, ground: _Ground, reserved: Reserved | None
-    ) -> Generation | None:
-        """The record, then the session's one place; of several that try at once exactly one gets it.
+    ) -> tuple[Generation, int] | None:
+        """The record, then the session's one place; of several that try at once exactly one gets it. With the record
+        its revision.
 
         None: the session, or what is under this id, was changed since it was read.
         """
@@ -252,10 +262,12 @@ class Generations:
         try:
             await self._sessions.update(f"{session.tenant}.{session.id}", encode(taken), ground.entry.revision)
         except BucketConflict:
-            with contextlib.suppress(BucketConflict):  # another attempt's since, which may have the place
-                await self._generations.delete(f"{session.id}.{gid}", revision)
+            now = await self._sessions.get(f"{session.tenant}.{session.id}")
+            if now is None or decode(now.value, Session).running != gid:  # else it is the record of who has the place
+                with contextlib.suppress(BucketConflict):  # another attempt's since, which may have the place
+                    await self._generations.delete(f"{session.id}.{gid}", revision)
             return None
-        return record
+        return record, revision
 
     async def _write(self, record: Generation, first: bool) -> int:
         """The record's revision: ours alone, even where another attempt wrote under this id. Raises BucketConflict."""
@@ -293,13 +305,17 @@ class Generations:
         done = sorted((record for record in records if not record.status.open), key=lambda record: record.created_at)
         return context(of_record(record) for record in done)
 
-    async def _queue(self, record: Generation, policy: str, lane: str) -> None:
+    async def _queue(self, record: Generation, revision: int, policy: str, lane: str) -> None:
         """Put the job into the queue, once: `Nats-Msg-Id` is the gid. Raises Refusal, BusUnavailable."""
         try:
             await queue_job(self._bus, record, policy, lane)
         except StoreRejected as error:
+            try:
+                await self._generations.delete(f"{record.sid}.{record.id}", revision)
+            except BucketConflict:  # another attempt has told of it: the sweeper queues what has no job
+                log.info("generation.not_queued", sid=record.sid, gid=record.id, error=repr(error))
+                return
             await self._sessions.change(f"{record.tenant}.{record.sid}", lambda value: _given_up(value, record.id))
-            await self._generations.delete(f"{record.sid}.{record.id}")
             raise Refusal("overloaded", "the queue is full", retry_after=2) from error
 
     async def _nudge(self, record: Generation, before: int) -> None:

@@ -111,11 +111,13 @@ def missing(record: Generation, mine: Sequence[Frame], epoch: int, name: str) ->
         given = msgspec.to_builtins(new_input(record.request))
         model = record.request.model
         frames = [Missing(START, 0, {"epoch": epoch, "model": model, "worker": name, "input": given, "t": t})]
-    if not record.text.startswith(said):
-        lost = {"code": "log_lost", "message": "the end of this answer was lost", "retryable": True, "t": t}
-        return [*frames, Missing(FAILED, 0, lost)]
     rest = record.text[len(said) :]
     pieces = [rest[at : at + PIECE] for at in range(0, len(rest), PIECE)]
+    if record.truncated or not record.text.startswith(said):
+        if record.text.startswith(said):  # it says how the answer begins, and no more
+            frames += [Missing(TOKEN, 1, {"text": piece, "n": 1}) for piece in pieces]
+        lost = {"code": "log_lost", "message": "the end of this answer was lost", "retryable": True, "t": t}
+        return [*frames, Missing(FAILED, 0, lost)]
     left = record.completion_tokens - tokens
     for index, piece in enumerate(pieces, 1):
         n = max(1, left) if index == len(pieces) else 1

@@ -55,7 +55,8 @@ class Sweeper:
         self._generations = Bucket(bus, "generations", settings.deleted_life)
         self._active_since: float | None = None
         self._unheld: dict[str, float] = {}  # gid -> since when nobody is seen to hold it
-        self._held_at: dict[str, float] = {}  # gid -> when somebody was last seen to hold it
+        self._lost_for: dict[str, float] = {}  # gid that somebody held -> how long nobody did since, all in all
+        self._watched_at = 0.0
         self._next_look: dict[str, float] = {}
         self._jobs: tuple[float, dict[str, list[Place]]] = (float("-inf"), {})
         self._lanes_removed_at = 0.0
@@ -115,11 +116,16 @@ class Sweeper:
             await remove_lanes(self._bus, self._pulse.workers(LANE_KEPT))
 
     def _watch(self, now: float) -> None:
-        """Note since when nobody is seen to hold which open generation, and until when somebody was."""
+        """Note since when nobody is seen to hold which open generation, and how long nobody did that somebody had."""
         held = {gid for beat in self._pulse.workers(SILENCE).values() for gid in beat.held}
         self._unheld = {gid: self._unheld.get(gid, now) for gid in self._open.records if gid not in held}
-        self._held_at |= dict.fromkeys(held, now)
-        self._held_at = {gid: at for gid, at in self._held_at.items() if gid in self._open.records}
+        since, self._watched_at = now - (self._watched_at or now), now
+        known = dict.fromkeys(held, 0.0) | self._lost_for
+        self._lost_for = {
+            gid: seconds + (0.0 if gid in held else since)
+            for gid, seconds in known.items()
+            if gid in self._open.records
+        }
 
     def _due(self, now: float) -> list[Generation]:
         """The open generations that nobody is seen to hold, and that were not looked at just now."""
@@ -175,7 +181,7 @@ class Sweeper:
             record=record,
             unheld=unheld,
             age=self._open.age(record),
-            lost=now - self._held_at.get(record.id, float("-inf")),
+            lost=self._lost_for.get(record.id, float("inf")),
             begun=begun,
             ended=ended,
             placed=await self._placed(record),

@@ -35,7 +35,7 @@ class Case(NamedTuple):
     record: Generation
     unheld: float  # since when nobody is seen to hold it
     age: float  # since it was accepted
-    lost: float  # since somebody was last seen to hold it; infinite: it never was
+    lost: float  # all in all, since somebody was first seen to hold it; infinite: nobody was
     begun: bool
     ended: bool
     placed: bool  # the session names it as its open one
@@ -58,7 +58,8 @@ def judge(case: Case) -> Verdict:
             return Verdict.FAIL
         waited = case.unheld
     else:
-        waited = min(case.age, case.lost)  # with a worker that died since it waited for its turn, not for a worker
+        # What waited with a worker waited for its turn. Nobody holds long what everybody gives back.
+        waited = min(case.age, case.lost)
     if waited >= case.job_wait:
         return Verdict.EXPIRE
     if not case.queued and case.unheld >= QUEUED_BY_NOW:

@@ -7,6 +7,7 @@ frame can hold and one `Finish`, or as `EngineFailed`. It must not know where th
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import get_args
@@ -129,8 +130,12 @@ def _said(error: EngineFailed) -> EngineFailed:
     """The failure in words that a log and a frame can hold."""
     code: FailureCode = error.code if error.code in _CODES else "engine_failed"
     message, shown = for_the_log(str(error.message)), for_viewers(str(error.shown))
-    retryable, after = bool(error.retryable), error.retry_after
+    retryable, after = bool(error.retryable), _seconds(error.retry_after)
     return EngineFailed(code, _short(message), retryable=retryable, shown=_short(shown), retry_after=after)
+
+
+def _seconds(said: object) -> float:
+    return float(said) if isinstance(said, int | float) and 0 <= said < math.inf else 0.0
 
 
 def _short(words: str) -> str:

@@ -73,6 +73,9 @@ async def test_a_deleted_session_is_cancelled_revoked_purged_and_forgotten(okome
         revocations.take(f"sid.{sid}", entry.value)
         assert revocations.revoked((await verifier(bus)).session(made.token))
         assert await unknown(bus, "session_delete", sid)
+        intent = await last(bus, "KV_sessions", f"$KV.sessions.deleting.{TENANT}.{sid}")
+        assert intent is not None
+        assert (intent.headers or {})["Nats-TTL"] == "60s", "every look at intents reads all their marks"
 
 
 async def test_what_is_deleted_keeps_no_place_for_ever(okome: Okome, bus: Bus) -> None:

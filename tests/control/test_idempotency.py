@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import pytest
 
 from broker.bus import operations as ops
-from broker.bus.errors import StoreRejected
+from broker.bus.clock import now_ms
+from broker.bus.errors import Refusal, StoreRejected
 from broker.bus.kv import Bucket
 from broker.bus.log import store
 from broker.bus.nats import Bus
-from broker.bus.records import Generation, Message, Request
+from broker.bus.records import Generation, Message, Request, Session, decode, encode
 from broker.bus.subjects import log_stream, log_subject, partition_of
+from control import generations
 from control.app import Okome
-from control.generations import Generations, queue_job
+from control.generations import Generations, _Ground, queue_job
 from control.idempotency import fingerprint
 from tests.control.okome import (
     TENANT,
@@ -249,3 +251,51 @@ async def test_an_attempt_that_was_only_slow_undoes_nothing_of_the_one_that_took
             assert session is not None
             assert session.running == open_one
         assert await jobs(bus) == {"job.m.any": 2}
+
+
+@pytest.fixture
+async def accepted(okome: Okome, bus: Bus) -> tuple[Generations, Generation, int]:
+    """What accepts generations, and one that it has written down and given its session's place; its revision."""
+    made = Generations(bus, okome.settings, *[cast(Any, None)] * 5)
+    sid = await new_session(bus)
+    record = Generation("g1", sid, TENANT, Request("m", [Message("user", "x")]), now_ms(), 0)
+    revision = await Bucket(bus, "generations").create(f"{sid}.g1", encode(record))
+    session = await session_record(bus, sid)
+    assert session is not None
+    await Bucket(bus, "sessions").put(f"{TENANT}.{sid}", encode(msgspec.structs.replace(session, running="g1")))
+    return made, record, revision
+
+
+async def test_who_took_over_leaves_the_record_to_the_one_who_has_the_place(
+    bus: Bus, accepted: tuple[Generations, Generation, int]
+) -> None:
+    """Both write under the same id, and the first one gets the place in between."""
+    made, record, _ = accepted
+    entry = await Bucket(bus, "sessions").get(f"{TENANT}.{record.sid}")
+    assert entry is not None
+    before = msgspec.structs.replace(decode(entry.value, Session), running="")
+    ground = _Ground(entry._replace(revision=entry.revision - 1), before, cast(Any, None), "inc", None)
+    assert await made._reserve(record.request, "g1", ground, None) is None
+    assert await generation_record(bus, record.sid, "g1") is not None
+
+
+@pytest.mark.parametrize("told", [True, False])
+async def test_a_full_queue_takes_back_only_what_nobody_else_has_told_of(
+    bus: Bus, accepted: tuple[Generations, Generation, int], monkeypatch: pytest.MonkeyPatch, told: bool
+) -> None:
+    made, record, revision = accepted
+
+    async def full(*_: Any) -> None:
+        raise StoreRejected(10077, "maximum bytes exceeded")
+
+    monkeypatch.setattr(generations, "queue_job", full)
+    if told:
+        await made._adopt(record)
+        await made._queue(record, revision, "finish", "")
+    else:
+        with pytest.raises(Refusal, match="queue is full"):
+            await made._queue(record, revision, "finish", "")
+    session = await session_record(bus, record.sid)
+    assert session is not None
+    there = await generation_record(bus, record.sid, "g1")
+    assert (session.running, there is not None) == (("g1", True) if told else ("", False))

@@ -124,6 +124,16 @@ def test_a_text_that_does_not_begin_with_what_is_left_ends_as_lost() -> None:
     assert (end.kind, end.data["code"]) == (FAILED, "log_lost")
 
 
+@pytest.mark.parametrize("text", ["abcdef", "abcdefghi"])
+def test_what_a_record_only_begins_to_tell_ends_as_lost(text: str) -> None:
+    """The log has less than the record has, or more."""
+    payload = encode_frame("token", "g", 1, "a", 1, 0, 1, {"text": text, "n": 1}).partition(b"\n")[2]
+    left = [Frame(1, "start", "g", 1, "a", 0, 0, 0, b"{}"), Frame(2, "token", "g", 1, "a", 1, 0, 1, payload)]
+    _, *said, end = missing(record("abcdefgh", truncated=True), left, 2, "okome")
+    assert "".join([text, *(one.data["text"] for one in said)]).startswith("abcdefgh")
+    assert (end.kind, end.data["code"]) == (FAILED, "log_lost")
+
+
 @pytest.mark.parametrize("status", [Status.FAILED, Status.CANCELLED, Status.EXPIRED])
 def test_an_answer_ends_again_as_it_was_recorded(status: Status) -> None:
     found = missing(record(status=status, code="c", error="m"), [], 1, "okome")

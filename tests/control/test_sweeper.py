@@ -245,6 +245,25 @@ async def test_what_was_held_does_not_expire_with_its_holder_however_old_it_is(f
             assert loop.time() - lost > 1.5
 
 
+async def test_what_everybody_takes_and_gives_back_expires(fresh_nats: NatsServer) -> None:
+    """As one that nobody can begin: each holds it for a moment."""
+    async with replica(fresh_nats.url, job_wait=2) as okome, connected(fresh_nats.url) as bus:
+        sid = await new_session(bus)
+        async with worker(okome, bus) as played, asyncio.TaskGroup() as tasks:
+            gid = (await generate(bus, sid)).generation_id
+
+            async def take_and_give_back() -> None:
+                while True:
+                    played.held[gid] = "$JS.ACK.x"
+                    await asyncio.sleep(0.4)
+                    played.held.clear()
+                    await asyncio.sleep(0.8)
+
+            taking = tasks.create_task(take_and_give_back())
+            assert (await until(lambda: status_of(bus, sid, gid), "it expires")).status == "expired"
+            taking.cancel()
+
+
 async def test_a_generation_without_a_job_is_queued(okome: Okome, bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its replica died before it could."""
     monkeypatch.setattr("control.sweeper.QUEUED_BY_NOW", 0.5)

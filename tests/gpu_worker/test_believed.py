@@ -64,6 +64,14 @@ class Strange:
             self.after()
 
 
+@pytest.mark.parametrize(("said", "heard"), [(3, 3.0), (None, 0.0), ("5", 0.0), (-1.0, 0.0), (float("nan"), 0.0)])
+async def test_when_to_come_back_is_a_number_of_seconds(said: Any, heard: float) -> None:
+    strange = Strange(EngineFailed("overloaded", "not now", retryable=True, retry_after=said))
+    with pytest.raises(EngineFailed) as caught:
+        await hear(strange)
+    assert caught.value.retry_after == heard
+
+
 @pytest.fixture(params=["asked", "told"])
 def way(request: pytest.FixtureRequest) -> Callable[[Any], Engine]:
     """An engine is asked for its pieces, or tells them."""

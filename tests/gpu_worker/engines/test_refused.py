@@ -29,7 +29,17 @@ def test_the_reason_is_found(status: int, headers: dict[bytes, bytes], body: byt
 @pytest.mark.parametrize("body", [b'{"error": {"message": "m"}}', b'{"error": "m"}', b"m"])
 @pytest.mark.parametrize(
     ("field", "seconds"),
-    [("20", 20.0), (" 0 ", 0.0), ("-5", 0.0), ("soon", 0.0), ("", 0.0), ("9" * 400, 0.0), ("²", 0.0), ("\xff", 0.0)],
+    [
+        ("20", 20.0),
+        (" 0 ", 0.0),
+        ("-5", 0.0),
+        ("soon", 0.0),
+        ("Mon, 01 Jan 2024 00:00:00 +99999999999999", 0.0),
+        ("", 0.0),
+        ("9" * 400, 0.0),
+        ("²", 0.0),
+        ("\xff", 0.0),
+    ],
 )
 def test_it_says_when_to_come_back_in_seconds(body: bytes, field: str, seconds: float) -> None:
     assert read(429, {b"retry-after": field.encode("latin-1")}, body).retry_after == seconds
