@@ -151,7 +151,8 @@ class ClientConnection(asyncio.Protocol):
             self.resume_reading()
             if self._transport.can_write_eof():
                 self._transport.write_eof()
-            else:
+            else:  # TLS: what it has yet to send is not to be seen; it is closed when that is sent
+                self.deadline = self._loop.time() + max(LINGER, self._settings.idle_timeout)
                 self._transport.close()
 
     def abort(self) -> None:

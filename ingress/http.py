@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 
 from broker.bus.errors import Refusal
 from ingress import answer
@@ -16,6 +17,7 @@ from ingress.settings import IngressSettings
 from ingress.trust import Trust
 from ingress.upstream import NodeLost
 
+_ACCEPTED = (b"x-okome-session", b"x-okome-generation")  # with them it is known that a generation was accepted
 WHOLE = 64 * 1024
 """An answer up to this size is sent when it is whole: until then the request can still be repeated."""
 
@@ -56,14 +58,15 @@ class Exchange:
         """Raises Refusal `unavailable` where no node can be had or the outcome is not known."""
         request = self._request
         request.ensure_idempotency_key()
-        deadline = self._loop.time() + self._settings.leg_timeout
+        began = self._loop.time()
+        deadline = began + self._settings.leg_timeout
         tried: set[str] = set()
         while True:
             try:
                 leg = await reach(
                     self._nodes,
                     request.partition,
-                    lambda member: payload(request, self._trust, member),
+                    functools.partial(payload, request, self._trust),
                     deadline=deadline,
                     timeout=self._settings.response_timeout,
                     repeatable=request.repeatable,
@@ -78,6 +81,10 @@ class Exchange:
                 leg.connection.abort()
                 self._metrics.repeats.inc()
                 tried.add(leg.member.id)
+                now = self._loop.time()
+                self._request.accepted[:] = [field for field in leg.head.fields if field[0] in _ACCEPTED]
+                request = self._request.waiting_less(now - began)
+                deadline = now + self._settings.leg_timeout
                 continue
             try:
                 return await self.relay(leg)
@@ -91,7 +98,7 @@ class Exchange:
 
     def _must_wait_elsewhere(self, leg: Leg, tried: set[str]) -> bool:
         """The node has had it accepted, under its key, and cannot wait for the answer, as it was asked to."""
-        accepted = leg.head.status == 503 and bool(value(leg.head.fields, b"x-okome-generation"))
+        accepted = leg.head.status == 503 and bool(value(leg.head.fields, _ACCEPTED[1]))
         others = tried | {leg.member.id}
         return accepted and self._request.repeatable and self._nodes.choose(self._request.partition, others) is not None
 
@@ -169,6 +176,8 @@ class _Out:
         self.started = True
         request = self._request
         fields = [*to_client(self._leg.head.fields), (REQUEST_ID, request.id.encode())]
+        if self._leg.head.status >= 400:
+            fields += [told for told in request.accepted if not value(fields, told[0])]
         if length is not None:
             fields.append((b"content-length", b"%d" % length))
         elif not bodiless:

@@ -193,7 +193,7 @@ class Relay:
         else:
             status, fields, body = answer.refused(refusal, request.id)
         facts["status"] = status
-        fields = [*fields, *self._cors(request)]
+        fields = [*fields, *request.accepted, *self._cors(request)]
         client.write(
             answer.whole(status, fields, body, keep_alive=request.keep_alive, bodiless=request.method == "HEAD")
         )

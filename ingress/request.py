@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 from urllib.parse import parse_qsl, unquote, urlencode
 
@@ -43,6 +43,7 @@ class Request:
     chunked_ok: bool = True  # HTTP/1.1: knows chunks
     upgrade: bool = False  # to a WebSocket
     rest: bytes = b""  # what came behind a request to upgrade
+    accepted: list[Field] = field(default_factory=list)  # what a node said of it that could not wait for its answer
     kind: Kind = Kind.ORDINARY
     sid: str = ""
     id: str = field(default_factory=lambda: random_id(16))
@@ -101,6 +102,14 @@ class Request:
             self.method == "POST" and bool(value(self.headers, b"idempotency-key"))
         )
 
+    def waiting_less(self, seconds: float) -> Request:
+        """The same, where it waits for an answer, so much later."""
+        text = dict(parse_qsl(self.query)).get("wait", "")
+        if not text.isdecimal() or len(text) > 4:
+            return self
+        left = max(1, int(text) - int(seconds))
+        return replace(self, target=with_query(self.path, self.query, wait=str(left)))
+
     def ensure_idempotency_key(self) -> None:
         """A POST that brings no key gets one, so that it can be repeated on another node."""
         if self.method == "POST" and not value(self.headers, b"idempotency-key"):
@@ -113,11 +122,12 @@ class Request:
         """
         brought = value(self.headers, b"authorization")
         kind, _, shown = brought.partition(b" ")
-        offered = [token for token in tokens(self.headers, b"sec-websocket-protocol") if token.startswith(_BEARER)]
+        protocols = tokens(self.headers, b"sec-websocket-protocol") if self.upgrade else []
+        offered = [token.removeprefix(_BEARER) for token in protocols if token.startswith(_BEARER)]
         if brought:
             found = [shown.strip() if kind.lower() == b"bearer" else brought]
-        elif offered:
-            found = [offered[0].removeprefix(_BEARER)]
+        elif offered and offered[0]:
+            found = [offered[0]]
         else:
             found = [
                 self._cookie(name) for name in ((_SESSION_COOKIE, _LOGIN_COOKIE) if self.sid else (_LOGIN_COOKIE,))

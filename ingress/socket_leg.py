@@ -25,7 +25,7 @@ class _Told(msgspec.Struct):
     """The parts of `data` that matter here."""
 
     request_id: str = ""
-    after: str = ""
+    after: str | None = ""
     earliest: str = ""
     code: str = ""
 
@@ -88,7 +88,7 @@ class Dialogue:
                 return b"", Turn.JOINED, ""
             self.moving = self._asked = self.caught_up = False
             turn = Turn.JOINED
-        elif self.unwanted and (message.id or message.event in ("caught_up", "reset")):
+        elif self.unwanted and (message.id or message.event in ("caught_up", "reset", "queued")):
             return b"", turn, ""
         match message.event:
             case "token":
@@ -128,7 +128,10 @@ class Dialogue:
                 self.auth = text
                 return leg
             case "resume":
-                self.cursor = _tell(message.data).after
+                try:
+                    self.cursor = _told.decode(message.data).after or ""
+                except _NO_MESSAGE:
+                    return True  # the node says what is wrong with it
                 self.moving = True
                 self._resume = text
                 return leg and not self._begins and bool(self.next_resume())

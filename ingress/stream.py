@@ -165,8 +165,8 @@ class EventStream:
             )
 
     async def _open(self, deadline: float, tried: set[str]) -> Leg | None:
-        """The next leg, its response begun; None where the node had an ordinary answer, which the client has got. A
-        node's failure is one where no other node does better.
+        """The next leg, its response begun; None where the node had an ordinary answer, which the client has got.
+        Raises Refusal where every node fails to give the first one, and NoNode.
         """
         request = self._leg_request()
         while True:
@@ -185,16 +185,15 @@ class EventStream:
                 raise NoNode("the first node was lost on the way") from error
             if leg.head.status == 200 and leg.is_event_stream:
                 return leg
-            if leg.head.status >= 500 and request.kind is not Kind.ANSWER:
+            if leg.head.status >= 500 and (self._started or request.kind is not Kind.ANSWER):
                 tried.add(leg.member.id)
-                if self._nodes.choose(request.partition, tried) is not None:
-                    leg.connection.abort()
-                    continue
-                if self._started:  # it was well before, and may be again
-                    leg.connection.abort()
-                    if self._loop.time() >= deadline:
+                leg.connection.abort()
+                if self._nodes.choose(request.partition, tried) is None:
+                    if not self._started:
+                        raise Refusal("unavailable", "no stream node can serve this now", retry_after=RETRY)
+                    if self._loop.time() >= deadline:  # until then: it was well before, and may be again
                         raise NoNode(f"status {leg.head.status}")
-                    continue
+                continue
             if self._started:
                 await self._refused_later(leg)
                 return None

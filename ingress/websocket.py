@@ -288,6 +288,7 @@ class SocketStream:
         finally:
             member.streams.discard(self._move)
             self._node = None
+            socket.on_pause = socket.on_resume = None
             self._drain()
             socket.close(NORMAL)
         return end, code, reason

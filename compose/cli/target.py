@@ -89,7 +89,10 @@ class Target:
 
     def trusted(self) -> ssl.SSLContext | bool:
         """What a certificate is checked against: the system's own throw-away CA, or whom this machine trusts."""
-        return ssl.create_default_context(cafile=str(self.ca)) if self.ca else True
+        import httpx
+
+        # Whom the environment names (SSL_CERT_FILE) counts, whatever else of it does not.
+        return ssl.create_default_context(cafile=str(self.ca)) if self.ca else httpx.create_ssl_context()
 
     def bus(self) -> str:
         """The URL of NATS, for operators' commands."""

@@ -122,7 +122,9 @@ class Screen:
             self.line(f"ready: {url}")
 
     def line(self, text: str) -> None:
-        """One line on stdout."""
+        """One line on stdout, if there is one."""
+        if sys.stdout is None:
+            return
         with suppress(OSError):
             sys.stdout.write(text + "\n")
             sys.stdout.flush()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ingress.headers import Field, client_of, is_loopback, networks, to_client, to_node
 from ingress.request import Kind, Request, with_query
 
@@ -65,14 +67,17 @@ def test_a_cursor_in_the_header_beats_one_in_the_query() -> None:
 def test_who_asks_is_counted_by_what_they_show() -> None:
     """However that is written, as the node reads it: else each request could be somebody new."""
 
-    def shown(*fields: Field, path: str = "/v1/sessions/00aaaaaaaaaa") -> list[str]:
-        return request("GET", path, *fields).credentials
+    def shown(*fields: Field, path: str = "/v1/sessions/00aaaaaaaaaa", upgrade: bool = True) -> list[str]:
+        return replace(request("GET", path, *fields), upgrade=upgrade).credentials
 
     (token,) = shown((b"authorization", b"Bearer t"))
     for brought in (b"Bearer  t", b"bEarer t ", b"bearer t"):
         assert shown((b"authorization", brought), (b"cookie", b"okome_s=c")) == [token]
     for offered in (b"okome.v1, bearer.t", b"bearer.t, bearer.other"):
         assert shown((b"sec-websocket-protocol", offered), (b"cookie", b"okome_s=c")) == [token]
+    for upgrade, nothing in ((False, b"bearer.other"), (True, b"bearer.")):
+        protocols = (b"sec-websocket-protocol", nothing)
+        assert shown(protocols, (b"cookie", b"okome_s=t"), upgrade=upgrade) == [token]
     assert shown((b"cookie", b"a=b; okome_s=t; okome_s=other")) == [token]
     assert shown((b"cookie", b"okome_login=t; okome_login=other"), path="/v1/models") == [token]
     assert token in shown((b"cookie", b"okome_s=random; okome_login=t"))

@@ -161,3 +161,26 @@ async def test_a_later_auth_counts_from_then_on(node: Make, ingress: Make, first
     assert not {"authorization", "cookie", "x-okome-admission"} & set(seen.headers)
     assert "ticket" not in seen.query
     assert "bearer" not in seen.headers.get("sec-websocket-protocol", "")
+
+
+def test_what_is_no_place_to_resume_at_is_the_nodes_to_refuse() -> None:
+    dialogue = Dialogue()
+    dialogue.opening()
+    dialogue.from_node(message("hello", "i-9"))
+    for leg in (True, False):
+        assert dialogue.from_client(b'{"event":"resume","data":{"after":5}}', leg=leg)
+    assert (dialogue.cursor, dialogue.moving) == ("i-9", False)
+    assert dialogue.from_client(b'{"event":"resume","data":{"after":null}}', leg=True)
+    assert (dialogue.cursor, dialogue.moving) == ("", True)
+
+
+def test_of_a_stream_that_is_not_told_nothing_is_told() -> None:
+    dialogue = Dialogue()
+    dialogue.opening()
+    dialogue.from_client(message("resume", after="i-5"), leg=True)
+    dialogue.from_node(message("hello", "i-9"))
+    assert dialogue.next_resume()
+    for text in (message("queued"), message("token", "i-10"), message("caught_up")):
+        assert dialogue.from_node(text)[0] == b""
+    for text in (message("accepted", request_id="r"), message("hello", "i-5"), message("queued")):
+        assert dialogue.from_node(text)[0] == text

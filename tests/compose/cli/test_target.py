@@ -1,6 +1,7 @@
 """Which system a command talks to, and what it gets to know of it."""
 
 import socket
+import ssl
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,6 +13,7 @@ from compose.cli.outcome import CommandFailed
 from compose.cli.target import Target
 from compose.up import statefile
 from compose.up.datadir import DataDir
+from ingress.tls import make_ca
 
 FIRST, SECOND = "http://127.0.0.1:1", "http://127.0.0.1:2"
 Start = Callable[[str], DataDir]
@@ -110,6 +112,13 @@ async def test_a_proxy_is_not_asked_for_a_system_that_runs_here_and_is_for_any_o
     async with find().client() as here, find("http://far:8080", OKOME_API_KEY="ok_far").client() as far:
         assert not here.trust_env
         assert far.trust_env
+
+
+def test_whom_the_environment_trusts_is_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(make_ca(tmp_path).ca))
+    trusted = find("https://localhost:1", OKOME_API_KEY="ok_a").trusted()
+    assert isinstance(trusted, ssl.SSLContext)
+    assert trusted.cert_store_stats()["x509_ca"] == 1
 
 
 def test_a_flag_chooses_the_nats_servers_too(start: Start) -> None:

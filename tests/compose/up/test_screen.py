@@ -74,3 +74,8 @@ def test_a_terminal_that_goes_while_the_list_is_drawn_ends_nothing(
     terminal.fault = errno.EIO
     screen.refused("enough")
     assert "okome" in terminal.getvalue()
+
+
+def test_where_there_is_no_stdout_nothing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", None)
+    Screen(json=True).line("ready")
