@@ -17,6 +17,7 @@ from compose.chaos.world import IMPATIENT
 
 LONG = 45.0  # seconds: no answer that is to be cancelled ends by itself before
 WRONG_LONG = 12.0  # the same in a control run, where it does
+BUSY = 15.0  # seconds that a slot is taken: until every slot is, on a busy machine, and all who wait are cancelled
 CANCELS_PER_SECOND = 16
 TAKEN_TIMEOUT = 45.0
 
@@ -40,7 +41,8 @@ async def cancel_unbegun(round: Round) -> None:
 @scenario("answers are cancelled that wait for a slot, while every slot decodes", world=IMPATIENT, weight=3)
 async def cancel_queued(round: Round) -> None:
     slots = int(IMPATIENT.environment["OKOME_WORKER_SCRIPTED_SLOTS"]) * len(round.system.processes("worker"))
-    watched = await round.crowd.gather([round.script(6) for _ in range(slots + max(2, round.sessions // 2))])
+    scripts = [round.script(BUSY) for _ in range(slots + max(2, round.sessions // 2))]
+    watched = await round.crowd.gather(scripts)
     async with asyncio.timeout(TAKEN_TIMEOUT):
         await round.system.until(lambda: sum(bool(viewer.worker) for viewer in round.crowd.viewers) >= slots)
     waiting = [session for session in watched if not session.viewers[0].worker]
