@@ -57,12 +57,7 @@ class Okome:
         settings = self.settings
         self.port = await self._stack.enter_async_context(serve(self.health, settings.host, settings.port))
         self.health.set("starting", "NATS has not answered yet")
-        self.bus = bus = await Bus.connect(
-            settings.nats_url,
-            REPLICA_PREFIX + self.id,
-            user=settings.nats_user,
-            password=settings.nats_password.get_secret_value(),
-        )
+        self.bus = bus = await Bus.of(settings, REPLICA_PREFIX + self.id)
         self._stack.push_async_callback(bus.close)
         self.health.set("starting", "making streams and buckets")
         await provision(bus, settings, timeout=START_TIMEOUT)

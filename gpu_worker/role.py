@@ -33,8 +33,7 @@ async def main(settings: WorkerSettings, stop: asyncio.Event) -> None:
     status.extra = lambda: {"engines": [{"id": name, "pid": pid} for e in running for name, pid in e.children()]}
     async with health.serve(status, settings.host, settings.port) as port:
         log.info("worker.listening", worker=id, port=port)
-        password = settings.nats_password.get_secret_value()
-        bus = await unless(stop, Bus.connect(settings.nats_url, id, user=settings.nats_user, password=password))
+        bus = await unless(stop, Bus.of(settings, id))
         if bus is None:
             return
         try:

@@ -38,8 +38,7 @@ async def serve(settings: IngressSettings, stop: asyncio.Event) -> None:
     health = Health("ingress", ingress)
     trust = Trust(ingress)
     nodes = Nodes(settings, metrics, trust.greeting if settings.multiplex else lambda _: [])
-    password = settings.nats_password.get_secret_value()
-    bus = await unless(stop, Bus.connect(settings.nats_url, ingress, user=settings.nats_user, password=password))
+    bus = await unless(stop, Bus.of(settings, ingress))
     if bus is None:
         return
     surroundings = Surroundings(bus, ingress, metrics)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import secrets
 import ssl
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import trustme
+
+from broker.bus import draft
 
 
 def server_context(cert: Path, key: Path) -> ssl.SSLContext:
@@ -46,9 +46,9 @@ def make_ca(directory: Path, host: str = "127.0.0.1") -> ThrowAwayCA:
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)
     authority = trustme.CA(organization_name="okome up")
     issued = authority.issue_cert(*names)
-    _replace(made.ca, authority.cert_pem.bytes(), 0o644)
-    _replace(made.cert, issued.cert_chain_pems[0].bytes(), 0o644)
-    _replace(made.key, issued.private_key_pem.bytes(), 0o600)
+    draft.replace(made.ca, authority.cert_pem.bytes(), 0o644)
+    draft.replace(made.cert, issued.cert_chain_pems[0].bytes(), 0o644)
+    draft.replace(made.key, issued.private_key_pem.bytes(), 0o600)
     return made
 
 
@@ -65,17 +65,3 @@ def _serves(made: ThrowAwayCA, name: str) -> bool:
     except (OSError, ValueError):  # not there, no certificate, not the authority's, another's key, over, another name
         return False
     return True
-
-
-def _replace(path: Path, data: bytes, mode: int) -> None:
-    """At once, of this mode from its first byte: whoever is interrupted leaves the old file, or a draft."""
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-    except BaseException:
-        draft.unlink(missing_ok=True)
-        raise

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import resource
@@ -19,6 +18,7 @@ import structlog
 
 from broker.bus import clock, garbage
 from broker.bus.errors import BusError, SettingsInvalid
+from broker.bus.lossy import Lossy
 from broker.bus.settings import RoleSettings, load, misspelt
 
 Settings = TypeVar("Settings", bound=RoleSettings)
@@ -102,25 +102,6 @@ def raise_file_limit() -> None:
         )
 
 
-class Forgiving:
-    """A text file of which nobody is told that it takes nothing: what is written then is lost, and nothing else.
-
-    A role's log may be on the disk that is full, and who logs is often a safety net.
-    """
-
-    def __init__(self, file: TextIO) -> None:
-        self._file = file
-
-    def write(self, text: str) -> int:
-        with contextlib.suppress(OSError, ValueError):  # the second: closed
-            return self._file.write(text)
-        return len(text)
-
-    def flush(self) -> None:
-        with contextlib.suppress(OSError, ValueError):
-            self._file.flush()
-
-
 def configure_logging(level: str) -> None:
     """structlog to stderr: JSON unless it is a terminal. Never a token's text, never a credential."""
     number = getattr(logging, level.upper())
@@ -136,7 +117,7 @@ def configure_logging(level: str) -> None:
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(number),
-        logger_factory=structlog.WriteLoggerFactory(file=cast(TextIO, Forgiving(sys.stderr))),
+        logger_factory=structlog.WriteLoggerFactory(file=cast(TextIO, Lossy(sys.stderr))),
         cache_logger_on_first_use=True,
     )
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(name)s %(message)s")

@@ -37,6 +37,7 @@ from nats.micro.request import ERROR_CODE_HEADER
 from broker.bus.errors import BusUnavailable, Refusal, StoreRejected
 from broker.bus.replies import API, MANY, PUBLISH, Replies
 from broker.bus.service import Handler, Service
+from broker.bus.settings import RoleSettings
 from broker.bus.storing import Storing
 from broker.bus.subjects import operation_subject, random_id
 from broker.bus.wire import Heard, Inlet, Outlet
@@ -117,6 +118,12 @@ class Bus:
         bus._heard_at = asyncio.get_running_loop().time()
         bus._watch = asyncio.create_task(bus._watchdog(), name="bus-watchdog")
         return bus
+
+    @classmethod
+    async def of(cls, settings: RoleSettings, name: str) -> Bus:
+        """As a role's settings say."""
+        password = settings.nats_password.get_secret_value()
+        return await cls.connect(settings.nats_url, name, user=settings.nats_user, password=password)
 
     async def close(self) -> None:
         """Say good-bye and end. Idempotent; what waits for an answer gets BusUnavailable."""

@@ -51,8 +51,7 @@ async def main(settings: NodeSettings, stop: asyncio.Event) -> None:
     node = settings.id or f"node-{random_id(6)}"
     health = Health("node", node)
     async with AsyncExitStack() as stack:
-        password = settings.nats_password.get_secret_value()
-        bus = await unless(stop, Bus.connect(settings.nats_url, node, user=settings.nats_user, password=password))
+        bus = await unless(stop, Bus.of(settings, node))
         if bus is None:
             return
         stack.push_async_callback(bus.close)

@@ -37,6 +37,7 @@ DEMAND_INTERVAL = 2.0
 MOST_TOLD = 1000  # sessions in one message to a worker
 PIECE = 256  # viewers that are looked at without a break
 RECONNECT_SPREAD_MS = 500  # clients of a leaving node do not come back all at once
+REVOKED = "this credential has been revoked"
 
 
 class Viewer(NamedTuple):
@@ -104,7 +105,7 @@ class Viewers:
             raise Refusal("unavailable", "the log's leader does not answer; try again", retry_after=1)
         self._check_takes_new()  # again: whoever is not among the viewers yet is told nothing that was said meanwhile
         if self._is_revoked(who, sid):
-            raise Refusal("token_revoked", "this credential has been revoked")
+            raise Refusal("token_revoked", REVOKED)
         loop = asyncio.get_running_loop()
         pacer = Pacer(self._settings.pacer_window) if paced and self._settings.pacer_window else None
         subscriber = Subscriber(
@@ -164,8 +165,11 @@ class Viewers:
         viewer = self._viewers.get(subscriber)
         if viewer is not None:
             self._viewers[subscriber] = viewer._replace(principal=who)
-            if self._is_revoked(who, subscriber.sid):
-                subscriber.end("token_revoked", closed("token_revoked", "this credential has been revoked"))
+            self._judge(subscriber, who)
+
+    def _judge(self, subscriber: Subscriber, who: Principal) -> None:
+        if self._is_revoked(who, subscriber.sid):
+            subscriber.end("token_revoked", closed("token_revoked", REVOKED))
 
     def _is_revoked(self, who: Principal, sid: str) -> bool:
         return self._access.revocations.revoked(who._replace(sid=sid).claims())
@@ -197,8 +201,7 @@ class Viewers:
         those who watch it, of whom there are few; a token or an API key may be anybody's."""
         kind, _, name = key.partition(".")
         for subscriber in self._of(name) if kind == "sid" else list(self._viewers):
-            if self._is_revoked(self._viewers[subscriber].principal, subscriber.sid):
-                subscriber.end("token_revoked", closed("token_revoked", "this credential has been revoked"))
+            self._judge(subscriber, self._viewers[subscriber].principal)
 
     def end_session(self, sid: str, reason: str) -> None:
         for subscriber in self._of(sid):
@@ -244,9 +247,8 @@ class Viewers:
                     lag = all(subscriber.demand is Demand.LAGGING for subscriber in known)
                     self._tell(ring, Demand.LAGGING if lag else Demand.FLOWING, again)
         for (worker, state), sids in again.items():
-            same = [
-                sid for sid in sids if self._demanded.get(sid, ("", ""))[:2] == (state, worker)
-            ]  # no news meanwhile
+            # Of whom there was no news meanwhile.
+            same = [sid for sid in sids if self._demanded.get(sid, ("", ""))[:2] == (state, worker)]
             for first in range(0, len(same), MOST_TOLD):
                 self._say(worker, state, same[first : first + MOST_TOLD])
         for sid in self._demanded.keys() - read:

@@ -6,12 +6,11 @@ Whoever reads it never sees half of it, and nobody else on the machine may: it h
 from __future__ import annotations
 
 import json
-import os
-import secrets
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from broker.bus import draft
 from compose.up.keeper import Keeper
 
 
@@ -51,17 +50,7 @@ def describe(
 
 def write(path: Path, text: str) -> None:
     """Replace `path` at once, mode 0600 from its first byte. Raises OSError."""
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-    except BaseException:
-        draft.unlink(missing_ok=True)
-        raise
+    draft.replace(path, text.encode(), 0o600)
 
 
 def dump(document: dict[str, Any]) -> str:

@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from io import TextIOBase
 from pathlib import Path
 from typing import TextIO, cast
 
@@ -20,6 +19,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+from broker.bus.lossy import Lossy
 from broker.bus.version import VERSION
 from compose.command import command
 from compose.up.child import describe
@@ -40,7 +40,7 @@ class Screen:
 
     def __init__(self, *, json: bool) -> None:
         self._json = json
-        said = cast(TextIO, _Lossy(sys.stderr)) if sys.stderr else None  # None: closed before this process began
+        said = cast(TextIO, Lossy(sys.stderr)) if sys.stderr else None  # None: closed before this process began
         self._console = Console(file=said, stderr=True, highlight=False, soft_wrap=True)
         self._live: Live | None = None
         self._keepers: list[Keeper] = []
@@ -181,32 +181,6 @@ class Screen:
     def _farewell(self) -> RenderableType:
         left = [keeper.part.id for keeper in self._keepers if keeper.state is not State.STOPPED]
         return Text.assemble(_spin(), " ", (", ".join(left), "dim"))
-
-
-class _Lossy(TextIOBase):
-    """A file that never fails: rich ends the process at a broken pipe, and its list is drawn from a thread."""
-
-    def __init__(self, file: TextIO) -> None:
-        self._file = file
-
-    @property
-    def encoding(self) -> str:  # type: ignore[override]  # read only here
-        return self._file.encoding
-
-    def write(self, text: str) -> int:
-        with suppress(OSError):
-            self._file.write(text)
-        return len(text)
-
-    def flush(self) -> None:
-        with suppress(OSError):
-            self._file.flush()
-
-    def isatty(self) -> bool:
-        return self._file.isatty()
-
-    def fileno(self) -> int:
-        return self._file.fileno()
 
 
 _SPINNER = Spinner("dots")

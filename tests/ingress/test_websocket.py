@@ -19,6 +19,11 @@ from tests.ingress.socket_viewer import Viewer, viewer
 
 Make = Callable[..., Any]
 
+UPGRADE = (
+    b"GET /v1/sessions/%b/ws HTTP/1.1\r\nhost: x\r\nupgrade: websocket\r\nconnection: upgrade\r\n"
+    b"sec-websocket-version: 13\r\nsec-websocket-key: MDEyMzQ1Njc4OWFiY2RlZg==\r\n\r\n" % SID.encode()
+)
+
 
 @pytest.fixture(params=[False, True], ids=["own", "shared"])
 def multiplex(request: pytest.FixtureRequest) -> bool:
@@ -173,10 +178,7 @@ async def test_garbage_frames_end_that_connection_only(node: Make, ingress: Make
     async with viewer(relay) as client:
         await client.until("caught_up")
         raw = await Raw.open(relay.port)
-        raw.send(
-            b"GET /v1/sessions/%b/ws HTTP/1.1\r\nhost: x\r\nupgrade: websocket\r\nconnection: upgrade\r\n"
-            b"sec-websocket-version: 13\r\nsec-websocket-key: MDEyMzQ1Njc4OWFiY2RlZg==\r\n\r\n" % SID.encode()
-        )
+        raw.send(UPGRADE)
         async with asyncio.timeout(DEADLINE):
             assert (await raw.reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 101")
             raw.send(b"\xff" * 64)
@@ -196,10 +198,7 @@ async def test_a_client_that_is_gone_before_its_first_leg_leaves_none_behind(
     a.upgrades.clear()
     with socket.create_connection(("127.0.0.1", relay.port)) as client:  # gone before the ingress has even looked
         client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        client.sendall(
-            b"GET /v1/sessions/%b/ws HTTP/1.1\r\nhost: x\r\nupgrade: websocket\r\nconnection: upgrade\r\n"
-            b"sec-websocket-key: MDEyMzQ1Njc4OWFiY2RlZg==\r\nsec-websocket-version: 13\r\n\r\n" % SID.encode()
-        )
+        client.sendall(UPGRADE)
     await relay.settled(lambda: len(a.seen) == 1 and relay.count("okome_ingress_connections") == 0)
     a.upgrades.set()
     await relay.settled(lambda: a.legs == 1 and a.sockets == 0)
@@ -264,10 +263,7 @@ async def test_who_pings_and_reads_nothing_is_read_no_further(node: Make, ingres
     a = await node("node-a")
     relay = await ingress(a)
     raw = await Raw.open(relay.port)
-    raw.send(
-        b"GET /v1/sessions/%b/ws HTTP/1.1\r\nhost: x\r\nupgrade: websocket\r\nconnection: upgrade\r\n"
-        b"sec-websocket-version: 13\r\nsec-websocket-key: MDEyMzQ1Njc4OWFiY2RlZg==\r\n\r\n" % SID.encode()
-    )
+    raw.send(UPGRADE)
     async with asyncio.timeout(DEADLINE):
         await raw.reader.readuntil(b"\r\n\r\n")
     ping = Frame(Opcode.PING, b"x" * 125).serialize(mask=True)
