@@ -5,6 +5,7 @@ Errors have one shape, `{"error": {code, message, param?, request_id}}`, never a
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
@@ -113,10 +114,16 @@ def build(operations: Operations, access: Access, waiting: Waiting, tails: Tails
     async def body_of(request: Request) -> bytes:
         """The whole body; a media type that a form could send is refused, so that no other site's form posts here."""
         body = b""
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > settings.body_limit:
-                raise Refusal("too_large", f"a body is at most {settings.body_limit} bytes")
+        try:
+            async with asyncio.timeout(settings.body_timeout):
+                async for chunk in request.stream():
+                    body += chunk
+                    if len(body) > settings.body_limit:
+                        raise Refusal("too_large", f"a body is at most {settings.body_limit} bytes")
+        except TimeoutError as error:
+            refusal = Refusal("malformed", "the request's body did not arrive in time")
+            refusal.status = 408  # which HTTP has for it
+            raise refusal from error
         if body and "json" not in request.headers.get("content-type", "application/json").partition(";")[0]:
             raise Refusal("malformed", "the body must be application/json", param="content-type")
         return body

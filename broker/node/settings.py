@@ -34,6 +34,7 @@ class NodeSettings(RoleSettings):
     attach_timeout: float = Field(5.0, gt=0, description="until the log must have answered a new viewer")
     auth_timeout: float = Field(5.0, gt=0, description="for the first message of a WebSocket without credentials")
     body_limit: int = Field(1024 * 1024, ge=1024)
+    body_timeout: float = Field(30.0, gt=0, description="for the whole body of a request")
 
     @property
     def shared(self) -> tuple[str, int] | None:

@@ -19,7 +19,8 @@ from broker.bus.records import ApiKey, Generation, Message, Request, Revocation,
 from broker.node.operations import Operations
 from tests.broker.node.conftest import Plane
 from tests.control.okome import generation_record, until
-from tests.fixtures.node import TENANT, Author, RunningNode
+from tests.fixtures.nats_server import NatsServer
+from tests.fixtures.node import TENANT, Author, RunningNode, running_node
 
 MIB = 1024 * 1024
 MESSAGES = [{"role": "user", "content": "hi"}]
@@ -421,6 +422,17 @@ async def test_a_client_that_leaves_in_the_middle_of_its_body_is_no_error(
         await until(lambda: alive(node), "it has been taken up")
     await until(lambda: alive(node), "it has been given up")
     assert "request_failed" not in capsys.readouterr().out
+
+
+async def test_a_body_that_does_not_arrive_is_waited_for_so_long_and_no_longer(nats: NatsServer) -> None:
+    async with running_node(nats, "node-slow", body_timeout=0.3) as node:
+        at = urlsplit(node.url)
+        reader, writer = await asyncio.open_connection(at.hostname, at.port)
+        head = f"POST /v1/sessions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {node.api_key}\r\ncontent-length: 9\r\n"
+        writer.write(head.encode() + b'\r\n{"ti')
+        async with asyncio.timeout(10):
+            assert (await reader.readline()).startswith(b"HTTP/1.1 408")
+        writer.close()
 
 
 async def alive(node: RunningNode) -> bool:
