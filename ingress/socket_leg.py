@@ -60,6 +60,8 @@ class Dialogue:
         self._begins = False  # a node has been asked for a stream, which has not begun
         self._asked = False  # and by the client, who is to be told
         self._resume = b""  # for the node, when it has
+        self._unplaced = 0  # messages that were forwarded before any cursor: a later leg begins with them again
+        self._again = 0  # of which so many are still to come
         self._unanswered: dict[str, bytes] = {}  # request_id -> the message as it came
 
     def opening(self) -> None:
@@ -85,14 +87,21 @@ class Dialogue:
             self._begins = False
             self.unwanted = bool(self._resume)
             if self.unwanted or not self._asked:
+                self._again = 0 if self.cursor else self._unplaced
                 return b"", Turn.JOINED, ""
             self.moving = self._asked = self.caught_up = False
+            self._unplaced = self._again = 0
             turn = Turn.JOINED
-        elif self.unwanted and (message.id or message.event in ("caught_up", "reset", "queued")):
+        elif self.unwanted and (message.id or message.event in ("message", "caught_up", "reset", "queued")):
             return b"", turn, ""
         match message.event:
             case "token":
                 pass
+            case "message" if self._again:
+                self._again -= 1
+                return b"", turn, ""
+            case "message" if not message.id and not self.cursor:
+                self._unplaced += 1
             case "caught_up":
                 if self.caught_up:
                     return b"", turn, ""

@@ -137,13 +137,15 @@ class Turn(Enum):
 class Splice:
     """What one viewer has been shown, over all legs."""
 
-    __slots__ = ("caught_up", "cursor", "finished", "hello", "until_done")
+    __slots__ = ("_again", "_unplaced", "caught_up", "cursor", "finished", "hello", "until_done")
 
     def __init__(self, *, until_done: bool = False, after: bytes = b"") -> None:
         self.until_done = until_done
         self.cursor = after  # the last one that was forwarded; empty: none yet
         self.hello = False
         self.caught_up = False
+        self._unplaced = 0  # messages that were forwarded before any cursor: a later leg begins with them again
+        self._again = 0  # of which so many are still to come
         self.finished = False  # the viewer has its terminal event: nothing is opened again
 
     def take(self, event: Event) -> tuple[bytes, Turn]:
@@ -153,9 +155,15 @@ class Splice:
         if name != b"token":
             if name == b"hello":
                 if self.hello:
+                    self._again = 0 if self.cursor else self._unplaced
                     return b"", Turn.JOINED
                 self.hello = True
                 turn = Turn.JOINED
+            elif name == b"message" and self._again:
+                self._again -= 1
+                return b"", turn
+            elif name == b"message" and not event.id and not self.cursor:
+                self._unplaced += 1
             elif name == b"caught_up":
                 if self.caught_up:
                     return b"", turn

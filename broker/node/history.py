@@ -5,7 +5,8 @@ So a fresh viewer costs the same after a thousand turns as after ten: only what 
 
 from __future__ import annotations
 
-from itertools import pairwise
+from itertools import pairwise, takewhile
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import msgspec
@@ -33,6 +34,16 @@ class Story(NamedTuple):
     turns: list[Turn]
     loose: int
     floor: int | None
+
+
+class Finished(NamedTuple):
+    """One `message` event per finished input and answer, and the sequence behind them. An event's id is the cursor of
+    the last frame that it covers. Those of turns that have aged out, or are of another log, have none: there is no
+    place to go on from, until the last of them. `placed`: there are no such."""
+
+    events: list[Event]
+    after: int
+    placed: bool
 
 
 class History:
@@ -102,20 +113,25 @@ class History:
         loose = [turn for turn in recorded if turn.gid not in known]
         return Story(loose + logged, len(loose), frames[0].prev if frames else None)
 
-    async def finished(self, sid: str, tail: Tail, last: int) -> tuple[list[Event], int]:
-        """One `message` event per finished input and answer, and the sequence behind them: `last`, which the session's
-        log had reached before this was asked, where there is nothing in the log."""
+    async def finished(self, sid: str, tail: Tail, earliest: int, last: int) -> Finished:
+        """Of a session whose log began behind `earliest` and had reached `last` before this was asked."""
         story = await self.story(sid, tail.stream)
+        floor = earliest if story.floor is None else story.floor
+        after = last if story.floor is None else story.floor
         events: list[Event] = []
-        after = story.floor
-        for index, turn in enumerate(story.turns):
-            if not turn.finished:
-                break
+        placed = True
+        for index, turn in enumerate(takewhile(attrgetter("finished"), story.turns)):
             loose = index < story.loose
-            events += messages(turn, tail.incarnation, loose=story.floor or 0 if loose else None)
+            begins, ends = (
+                "" if loose or seq < floor else f"{tail.incarnation}-{seq}" for seq in (turn.first_seq, turn.last_seq)
+            )
+            events += messages(turn, begins if begins != ends else "", ends)
+            placed = placed and bool(begins)
             if not loose:
                 after = turn.last_seq
-        return events, last if after is None else after
+        if events and not events[-1].cursor:
+            events[-1].cursor = f"{tail.incarnation}-{after}"
+        return Finished(events, after, placed)
 
     # -- inside ----------------------------------------------------------------------------------------------------
 
@@ -147,28 +163,26 @@ def queued(generation_id: str, input: object, position: int) -> Event:
     return make("queued", {"generation_id": generation_id, "input": input, "position": position})
 
 
-def messages(turn: Turn, incarnation: str, *, loose: int | None = None) -> list[Event]:
-    """A finished turn as `message` events; an id is the cursor of the last frame an event covers.
+def messages(turn: Turn, begins: str, ends: str) -> list[Event]:
+    """A finished turn as `message` events. `begins` and `ends`: the cursors behind its input and behind all of it.
 
-    `loose`: the turn stands in no log, and this is the place to go on from instead.
+    A cursor covers what came before it, so only the last of the inputs has one.
     """
     events = [
-        make(
-            "message",
-            {"generation_id": turn.gid, "role": message.role, "content": message.content},
-            f"{incarnation}-{turn.first_seq if loose is None else loose}",
-        )
+        make("message", {"generation_id": turn.gid, "role": message.role, "content": message.content})
         for message in turn.input
     ]
+    if events:
+        events[-1].cursor = begins
     answer = {
         "generation_id": turn.gid,
         "role": "assistant",
         "content": turn.text,
         "finish_reason": turn.finish_reason or turn.status,
-        "usage": {"prompt_tokens": turn.prompt_tokens, "completion_tokens": turn.completion_tokens},
+        "usage": {"prompt_tokens": turn.prompt_tokens or None, "completion_tokens": turn.completion_tokens},
         **besides(turn),
     }
-    return [*events, make("message", answer, f"{incarnation}-{turn.last_seq if loose is None else loose}")]
+    return [*events, make("message", answer, ends)]
 
 
 def besides(turn: Turn) -> dict[str, Any]:

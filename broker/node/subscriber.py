@@ -244,11 +244,12 @@ class Subscriber:
                     yield [self._hello(self.seq), self._reset(reason)]
             case _:
                 # Hello's cursor stands before the messages: who loses the connection between them must not skip these.
+                # Where some have no place, it has none either: who comes back before the last of them begins anew.
                 last = ring.last
-                yield [self._hello(await self._earliest())]
-                finished, self.seq = await self._history.finished(self.sid, self._tail, last)
-                if finished:
-                    yield finished
+                self.seq = earliest = await self._earliest()
+                finished = await self._history.finished(self.sid, self._tail, earliest, last)
+                yield [self._hello(earliest, placed=finished.placed), *finished.events]
+                self.seq = finished.after
 
     async def _stands(self, seq: int) -> bool:
         """Whether `seq` is one of this session's sequences, as far as can be told before reading on from it."""
@@ -483,15 +484,16 @@ class Subscriber:
         earliest = await self._tail.reader.earliest(self.sid)
         return ring.last if earliest is None else earliest
 
-    def _hello(self, earliest: int) -> Event:
+    def _hello(self, earliest: int, *, placed: bool = True) -> Event:
+        cursor = self.cursor if placed else ""
         data = {
             "session_id": self.sid,
-            "cursor": self.cursor,
+            **({"cursor": cursor} if cursor else {}),
             "earliest": f"{self._incarnation}-{earliest}",
             "node": self._node,
             "t": now_ms(),
         }
-        return make("hello", data, self.cursor)
+        return make("hello", data, cursor)
 
     def _reset(self, reason: str) -> Event:
         metrics.resets.labels(reason).inc()

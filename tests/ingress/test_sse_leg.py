@@ -99,6 +99,18 @@ def test_a_later_hello_and_caught_up_are_swallowed_and_do_not_move_the_cursor() 
     assert splice.cursor == b"i-1"
 
 
+def test_messages_without_a_place_come_once_although_a_later_leg_begins_with_them_again() -> None:
+    """Turns that have aged out: where no cursor has come yet, there is none to go on from."""
+    hello, messages = b"event: hello\ndata: {}\n\n", [b"event: message\ndata: %d\n\n" % n for n in range(3)]
+    last = b"id: i-0\nevent: message\ndata: 3\n\n"
+    splice = Splice()
+    take(splice, hello + messages[0] + messages[1])
+    whole = hello + b"".join(messages) + last + CAUGHT_UP
+    shown = [b"", b"", b"", messages[2], last, CAUGHT_UP]
+    assert [raw for raw, _ in take(splice, whole)] == shown
+    assert splice.cursor == b"i-0"
+
+
 def test_after_a_reset_history_is_announced_again() -> None:
     splice = Splice()
     take(splice, HELLO % 5 + CAUGHT_UP)

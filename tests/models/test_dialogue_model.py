@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from ingress.socket_leg import Dialogue
 from ingress.sse_leg import Turn
@@ -22,6 +22,10 @@ def message(event: str, place: int | None = None, **data: Any) -> bytes:
     return json.dumps(fields, separators=(",", ":")).encode()
 
 
+def place_of(cursor: str | None) -> int | None:
+    return int(cursor.partition("-")[2]) if cursor else None
+
+
 class Dialogues(RuleBasedStateMachine):
     """The log is the numbers 1, 2, 3 …; nodes share what they have carried out, as OKOME does by the request's id."""
 
@@ -31,16 +35,24 @@ class Dialogues(RuleBasedStateMachine):
         self.dialogue.from_client(AUTH, leg=False)
         self.log = 0
         self.floor = 0  # what is not above it has aged out
+        self.old = 0  # turns that have aged out, which a fresh stream begins with: only the last of them has a place
         self.carried_out: dict[str, str] = {}
         self.from_node: deque[bytes] = deque()
         self.to_node: deque[bytes] = deque()
-        self.place = 0  # what the client has, or was told that it cannot have
-        self.wanted = 0  # where the stream begins that the client has asked for last
+        self.place: int | None = (
+            None  # what the client has, or was told that it cannot have; None: nothing with a place
+        )
+        self.wanted: int | None = None  # where the stream begins that the client has asked for last; None: afresh
+        self.messages = 0  # of old turns, that the client has
         self.resumes = 0
         self.names: list[str] = []
         self.answers: list[tuple[str, str]] = []
         self.asked = 0
         self.connected = self.followed = False
+
+    @initialize(old=st.integers(0, 3))
+    def come(self, old: int) -> None:
+        self.old = old
         self.connect()
         self.follow()
 
@@ -52,7 +64,7 @@ class Dialogues(RuleBasedStateMachine):
         self.dialogue.opening()
         self.connected = True
         self.from_node, self.to_node = deque(), deque()
-        self.begin(int(cursor.partition("-")[2]) if cursor else 0)
+        self.begin(place_of(cursor))
 
     @precondition(lambda self: self.connected and not self.followed)
     @rule()
@@ -62,8 +74,16 @@ class Dialogues(RuleBasedStateMachine):
         self.to_node = deque(self.dialogue.repeated())
         assert self.to_node[0] == AUTH, "who asks is told first"
 
-    def begin(self, after: int) -> None:
-        self.from_node.append(message("hello", after))
+    def begin(self, after: int | None) -> None:
+        if after is None:
+            after = self.floor
+            self.from_node.append(message("hello", None if self.old else after))
+            self.from_node += [
+                message("message", after if number == self.old - 1 else None, number=number)
+                for number in range(self.old)
+            ]
+        else:
+            self.from_node.append(message("hello", after))
         if after < self.floor:
             after = self.floor
             self.from_node.append(message("reset", earliest=f"inc-{after}"))
@@ -84,7 +104,9 @@ class Dialogues(RuleBasedStateMachine):
 
     @rule(keep=st.integers(0, 4))
     def age(self, keep: int) -> None:
-        self.floor = max(self.floor, self.log - keep)
+        if self.log - keep > self.floor:
+            self.floor = self.log - keep
+            self.old += 1
 
     @rule(cancel=st.booleans())
     def ask(self, cancel: bool) -> None:
@@ -92,11 +114,12 @@ class Dialogues(RuleBasedStateMachine):
         text = message("cancel" if cancel else "generate", request_id=f"r{self.asked}")
         self.say(text)
 
-    @rule(back=st.integers(0, 5))
+    @rule(back=st.integers(0, 6))
     def resume(self, back: int) -> None:
+        """From before what the client has, or afresh."""
         self.resumes += 1
-        self.wanted = max(0, self.place - back)
-        self.say(message("resume", after=f"inc-{self.wanted}"))
+        self.wanted = max(0, (self.place or 0) - back) if back < 6 else None
+        self.say(message("resume", after=f"inc-{self.wanted}" if self.wanted is not None else None))
 
     @rule(count=st.integers(1, 5))
     def node_reads(self, count: int) -> None:
@@ -105,7 +128,7 @@ class Dialogues(RuleBasedStateMachine):
             if read["event"] == "auth":
                 continue
             if read["event"] == "resume":
-                self.begin(int(read["data"]["after"].partition("-")[2]))
+                self.begin(place_of(read["data"]["after"]))
                 continue
             request = read["data"]["request_id"]
             generation = self.carried_out.setdefault(request, f"g{len(self.carried_out)}")
@@ -139,16 +162,24 @@ class Dialogues(RuleBasedStateMachine):
         self.names.append(event["event"])
         match event["event"]:
             case "hello":
-                self.place = int(event["id"].partition("-")[2])
-                assert self.place == self.wanted, "another stream than the client has asked for"
+                self.place = place_of(event.get("id"))
+                self.messages = 0
+                assert self.wanted in (None, self.place), "another stream than the client has asked for"
+            case "message":
+                number = event["data"]["number"]
+                assert number == self.messages, f"not one after the other: message {number} after {self.messages}"
+                self.messages += 1
+                self.place = place_of(event.get("id"))
             case "token":
                 assert "hello" in self.names, "a stream without a beginning"
-                place = int(event["id"].partition("-")[2])
+                place = place_of(event["id"])
+                assert self.place is not None, "a token before a place"
                 assert place == self.place + 1, f"not one after the other: {place} after {self.place}"
                 self.place = place
             case "reset":
+                assert self.place is not None, "a reset before a place"
                 assert self.place < self.floor, "reset for nothing"
-                self.place = int(event["data"]["earliest"].partition("-")[2])
+                self.place = place_of(event["data"]["earliest"])
             case "accepted":
                 self.answers.append((event["data"]["request_id"], event["data"]["generation_id"]))
 
@@ -169,7 +200,7 @@ class Dialogues(RuleBasedStateMachine):
             self.relay_reads(100)
         self.the_seam_is_not_seen()
         assert not self.dialogue.moving, "what was asked for did not begin"
-        assert self.place == self.log, f"{self.log - self.place} are missing"
+        assert self.place == self.log, f"the client is at {self.place} of {self.log}"
         assert sorted(dict(self.answers)) == sorted(f"r{number + 1}" for number in range(self.asked)), "not answered"
         assert all(self.carried_out[request] == generation for request, generation in self.answers)
 
@@ -236,6 +267,15 @@ def a_resume_does_not_wait_for_the_stream_before(patch: pytest.MonkeyPatch) -> N
     patch.setattr(Dialogue, "from_client", from_client)
 
 
+def messages_without_a_place_are_forwarded_on_every_leg(patch: pytest.MonkeyPatch) -> None:
+    def from_node(dialogue: Dialogue, text: bytes) -> tuple[bytes, Turn, str]:
+        dialogue._again = 0
+        return original(dialogue, text)
+
+    original = Dialogue.from_node
+    patch.setattr(Dialogue, "from_node", from_node)
+
+
 RULES = [
     (what_was_not_answered_is_not_repeated, "not answered"),
     (the_cursor_does_not_move, "not one after the other"),
@@ -243,6 +283,7 @@ RULES = [
     (hello_is_forwarded_on_every_leg, "a seam was seen|another stream"),
     (what_still_comes_is_where_it_goes_on, "a seam was seen|another stream"),
     (a_resume_does_not_wait_for_the_stream_before, "a seam was seen|another stream"),
+    (messages_without_a_place_are_forwarded_on_every_leg, "not one after the other: message"),
 ]
 
 

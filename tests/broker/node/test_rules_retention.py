@@ -49,3 +49,23 @@ async def test_the_conversation_is_there_when_its_log_has_aged_out(node: Running
     async with node.events(author.sid, after=f"{await node.incarnation()}-{author.seqs[1]}") as events:
         again = await events.until("caught_up")
     assert [event["event"] for event in again] == ["hello", "reset", "caught_up"]
+
+
+async def test_turns_that_have_aged_out_have_no_place_before_the_last_of_them(node: RunningNode) -> None:
+    """Who is cut off among them begins anew; there is nowhere to go on from that would not lose the others."""
+    author = await node.session()
+    for text in ("0 ", "0 1 ", "0 1 2 "):
+        await author.answer(text.count(" "))
+        await record(node, author, text)
+    await node.bus.api(f"STREAM.PURGE.{author.stream}", {"filter": log_subject(author.sid)})
+    async with node.events(author.sid) as events:
+        seen = await events.until("caught_up")
+    assert [event["event"] for event in seen] == ["hello"] + ["message"] * 6 + ["caught_up"]
+    assert ["id" in event for event in seen] == [False] * 6 + [True, False]
+    assert "cursor" not in json.loads(seen[0]["data"])
+    assert json.loads(seen[-1]["data"])["cursor"] == seen[6]["id"]
+    author.seqs.clear()  # a log that holds nothing begins anew
+    await author.answer(1)
+    async with node.events(author.sid, after=seen[6]["id"]) as events:
+        later = await events.until("done")
+    assert [event["data"] for event in later if "id" in event and event["event"] != "hello"] == author.data[-3:]

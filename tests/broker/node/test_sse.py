@@ -264,12 +264,43 @@ async def test_the_record_of_a_turn_in_another_log_is_told_and_is_no_place_in_th
             seen = await events.until("caught_up")
             told = [json.loads(event["data"])["content"] for event in seen if event["event"] == "message"]
             assert told == ["long ago", "answered", "hello", "0 1 2 3 4 5 6 7 "]
-            first = next(event["id"] for event in seen if event["event"] == "message")
+            placed = [event["event"] for event in seen if "id" in event]
+            assert placed == ["message", "message"], "who is cut off before these begins anew"
+            first = next(event["id"] for event in seen if "id" in event)
             await author.start()
             assert [event["data"] for event in await events.until("start")] == author.data[-1:]
         async with node.events(author.sid, after=first) as events:
             seen = await events.until("caught_up")
-        assert [event["data"] for event in seen if event["event"] not in ("hello", "caught_up")] == author.data
+        assert [event["data"] for event in seen if event["event"] not in ("hello", "caught_up")] == author.data[1:]
+
+
+async def test_of_several_inputs_only_the_last_is_a_place_to_go_on_from(node: RunningNode) -> None:
+    author = await node.session()
+    gid = await author.start()
+    await author.done()
+    record = Generation(
+        gid,
+        author.sid,
+        TENANT,
+        Request("m", [Message("system", "be brief"), Message("user", "hello")]),
+        1,
+        0,
+        records.Status.DONE,
+        first_seq=author.seqs[0],
+        last_seq=author.seqs[-1],
+        finish_reason="stop",
+    )
+    await Bucket(node.bus, "generations").put(f"{author.sid}.{gid}", records.encode(record))
+    async with node.events(author.sid) as events:
+        seen = await events.until("caught_up")
+    places = [(event["event"], event.get("id", "").rpartition("-")[2]) for event in seen]
+    assert places == [
+        ("hello", "0"),
+        ("message", ""),
+        ("message", str(author.seqs[0])),
+        ("message", str(author.seqs[-1])),
+        ("caught_up", ""),
+    ]
 
 
 async def accepted(node: RunningNode, author: Author, status: str = "queued", after: int | None = None) -> str:
