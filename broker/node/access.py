@@ -1,8 +1,9 @@
 """Who may: credentials of a request turned into a principal, or refused. Knows headers and cookies, not routes.
 
 Order: Authorization, what the ingress admitted before (later legs), cookie, ticket. A valid cookie wins over a ticket,
-which may be spent already. A cookie acts for a person who may not know it, so with a cookie a POST or a WebSocket must
-come from a page of ours (Origin).
+which may be spent already. The session's cookie wins over a login, unless it may only read and the login is of the same
+tenant: who has opened a link that was shared with him does not lose what he may do himself. A cookie acts for a person
+who may not know it, so with a cookie a POST or a WebSocket must come from a page of ours (Origin).
 """
 
 from __future__ import annotations
@@ -116,15 +117,20 @@ class Access:
         if admitted is not None:
             return self._checked(admitted)
         invalid: CredentialInvalid | None = None  # one cookie that has expired does not take the other's force
+        found: Principal | None = None
         for name, verify in ((SESSION_COOKIE, self.verifier.session), (LOGIN_COOKIE, self.verifier.login)):
             if (name == SESSION_COOKIE and not sid) or not (cookie := caller.cookie(name)):
                 continue
             try:
                 claims = verify(cookie)
                 if not claims.sid or claims.sid == sid:
-                    return self._checked(_of_claims(claims, cookie=True))
+                    principal = self._checked(_of_claims(claims, cookie=True))
+                    if found is None or (found.scope == "read" and found.tenant == principal.tenant):
+                        found = principal
             except CredentialInvalid as error:
                 invalid = invalid or error
+        if found is not None:
+            return found
         raise invalid or Refusal("unauthenticated", "an API key, a session token or a login is needed")
 
     def token(self, text: str) -> Principal:

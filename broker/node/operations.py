@@ -168,13 +168,13 @@ class Operations:
         self._known(who, sid)
         record = await self._generation(who, sid, gid)
         status, text, finish_reason = str(record.status), record.text, record.finish_reason
-        usage = {"prompt_tokens": record.prompt_tokens, "completion_tokens": record.completion_tokens}
+        usage = {"prompt_tokens": record.prompt_tokens or None, "completion_tokens": record.completion_tokens}
         code, message = record.code, record.error
         if record.status.open:
             for turn in (await self._history.story(sid, log_stream(partition_of(sid)))).turns:
                 if turn.gid == gid:
                     status, text, finish_reason = turn.status, turn.text, turn.finish_reason
-                    usage = {"prompt_tokens": turn.prompt_tokens, "completion_tokens": turn.tokens}
+                    usage = {"prompt_tokens": turn.prompt_tokens or None, "completion_tokens": turn.tokens}
                     code, message = turn.code, turn.error
         answer = {
             "generation_id": gid,

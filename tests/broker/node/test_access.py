@@ -136,6 +136,17 @@ def test_a_session_cookie_that_is_void_does_not_take_the_logins_force() -> None:
     assert door.why(headers={"cookie": f"okome_s={door.session(OTHER)}"}) == "unauthenticated"
 
 
+def test_a_cookie_that_may_only_read_does_not_take_the_force_of_a_login_of_the_same_tenant() -> None:
+    door = Door()
+    reading = door.session(scope="read")
+    assert door.who(headers={"cookie": f"okome_s={reading}; okome_login={door.login()}"}).subject == "login"
+    assert door.who(headers={"cookie": f"okome_s={door.session()}; okome_login={door.login()}"}).sid == SID
+    stranger = door.signing.login("another", "login", 600)[0]
+    assert door.who(headers={"cookie": f"okome_s={reading}; okome_login={stranger}"}).sid == SID, (
+        "his opens nothing here"
+    )
+
+
 @pytest.mark.parametrize("shown", ["Basic eHg6eA==", "Bearer", "Bearer ", "Token x", "junk"])
 def test_an_authorization_that_is_no_bearer_is_refused_whatever_comes_with_it(shown: str) -> None:
     door = Door()
