@@ -133,7 +133,7 @@ async function fetchOlder(view) {
 function stateChanged({ state, reason, retryMs }) {
   showConnection(state);
   if (state === 'live') sayNothing('connection');
-  if (state === 'closed' && reason.code !== 'closed_here') say({ code: { 4403: 'forbidden', 4404: 'unknown_session', 403: 'forbidden', 404: 'unknown_session', 4401: 'unauthenticated' }[reason.code] ?? reason.code, message: reason.message });
+  if (state === 'closed' && reason.code !== 'closed_here') say({ code: { 4403: 'forbidden', 4404: 'unknown_session', 403: 'forbidden', 404: 'unknown_session', 4401: 'unauthenticated', 4408: 'unauthenticated' }[reason.code] ?? reason.code, message: reason.message });
   if (state === 'reconnecting' && reason && ['overloaded', 'rate_limited', 'unavailable'].includes(reason.code)) say({ ...reason, retryAfterMs: retryMs }, 'connection');
 }
 

@@ -55,7 +55,7 @@ export class Position {
 }
 
 const NEVER = { codes: ['malformed', 'forbidden', 'unknown_session', 'unsupported'], statuses: [400, 403, 404, 422], sockets: [4400, 4403, 4404] };
-const RENEW = { codes: ['unauthenticated', 'token_expired', 'token_revoked'], statuses: [401], sockets: [4401] };
+const RENEW = { codes: ['unauthenticated', 'token_expired', 'token_revoked'], statuses: [401], sockets: [4401, 4408] };
 const REST = { codes: ['done'], statuses: [204], sockets: [1000] };
 const SOON = [1001, 1012];
 

@@ -99,6 +99,18 @@ test('an expired token is renewed once; refused again, it is over', async () => 
   assert.equal(stream.state, 'closed');
 });
 
+test('a cookie that is gone is renewed: the server waits for a token, and then says 4408', async () => {
+  const { world, stream } = following({ renew: async () => undefined });
+  world.socket.end(4408);
+  await world.pass(10);
+  greet(world.socket);
+  assert.equal(stream.state, 'live');
+  const nobody = following();
+  nobody.world.socket.end(4408);
+  await nobody.world.pass(60_000);
+  assert.deepEqual([nobody.stream.state, nobody.world.sockets.length], ['closed', 1]);
+});
+
 test('a renewal that cannot be made now is tried again; one that is refused ends it', async () => {
   const answers = [new OkomeError({}, 0), new OkomeError({ code: 'unauthenticated' }, 401)];
   const { world, stream } = following({ renew: async () => { throw answers.shift(); } });
