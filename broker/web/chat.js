@@ -285,7 +285,7 @@ function sayNothing(about = saidAbout) {
 function fitComposer() {
   ui.composer.style.height = 'auto';
   ui.composer.style.height = `${Math.min(ui.composer.scrollHeight, innerHeight * 0.4)}px`;
-  ui.send.disabled = !ui.composer.value.trim();
+  ui.send.disabled = here.sending || !ui.composer.value.trim();
 }
 
 // --- the list, the models ---------------------------------------------------------------------------------------------------------
@@ -413,11 +413,15 @@ document.addEventListener('visibilitychange', () => document.hidden || refreshLi
 setInterval(() => talk.openTurn(here.conversation) && draw(), 250); // the rate falls while nothing comes
 ui.ideas.replaceChildren(...IDEAS.map((idea) => h('li', {}, h('button', { type: 'button', onclick: () => send(idea) }, idea))));
 
+// Nothing is sent before the conversation that the address names is open: it would begin another one.
+const entered = { ...blank(), sid: sidOf(location.pathname), sending: true };
+here = entered;
+
 async function begin() {
   if (new URLSearchParams(location.hash.slice(1)).has('t')) await signIn();
   ui.app.hidden = false;
   await Promise.all([loadModels(), refreshList()]); // signs in where needed: a socket without a cookie waits for a token in vain
-  open(sidOf(location.pathname), false);
+  if (here === entered) open(here.sid, false);
 }
 
 /** Until the system answers for the first time: it may be starting. */

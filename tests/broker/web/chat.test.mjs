@@ -2,7 +2,7 @@
 
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { chatPage } from './fakes.mjs';
+import { chatPage, loadingPage } from './fakes.mjs';
 
 const SESSION = { session_id: '00aaaaaaaaaa', token: 'x' };
 const AWAY = { error: { code: 'unavailable', message: 'try again' } };
@@ -22,6 +22,27 @@ test('a conversation that is looked at keeps its connection', async () => {
   await page.answer('POST', '/v1/sessions', 201, SESSION);
   await page.answer('POST', '/generations', 202, { generation_id: 'g1', cursor: 'a-0' });
   assert.equal(page.open(), 1);
+});
+
+test('what is written while the page loads is kept, and sent in the conversation that the address names', async () => {
+  const page = await loadingPage('/c/00bbbbbbbbbb');
+  await page.send('hello');
+  await page.answer('GET', '/models', 200, { data: [{ id: 'm' }] });
+  await page.send('hello');
+  assert.equal(page.asked(''), false);
+  await page.answer('GET', '/sessions', 200, { sessions: [] });
+  assert.equal(page.at('composer').value, 'hello');
+  await page.send('hello');
+  await page.answer('POST', '/00bbbbbbbbbb/generations', 202, { generation_id: 'g1', cursor: 'a-0' });
+});
+
+test('a conversation that is begun while the page loads is not taken away when it has loaded', async () => {
+  const page = await loadingPage('/c/00bbbbbbbbbb');
+  page.at('new-chat').happen('click');
+  await page.send('hello');
+  await page.answer('GET', '/models', 200, { data: [{ id: 'm' }] });
+  await page.answer('GET', '/sessions', 200, { sessions: [] });
+  assert.equal(page.at('messages').children.length, 1);
 });
 
 test('an answer that could not be stopped goes on, and can be stopped again', async () => {

@@ -92,8 +92,8 @@ class FakeElement extends EventTarget {
 
 let pages = 0;
 
-/** The chat page in such a browser, signed in, without conversations: `at` is the element of an id. */
-export async function chatPage() {
+/** The chat page in such a browser, before anything is answered: `at` is the element of an id. */
+export async function loadingPage(pathname = '/') {
   const web = browser();
   const elements = new Map();
   const at = (id) => elements.get(id) ?? elements.set(id, new FakeElement()).get(id);
@@ -104,12 +104,12 @@ export async function chatPage() {
     createTextNode: (text) => Object.assign(new FakeElement(), { textContent: text }),
   });
   Object.assign(globalThis, web.env, {
-    location: { origin: 'http://page.test', pathname: '/', search: '', hash: '' },
-    history: { pushState() {} },
+    location: { origin: 'http://page.test', pathname, search: '', hash: '' },
+    history: { pushState: (_, __, path) => { location.pathname = path; } },
     localStorage: { getItem: () => null },
     matchMedia: () => ({ matches: false }),
     requestAnimationFrame: (draw) => setImmediate(draw),
-    addEventListener() {},
+    addEventListener: (...listener) => web.env.window.addEventListener(...listener),
     setInterval() {},
     clearInterval() {},
     innerHeight: 800,
@@ -123,16 +123,22 @@ export async function chatPage() {
     web.fetches.splice(waiting, 1)[0].resolve(json(status, body));
     await web.settle();
   };
-  await answer('GET', '/models', 200, { data: [{ id: 'm' }] });
-  await answer('GET', '/sessions', 200, { sessions: [] });
   const send = async (prompt) => {
     at('composer').value = prompt;
     at('form').happen('submit');
     await web.settle();
   };
-  const asked = (end) => web.fetches.some(({ url }) => url.pathname.endsWith(end));
+  const asked = (end) => web.fetches.some(({ method, url }) => method === 'POST' && url.pathname.endsWith(end));
   const open = () => web.connections;
   return { at, answer, send, asked, open };
+}
+
+/** The same, signed in, without conversations in its list. */
+export async function chatPage(pathname) {
+  const page = await loadingPage(pathname);
+  await page.answer('GET', '/models', 200, { data: [{ id: 'm' }] });
+  await page.answer('GET', '/sessions', 200, { sessions: [] });
+  return page;
 }
 
 /** A streamed 200 whose body the test writes. */
