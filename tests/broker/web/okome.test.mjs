@@ -327,6 +327,19 @@ test('an answer is asked for on the socket', async () => {
   assert.equal(stream.running, 'g1');
 });
 
+test('half a character is sent as the mark of one, on the socket and by POST', async () => {
+  const { world, stream } = following();
+  greet(world.socket);
+  const asking = stream.generate({ prompt: '\udc00a\ud83d', messages: [{ content: '😀\ud83d' }] });
+  const [{ data }] = world.socket.sent;
+  assert.deepEqual([data.prompt, data.messages], ['\ufffda\ufffd', [{ content: '😀\ufffd' }]]);
+  await world.pass(6_000);
+  const [post] = world.fetches;
+  assert.equal(JSON.parse(post.body).prompt, '\ufffda\ufffd');
+  post.resolve(json(202, { generation_id: 'g1', cursor: 'i-0' }));
+  await asking;
+});
+
 test('a refusal on the socket is an error with its code and its time to wait', async () => {
   const { world, stream } = following();
   greet(world.socket);

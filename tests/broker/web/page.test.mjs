@@ -70,4 +70,5 @@ test('a title is the first line of what was asked', () => {
   assert.equal(titleOf('{"tokens": 20, "rate": 5}', 'scripted'), 'Scripted: 20 tokens at 5/s');
   assert.equal(titleOf('{oops', 'scripted'), '{oops');
   assert.equal(titleOf('x'.repeat(99), 'm').length, 60);
+  assert.equal(titleOf(`${'x'.repeat(58)}😀 and more`, 'm'), `${'x'.repeat(58)}😀…`, 'no character is cut in two');
 });
