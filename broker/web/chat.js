@@ -7,7 +7,7 @@ import { TurnView, conversationRow, h } from './view.js';
 import { SCRIPTED_EXAMPLE, connectionState, duration, rate, refusal, titleOf } from './words.js';
 
 const $ = (id) => document.getElementById(id);
-const ui = Object.fromEntries(['app', 'side', 'main', 'shade', 'menu', 'side-close', 'new-chat', 'conversations', 'no-conversations', 'title', 'rename', 'rename-form',
+const ui = Object.fromEntries(['app', 'skip', 'side', 'main', 'shade', 'menu', 'side-close', 'new-chat', 'conversations', 'no-conversations', 'title', 'rename', 'rename-form',
   'rename-input', 'conn', 'conn-state', 'scroll', 'welcome', 'ideas', 'messages', 'latest', 'error', 'error-text', 'error-close', 'form', 'composer', 'model',
   'stop', 'send', 'served-by', 'epoch', 'ttft', 'rate', 'stats', 'login', 'login-form', 'login-key', 'login-error'].map((id) => [id.replace(/-(\w)/g, (_, c) => c.toUpperCase()), $(id)]));
 
@@ -84,6 +84,7 @@ const sidOf = (path) => /^\/c\/([\w-]{8,64})$/.exec(path)?.[1] ?? null;
 
 function open(sid, push) {
   if (push) history.pushState(null, '', sid ? `/c/${sid}` : '/');
+  showRename(false); // before the focus leaves it: that renames what is here
   here.stream?.close();
   here = blank();
   here.sid = sid;
@@ -384,6 +385,10 @@ document.addEventListener('keydown', (event) => {
   else if (!ui.renameForm.hidden) showRename(false);
   else stop();
 });
+ui.skip.addEventListener('click', (event) => {
+  event.preventDefault(); // the address stays the conversation's
+  ui.composer.focus();
+});
 ui.stop.addEventListener('click', stop);
 ui.model.addEventListener('change', () => {
   localStorage.setItem('okome.model', ui.model.value);
@@ -408,7 +413,10 @@ ui.side.addEventListener('click', (event) => {
   event.preventDefault();
   open(link.dataset.sid ?? null, true);
 });
-addEventListener('popstate', () => open(sidOf(location.pathname), false));
+addEventListener('popstate', () => {
+  const sid = sidOf(location.pathname);
+  if (sid !== here.sid) open(sid, false); // a change of the fragment is one of these, too
+});
 document.addEventListener('visibilitychange', () => document.hidden || refreshList());
 setInterval(() => talk.openTurn(here.conversation) && draw(), 250); // the rate falls while nothing comes
 ui.ideas.replaceChildren(...IDEAS.map((idea) => h('li', {}, h('button', { type: 'button', onclick: () => send(idea) }, idea))));

@@ -16,6 +16,25 @@ test('a conversation that was left before it had its session holds no connection
   assert.equal(page.open(), 0);
 });
 
+test('another fragment is no other conversation: the one that is beginning stays, and so does its answer', async () => {
+  const page = await chatPage();
+  await page.send('hello');
+  await page.go('/');
+  await page.answer('POST', '/v1/sessions', 201, SESSION);
+  await page.answer('POST', '/generations', 202, { generation_id: 'g1', cursor: 'a-0' });
+  await page.go(`/c/${SESSION.session_id}`);
+  assert.equal(page.at('messages').children.length, 1);
+  assert.equal(page.open(), 1);
+  await page.go('/');
+  assert.equal(page.at('messages').children.length, 0);
+});
+
+test('the way to the composer leaves the address alone', async () => {
+  const page = await chatPage();
+  assert.equal(page.at('skip').happen('click'), false);
+  assert.equal(page.focused(), page.at('composer'));
+});
+
 test('a conversation that is looked at keeps its connection', async () => {
   const page = await chatPage();
   await page.send('hello');
@@ -43,6 +62,19 @@ test('a conversation that is begun while the page loads is not taken away when i
   await page.answer('GET', '/models', 200, { data: [{ id: 'm' }] });
   await page.answer('GET', '/sessions', 200, { sessions: [] });
   assert.equal(page.at('messages').children.length, 1);
+});
+
+test('a name that was not finished is given to no other conversation', async () => {
+  const page = await chatPage('/c/00bbbbbbbbbb');
+  page.at('rename').happen('click');
+  page.at('rename-input').value = 'Not yet';
+  await page.go('/c/00cccccccccc');
+  assert.equal(page.asked('00cccccccccc', 'PATCH') || page.asked('00bbbbbbbbbb', 'PATCH'), false);
+  assert.equal(page.at('rename-form').hidden, true);
+  page.at('rename').happen('click');
+  page.at('rename-input').value = 'Finished';
+  page.at('composer').focus();
+  await page.answer('PATCH', '/00cccccccccc', 200, {});
 });
 
 test('an answer that could not be stopped goes on, and can be stopped again', async () => {

@@ -67,6 +67,8 @@ export function browser() {
   };
 }
 
+let focused = null;
+
 /** As much of an element as the page asks of one. */
 class FakeElement extends EventTarget {
   constructor() {
@@ -86,8 +88,14 @@ class FakeElement extends EventTarget {
   }
   remove() { this.parent?.children.splice(this.parent.children.indexOf(this), 1); }
   setAttribute(name, value) { this[name] = value; }
-  focus() {}
-  happen(name) { this.dispatchEvent(new Event(name, { cancelable: true })); }
+  focus() {
+    const before = focused;
+    focused = this;
+    if (before !== this) before?.happen('blur');
+  }
+  select() { this.focus(); }
+  /** False where the page has prevented what a browser would do. */
+  happen(name) { return this.dispatchEvent(new Event(name, { cancelable: true })); }
 }
 
 let pages = 0;
@@ -107,7 +115,7 @@ export async function loadingPage(pathname = '/') {
     location: { origin: 'http://page.test', pathname, search: '', hash: '' },
     history: { pushState: (_, __, path) => { location.pathname = path; } },
     localStorage: { getItem: () => null },
-    matchMedia: () => ({ matches: false }),
+    matchMedia: () => ({ matches: true }),
     requestAnimationFrame: (draw) => setImmediate(draw),
     addEventListener: (...listener) => web.env.window.addEventListener(...listener),
     setInterval() {},
@@ -128,9 +136,14 @@ export async function loadingPage(pathname = '/') {
     at('form').happen('submit');
     await web.settle();
   };
-  const asked = (end) => web.fetches.some(({ method, url }) => method === 'POST' && url.pathname.endsWith(end));
+  const asked = (end, by = 'POST') => web.fetches.some(({ method, url }) => method === by && url.pathname.endsWith(end));
   const open = () => web.connections;
-  return { at, answer, send, asked, open };
+  /** The address has changed, and the page hears of it: back, forward, or another fragment. */
+  const go = async (path) => {
+    location.pathname = path;
+    await web.happen('popstate');
+  };
+  return { at, answer, send, asked, open, go, focused: () => focused };
 }
 
 /** The same, signed in, without conversations in its list. */
