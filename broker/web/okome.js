@@ -101,7 +101,6 @@ class Connection {
     const told = {};
     let greeted = false;
     this.#bytesAt = this.#openedAt = this.#env.Date.now();
-    this.#say(this.#attempt || this.#state === 'reconnecting' ? 'reconnecting' : 'connecting', { transport });
     this.#watch(() => (greeted ? STALL_TIMEOUT : OPEN_TIMEOUT), (ending) => this.#ended(transport, greeted, ending));
     this.#leg = (transport === 'ws' ? socketLeg : eventLeg)(this.#env, url, this.#token, {
       bytes: () => { this.#bytesAt = this.#env.Date.now(); },
@@ -110,6 +109,7 @@ class Connection {
           greeted = true;
           this.#failedSockets = 0;
           if (message.event !== 'closed') this.#greeted(transport);
+          if (this.#state === 'closed') return;
         }
         if (message.event === 'closed' || message.event === 'reconnect') told[message.event] = message.data ?? {};
         this.#deliver(message);
@@ -117,6 +117,8 @@ class Connection {
       },
       end: (ending) => this.#ended(transport, greeted, { ...ending, ...told }),
     });
+    // Behind the leg: who hears it may close or wake this, and finds it whole.
+    this.#say(this.#attempt || this.#state === 'reconnecting' ? 'reconnecting' : 'connecting', { transport });
   }
 
   #greeted(transport) {
@@ -136,11 +138,12 @@ class Connection {
     if (ended) this.#finished = data.generation_id;
     if (ended && this.#running === this.#finished) this.#running = null;
     if (this.#running || ended) this.#busyAt = this.#env.Date.now();
-    this.#options.onEvent(message);
+    this.#call(this.#options.onEvent, message);
     if (ended) this.#considerRest();
   }
 
   async #ended(transport, greeted, ending) {
+    if (this.#state === 'closed') return;
     const steady = greeted && this.#env.Date.now() - this.#openedAt > STEADY;
     if (steady) this.#attempt = 0;
     this.#drop();
@@ -155,6 +158,7 @@ class Connection {
     if (next.then === 'renew') {
       if (this.#renewed || !this.#options.renew) return this.#say('closed', { reason });
       this.#say('reconnecting', { reason });
+      if (this.#state === 'closed') return;
       try {
         await this.#renew();
         this.#renewed = true;
@@ -270,7 +274,22 @@ class Connection {
   }
 
   #say(state, detail = {}) {
+    if (this.#state === 'closed') return;
+    const first = this.#state === null;
     this.#state = state;
-    this.#options.onState({ state, attempt: this.#attempt, ...detail });
+    const said = { state, attempt: this.#attempt, ...detail };
+    if (!first) return this.#call(this.#options.onState, said);
+    // Not from inside `connect`: who hears it may use what that returns.
+    queueMicrotask(() => this.#state === state && this.#call(this.#options.onState, said));
+  }
+
+  /** What a caller's own function throws is reported as if nobody had called it, and stops nothing here. */
+  #call(callback, told) {
+    try {
+      callback(told);
+    } catch (error) {
+      if (this.#env.reportError) this.#env.reportError(error);
+      else console.error(error); // Node has no other
+    }
   }
 }

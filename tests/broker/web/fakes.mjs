@@ -1,5 +1,7 @@
 // A browser made of parts the test holds in its hand: time moves when it says so, sockets speak when it makes them.
 
+import { connect } from '../../../broker/web/okome.js';
+
 export function browser() {
   let now = 1_000_000;
   let timers = [];
@@ -153,6 +155,21 @@ export async function chatPage(pathname) {
   await page.answer('GET', '/sessions', 200, { sessions: [] });
   return page;
 }
+
+/** A session followed in such a browser: what it says, and what of it is heard. */
+export function following(options = {}) {
+  const world = browser();
+  const heard = [];
+  const states = [];
+  const stream = connect('07session', { env: world.env, onEvent: ({ event, data }) => heard.push(data?.text ?? event), onState: ({ state }) => states.push(state), ...options });
+  return { world, heard, states, stream };
+}
+
+export const greet = (socket) => {
+  socket.say('hello', { node: 'n1' }, 'i-0');
+  socket.say('caught_up', { cursor: 'i-0' });
+};
+export const token = (socket, n, gid = 'g1') => socket.say('token', { generation_id: gid, offset: n - 1, text: `t${n}`, n: 1 }, `i-${n}`);
 
 /** A streamed 200 whose body the test writes. */
 export function eventStream() {

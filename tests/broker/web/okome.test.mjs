@@ -1,21 +1,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { OkomeError, connect, createSession } from '../../../broker/web/okome.js';
-import { browser, eventStream, json, lockManager } from './fakes.mjs';
-
-function following(options = {}) {
-  const world = browser();
-  const heard = [];
-  const states = [];
-  const stream = connect('07session', { env: world.env, onEvent: ({ event, data }) => heard.push(data?.text ?? event), onState: ({ state }) => states.push(state), ...options });
-  return { world, heard, states, stream };
-}
-
-const greet = (socket) => {
-  socket.say('hello', { node: 'n1' }, 'i-0');
-  socket.say('caught_up', { cursor: 'i-0' });
-};
-const token = (socket, n, gid = 'g1') => socket.say('token', { generation_id: gid, offset: n - 1, text: `t${n}`, n: 1 }, `i-${n}`);
+import { browser, eventStream, following, greet, json, lockManager, token } from './fakes.mjs';
 
 test('the socket is asked for with the subprotocol, the token and the place to go on', () => {
   const { world } = following({ token: 'a.b.c', after: 'i-7', drafts: true });
@@ -29,6 +15,7 @@ test('the socket is asked for with the subprotocol, the token and the place to g
 
 test('after a cut it goes on at the cursor, and every token is heard once', async () => {
   const { world, heard, states, stream } = following();
+  await world.settle();
   greet(world.socket);
   token(world.socket, 1);
   token(world.socket, 2);
