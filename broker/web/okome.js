@@ -14,6 +14,7 @@ export { OkomeError, request };
 const OPEN_TIMEOUT = 10_000; // from opening to the first byte
 const STALL_TIMEOUT = 25_000; // between bytes: two and a half heartbeats
 const STALE_ON_RETURN = 12_000; // a tab that comes back trusts its socket only this long after the last byte
+const BLOCKED_REST = 300_000; // a network that swallows sockets is taken for one so long
 const STEADY = 5_000; // a connection that lived this long has earned a fresh backoff
 const ANSWER_TIMEOUT = 5_000; // for a request on the socket; then it is said again by POST under the same key
 const HIDDEN_REST = 5_000; // hidden and nothing running
@@ -35,7 +36,7 @@ class Connection {
   #position;
   #leg = null;
   #state = null;
-  #attempt = 0; #failedSockets = 0; #renewed = false; #openedAt = 0;
+  #attempt = 0; #failedSockets = 0; #blockedAt = null; #renewed = false; #openedAt = 0;
   #bytesAt = 0; #busyAt = 0; #hiddenAt = 0;
   #running = null; #finished = null;
   #renewing = null;
@@ -49,7 +50,6 @@ class Connection {
     this.#path = `/v1/sessions/${encodeURIComponent(sessionId)}`;
     this.#token = options.token ?? null;
     this.#position = new Position(options.after ?? null);
-    if (!this.#env.WebSocket) this.#failedSockets = 2;
     this.#listen();
     if (this.#hidden) this.#rest();
     else this.wake();
@@ -59,6 +59,7 @@ class Connection {
   get state() { return this.#state; }
   get running() { return this.#running; }
   get #hidden() { return this.#env.document?.hidden ?? false; }
+  get #transport() { return this.#env.WebSocket ? chooseTransport(this.#options.transport, this.#failedSockets) : 'sse'; }
 
   /** Starts an answer: `{prompt | messages, model?, …}` → `{generation_id, cursor}`. */
   async generate(body) {
@@ -90,7 +91,8 @@ class Connection {
 
   #open() {
     this.#drop();
-    const transport = chooseTransport(this.#options.transport, this.#failedSockets);
+    if (this.#blockedAt !== null && this.#env.Date.now() - this.#blockedAt > BLOCKED_REST) this.#tried(1);
+    const transport = this.#transport;
     if (transport === 'sse' && this.#hidden) return this.#rest(); // six event streams fill an HTTP/1.1 origin: only what is seen may hold one
     const query = new URLSearchParams();
     if (this.cursor !== null) query.set('after', this.cursor);
@@ -107,7 +109,8 @@ class Connection {
       event: (message) => {
         if (!greeted) {
           greeted = true;
-          this.#failedSockets = 0;
+          if (transport === 'ws') this.#tried(0);
+          else this.#blockedAt ??= this.#env.Date.now(); // the server is there: it was the sockets
           if (message.event !== 'closed') this.#greeted(transport);
           if (this.#state === 'closed') return;
         }
@@ -119,6 +122,12 @@ class Connection {
     });
     // Behind the leg: who hears it may close or wake this, and finds it whole.
     this.#say(this.#attempt || this.#state === 'reconnecting' ? 'reconnecting' : 'connecting', { transport });
+  }
+
+  /** So many sockets in a row did not open; that an event stream did counts no longer. */
+  #tried(failedSockets) {
+    this.#failedSockets = failedSockets;
+    this.#blockedAt = null;
   }
 
   #greeted(transport) {
@@ -150,7 +159,7 @@ class Connection {
     // An event stream that will not open either says the server is away, not that sockets are blocked.
     // A socket that was refused with a word of the server's (4401, 1013, …) did open.
     if (transport === 'ws' && !greeted && !ending.closed && [undefined, 1006].includes(ending.socketCode)) this.#failedSockets += 1;
-    else if (transport === 'sse') this.#failedSockets = greeted ? 1 : 0;
+    else if (transport === 'sse' && this.#blockedAt === null && !ending.taken) this.#tried(0);
     const next = verdict(ending);
     const reason = ending.closed ?? { code: ending.stalled ? 'stalled' : ending.socketCode ?? ending.status ?? 'unreachable' };
     if (next.then === 'never') return this.#say('closed', { reason });
@@ -203,7 +212,7 @@ class Connection {
   #considerRest() {
     this.#env.clearTimeout(this.#timers.rest);
     if (this.#state === 'closed' || this.#state === 'idle') return;
-    const sse = chooseTransport(this.#options.transport, this.#failedSockets) === 'sse' || this.#leg?.sse;
+    const sse = this.#transport === 'sse' || this.#leg?.sse;
     const restAt = !this.#hidden
       ? this.#running ? Infinity : this.#busyAt + VISIBLE_REST
       : this.#hiddenAt + (sse ? 0 : this.#running || this.#unanswered.size ? HIDDEN_RUNNING_REST : HIDDEN_REST);
@@ -233,7 +242,10 @@ class Connection {
     });
     on(window, 'pageshow', (event) => event.persisted && shown(false));
     on(window, 'pagehide', (event) => event.persisted && this.#state !== 'closed' && this.#rest());
-    on(window, 'online', () => this.#hidden || shown(false));
+    on(window, 'online', () => {
+      this.#tried(0); // it may be another network
+      if (!this.#hidden) shown(false);
+    });
     for (const name of ['focus', 'pointerdown', 'keydown']) {
       on(window, name, () => {
         this.#busyAt = this.#env.Date.now();
