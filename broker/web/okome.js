@@ -174,6 +174,7 @@ class Connection {
       } catch (error) {
         if (error.status >= 400 && error.status < 500 && error.status !== 429) return this.#say('closed', { reason: error });
       }
+      if (this.#state === 'idle' && !this.#hidden) return this.wake(); // the tab was left and came back meanwhile
       if (this.#state !== 'reconnecting' || this.#leg) return;
     }
     const retryMs = this.#renewed && this.#attempt === 0 ? 0 : retryDelay(next, this.#attempt, Math.random);

@@ -109,6 +109,22 @@ test('a renewal that cannot be made now is tried again; one that is refused ends
   assert.equal(stream.state, 'closed');
 });
 
+test('a tab that is seen again while its token is renewed connects as soon as it has one', async () => {
+  for (const renewal of [() => 'new', () => { throw new OkomeError({}, 0); }]) {
+    const waiting = [];
+    const { world, stream } = following({ token: 'old', renew: () => new Promise((resolve) => waiting.push(resolve)).then(renewal) });
+    greet(world.socket);
+    world.socket.end(4401);
+    await world.hide(true);
+    await world.pass(6_000);
+    assert.equal(stream.state, 'idle');
+    await world.hide(false);
+    waiting[0]();
+    await world.settle();
+    assert.equal(world.connections, 1);
+  }
+});
+
 test('25 s without a byte is a dead connection; a heartbeat is a byte', async () => {
   const { world } = following();
   greet(world.socket);
