@@ -7,7 +7,7 @@
 
 import { OkomeError, randomId, request } from './http.js';
 import { eventLeg, socketLeg } from './legs.js';
-import { Position, TERMINALS, chooseTransport, retryDelay, verdict } from './protocol.js';
+import { Position, RUNNING, TERMINALS, chooseTransport, retryDelay, verdict } from './protocol.js';
 
 export { OkomeError, request };
 
@@ -142,13 +142,14 @@ class Connection {
     if (event === 'accepted' || event === 'rejected') return this.#answered(event, data);
     if (event === 'hb' || event === 'pong' || !this.#position.admit(message)) return;
     if (message.id) this.#attempt = event === 'hello' ? this.#attempt : 0;
-    if (event === 'queued' || event === 'start' || event === 'attempt' || event === 'token') this.#running = data.generation_id;
-    const ended = TERMINALS.includes(event);
+    if (RUNNING.includes(event)) this.#running = data.generation_id;
+    if (event === 'reset') this.#running = null; // what comes now says whether it still does
+    const ended = TERMINALS.includes(event) || (event === 'message' && data.role === 'assistant');
     if (ended) this.#finished = data.generation_id;
     if (ended && this.#running === this.#finished) this.#running = null;
     if (this.#running || ended) this.#busyAt = this.#env.Date.now();
     this.#call(this.#options.onEvent, message);
-    if (ended) this.#considerRest();
+    if (ended || event === 'reset') this.#considerRest();
   }
 
   async #ended(transport, greeted, ending) {

@@ -2,6 +2,7 @@
 // Pure: no I/O, no clock, no environment. Chance is an argument.
 
 export const SUBPROTOCOL = 'okome.v1';
+export const RUNNING = Object.freeze(['queued', 'start', 'attempt', 'token', 'reasoning']); // of a generation that has not ended
 export const TERMINALS = Object.freeze(['done', 'failed', 'cancelled', 'expired']);
 
 /** `<incarnation>-<stream sequence>` → its parts, or null for anything else ("0", "now", nothing). */

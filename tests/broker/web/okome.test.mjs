@@ -256,6 +256,36 @@ test('half a character is sent as the mark of one, on the socket and by POST', a
   await asking;
 });
 
+test('an answer runs from its first thought, and no longer when it comes as a whole or its log has begun anew', async () => {
+  const { world, stream } = following();
+  greet(world.socket);
+  world.socket.say('reasoning', { generation_id: 'g1', offset: 0, text: 'hm', n: 1 }, 'i-1');
+  assert.equal(stream.running, 'g1');
+  world.socket.say('message', { generation_id: 'g0', role: 'assistant', content: 'before' }, 'i-2');
+  world.socket.say('message', { generation_id: 'g1', role: 'user', content: 'hi' }, 'i-2');
+  assert.equal(stream.running, 'g1');
+  world.socket.say('message', { generation_id: 'g1', role: 'assistant', content: 'whole' }, 'i-2');
+  assert.equal(stream.running, null);
+  token(world.socket, 3, 'g2');
+  world.socket.say('reset', { earliest: 'j-0', reason: 'other_incarnation' });
+  assert.equal(stream.running, null);
+  for (let i = 0; i < 31; i += 1) {
+    await world.pass(10_000);
+    world.socket.say('hb');
+  }
+  assert.equal(stream.state, 'idle');
+});
+
+test('an answer that came as a whole before it was accepted does not run', async () => {
+  const { world, stream } = following();
+  greet(world.socket);
+  const asking = stream.generate({ prompt: 'hi' });
+  world.socket.say('message', { generation_id: 'g1', role: 'assistant', content: 'whole' }, 'i-1');
+  world.socket.say('accepted', { request_id: world.socket.sent[0].data.request_id, generation_id: 'g1', cursor: 'i-0' });
+  await asking;
+  assert.equal(stream.running, null);
+});
+
 test('a refusal on the socket is an error with its code and its time to wait', async () => {
   const { world, stream } = following();
   greet(world.socket);
