@@ -25,20 +25,29 @@ function blank() {
 
 // --- who am I ------------------------------------------------------------------------------------------------------------
 
+const ticketOf = (fragment) => new URLSearchParams(fragment.slice(1)).get('t');
+
+let ticket = ticketOf(location.hash); // until the server has taken or refused it
+if (ticket) history.replaceState(history.state, '', location.pathname + location.search); // before anything may copy the address
+
 let signingIn = null;
 const signIn = () => (signingIn ??= askWhoIAm().finally(() => { signingIn = null; }));
 
 async function askWhoIAm() {
-  const ticket = new URLSearchParams(location.hash.slice(1)).get('t');
-  if (ticket) history.replaceState(history.state, '', location.pathname + location.search); // before anything may copy the address
-  for (const words of [ticket && { ticket }, {}]) {
-    try {
-      if (words) return await request('POST', '/v1/login', { body: words });
-    } catch (error) {
-      if (![400, 401, 403, 422].includes(error.status)) throw error;
-    }
+  const admitted = ticket && await login({ ticket });
+  ticket = null;
+  if (!admitted && !(await login({}))) await askForKey();
+}
+
+/** Whether the server lets us in for these words. Throws where it does not say: they can be said again. */
+async function login(words) {
+  try {
+    await request('POST', '/v1/login', { body: words });
+    return true;
+  } catch (error) {
+    if (![400, 401, 403, 422].includes(error.status)) throw error;
+    return false;
   }
-  return askForKey();
 }
 
 function askForKey() {
@@ -417,6 +426,7 @@ addEventListener('popstate', () => {
   const sid = sidOf(location.pathname);
   if (sid !== here.sid) open(sid, false); // a change of the fragment is one of these, too
 });
+addEventListener('hashchange', () => ticketOf(location.hash) && location.reload()); // somebody signs in: for a browser the page is open already
 document.addEventListener('visibilitychange', () => document.hidden || refreshList());
 setInterval(() => talk.openTurn(here.conversation) && draw(), 250); // the rate falls while nothing comes
 ui.ideas.replaceChildren(...IDEAS.map((idea) => h('li', {}, h('button', { type: 'button', onclick: () => send(idea) }, idea))));
@@ -426,7 +436,7 @@ const entered = { ...blank(), sid: sidOf(location.pathname), sending: true };
 here = entered;
 
 async function begin() {
-  if (new URLSearchParams(location.hash.slice(1)).has('t')) await signIn();
+  if (ticket) await signIn();
   ui.app.hidden = false;
   await Promise.all([loadModels(), refreshList()]); // signs in where needed: a socket without a cookie waits for a token in vain
   if (here === entered) open(here.sid, false);

@@ -55,6 +55,30 @@ test('what is written while the page loads is kept, and sent in the conversation
   await page.answer('POST', '/00bbbbbbbbbb/generations', 202, { generation_id: 'g1', cursor: 'a-0' });
 });
 
+test('a ticket leaves the address at once, and is shown until the server has looked at it', async () => {
+  const page = await loadingPage('/#t=abc');
+  assert.equal(location.hash, '');
+  for (const status of [503, 429]) {
+    assert.deepEqual(page.body('/login'), { ticket: 'abc' });
+    await page.answer('POST', '/login', status, AWAY);
+    await page.pass(3_000);
+  }
+  assert.deepEqual(page.body('/login'), { ticket: 'abc' });
+  await page.answer('POST', '/login', 401, { error: { code: 'unauthenticated' } });
+  assert.deepEqual(page.body('/login'), {});
+  await page.answer('POST', '/login', 503, AWAY);
+  await page.pass(15_000);
+  await page.answer('GET', '/models', 200, { data: [{ id: 'm' }] });
+});
+
+test('an address with a ticket that is opened where the page is already open loads it anew', async () => {
+  const page = await chatPage();
+  await page.go('/#latest');
+  assert.equal(page.reloads(), 0);
+  await page.go('/#t=abc');
+  assert.equal(page.reloads(), 1);
+});
+
 test('a conversation that is begun while the page loads is not taken away when it has loaded', async () => {
   const page = await loadingPage('/c/00bbbbbbbbbb');
   page.at('new-chat').happen('click');

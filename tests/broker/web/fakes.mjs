@@ -103,8 +103,13 @@ class FakeElement extends EventTarget {
 let pages = 0;
 
 /** The chat page in such a browser, before anything is answered: `at` is the element of an id. */
-export async function loadingPage(pathname = '/') {
+export async function loadingPage(path = '/') {
   const web = browser();
+  let reloads = 0;
+  const place = (address) => {
+    const { pathname, hash } = new URL(address, 'http://page.test');
+    Object.assign(location, { pathname, hash });
+  };
   const elements = new Map();
   const at = (id) => elements.get(id) ?? elements.set(id, new FakeElement()).get(id);
   Object.assign(web.env.document, {
@@ -114,8 +119,8 @@ export async function loadingPage(pathname = '/') {
     createTextNode: (text) => Object.assign(new FakeElement(), { textContent: text }),
   });
   Object.assign(globalThis, web.env, {
-    location: { origin: 'http://page.test', pathname, search: '', hash: '' },
-    history: { pushState: (_, __, path) => { location.pathname = path; } },
+    location: { origin: 'http://page.test', search: '', reload: () => { reloads += 1; } },
+    history: { pushState: (_, __, address) => place(address), replaceState: (_, __, address) => place(address) },
     localStorage: { getItem: () => null },
     matchMedia: () => ({ matches: true }),
     requestAnimationFrame: (draw) => setImmediate(draw),
@@ -124,6 +129,7 @@ export async function loadingPage(pathname = '/') {
     clearInterval() {},
     innerHeight: 800,
   });
+  place(path);
   await import(`../../../broker/web/chat.js?${(pages += 1)}`);
   /** Answers the oldest request of that method, and to a path with that end, that waits. */
   const answer = async (method, end, status, body) => {
@@ -139,18 +145,21 @@ export async function loadingPage(pathname = '/') {
     await web.settle();
   };
   const asked = (end, by = 'POST') => web.fetches.some(({ method, url }) => method === by && url.pathname.endsWith(end));
+  const body = (end) => JSON.parse(web.fetches.find(({ url }) => url.pathname.endsWith(end)).body);
   const open = () => web.connections;
   /** The address has changed, and the page hears of it: back, forward, or another fragment. */
-  const go = async (path) => {
-    location.pathname = path;
+  const go = async (address) => {
+    const { hash } = location;
+    place(address);
     await web.happen('popstate');
+    if (location.hash !== hash) await web.happen('hashchange');
   };
-  return { at, answer, send, asked, open, go, focused: () => focused };
+  return { at, answer, send, asked, body, open, go, focused: () => focused, reloads: () => reloads, pass: web.pass };
 }
 
 /** The same, signed in, without conversations in its list. */
-export async function chatPage(pathname) {
-  const page = await loadingPage(pathname);
+export async function chatPage(path) {
+  const page = await loadingPage(path);
   await page.answer('GET', '/models', 200, { data: [{ id: 'm' }] });
   await page.answer('GET', '/sessions', 200, { sessions: [] });
   return page;
