@@ -318,7 +318,9 @@ async function refreshList() {
 
 function drawList() {
   const now = Date.now();
+  const focused = document.activeElement?.dataset.sid;
   ui.conversations.replaceChildren(...sessions.map((session) => conversationRow(session, here.sid, now)));
+  ui.conversations.children[sessions.findIndex(({ id }) => id === focused)]?.firstElementChild.focus({ preventScroll: true }); // the rows are new ones
   ui.conversations.hidden = !sessions.length;
   ui.noConversations.hidden = sessions.length > 0;
 }

@@ -101,6 +101,21 @@ test('a name that was not finished is given to no other conversation', async () 
   await page.answer('PATCH', '/00cccccccccc', 200, {});
 });
 
+test('who is in the list of conversations stays there when it is drawn again', async () => {
+  const page = await chatPage();
+  const listed = (...ids) => page.answer('GET', '/sessions', 200, { sessions: ids.map((id) => ({ id, title: id, updated_at: 0 })) });
+  const link = (row) => page.at('conversations').children[row].firstElementChild;
+  document.dispatchEvent(new Event('visibilitychange'));
+  await listed('00aaaaaaaaaa', '00bbbbbbbbbb');
+  link(1).focus();
+  document.dispatchEvent(new Event('visibilitychange'));
+  await listed('00bbbbbbbbbb', '00aaaaaaaaaa');
+  assert.equal(page.focused(), link(0));
+  document.dispatchEvent(new Event('visibilitychange'));
+  await listed('00aaaaaaaaaa');
+  assert.equal(page.focused(), null);
+});
+
 test('an answer that could not be stopped goes on, and can be stopped again', async () => {
   const page = await chatPage();
   await page.send('hello');

@@ -2,6 +2,8 @@
 
 import { connect } from '../../../broker/web/okome.js';
 
+const Calendar = Date; // a page makes its own the global one
+
 export function browser() {
   let now = 1_000_000;
   let timers = [];
@@ -25,7 +27,7 @@ export function browser() {
   const env = {
     document, window, WebSocket,
     location: { origin: 'http://page.test' },
-    Date: { now: () => now },
+    Date: class extends Calendar { static now() { return now; } },
     setTimeout: (run, ms) => { const timer = { run, at: now + ms }; timers.push(timer); return timer; },
     clearTimeout: (timer) => { timers = timers.filter((other) => other !== timer); },
     fetch: (url, options) => new Promise((resolve, reject) => {
@@ -83,13 +85,21 @@ class FakeElement extends EventTarget {
     };
   }
   append(...children) { this.children.push(...children); }
-  replaceChildren(...children) { this.children = children; }
+  replaceChildren(...children) {
+    if (focused !== this && this.contains(focused)) focused = null;
+    this.children = children;
+  }
+  contains(element) { return element === this || this.children.some((child) => child.contains?.(element)); }
+  get firstElementChild() { return this.children[0] ?? null; }
   insertBefore(child, before) {
     this.children.splice(before ? this.children.indexOf(before) : this.children.length, 0, child);
     child.parent = this;
   }
   remove() { this.parent?.children.splice(this.parent.children.indexOf(this), 1); }
-  setAttribute(name, value) { this[name] = value; }
+  setAttribute(name, value) {
+    if (name.startsWith('data-')) this.dataset[name.slice(5)] = value;
+    else this[name] = value;
+  }
   focus() {
     const before = focused;
     focused = this;
@@ -112,6 +122,7 @@ export async function loadingPage(path = '/') {
   };
   const elements = new Map();
   const at = (id) => elements.get(id) ?? elements.set(id, new FakeElement()).get(id);
+  Object.defineProperty(web.env.document, 'activeElement', { get: () => focused });
   Object.assign(web.env.document, {
     getElementById: at,
     createElement: () => new FakeElement(),
