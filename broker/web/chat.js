@@ -7,7 +7,7 @@ import { TurnView, conversationRow, h } from './view.js';
 import { SCRIPTED_EXAMPLE, connectionState, duration, rate, refusal, titleOf } from './words.js';
 
 const $ = (id) => document.getElementById(id);
-const ui = Object.fromEntries(['app', 'side', 'main', 'shade', 'menu', 'side-close', 'new-chat', 'conversations', 'no-conversations', 'title', 'rename', 'rename-form',
+const ui = Object.fromEntries(['app', 'skip', 'side', 'main', 'shade', 'menu', 'side-close', 'new-chat', 'conversations', 'no-conversations', 'title', 'rename', 'rename-form',
   'rename-input', 'conn', 'conn-state', 'scroll', 'welcome', 'ideas', 'messages', 'latest', 'error', 'error-text', 'error-close', 'form', 'composer', 'model',
   'stop', 'send', 'served-by', 'epoch', 'ttft', 'rate', 'stats', 'login', 'login-form', 'login-key', 'login-error'].map((id) => [id.replace(/-(\w)/g, (_, c) => c.toUpperCase()), $(id)]));
 
@@ -25,20 +25,29 @@ function blank() {
 
 // --- who am I ------------------------------------------------------------------------------------------------------------
 
+const ticketOf = (fragment) => new URLSearchParams(fragment.slice(1)).get('t');
+
+let ticket = ticketOf(location.hash); // until the server has taken or refused it
+if (ticket) history.replaceState(history.state, '', location.pathname + location.search); // before anything may copy the address
+
 let signingIn = null;
 const signIn = () => (signingIn ??= askWhoIAm().finally(() => { signingIn = null; }));
 
 async function askWhoIAm() {
-  const ticket = new URLSearchParams(location.hash.slice(1)).get('t');
-  if (ticket) history.replaceState(history.state, '', location.pathname + location.search); // before anything may copy the address
-  for (const words of [ticket && { ticket }, {}]) {
-    try {
-      if (words) return await request('POST', '/v1/login', { body: words });
-    } catch (error) {
-      if (![400, 401, 403, 422].includes(error.status)) throw error;
-    }
+  const admitted = ticket && await login({ ticket });
+  ticket = null;
+  if (!admitted && !(await login({}))) await askForKey();
+}
+
+/** Whether the server lets us in for these words. Throws where it does not say: they can be said again. */
+async function login(words) {
+  try {
+    await request('POST', '/v1/login', { body: words });
+    return true;
+  } catch (error) {
+    if (![400, 401, 403, 422].includes(error.status)) throw error;
+    return false;
   }
-  return askForKey();
 }
 
 function askForKey() {
@@ -84,6 +93,7 @@ const sidOf = (path) => /^\/c\/([\w-]{8,64})$/.exec(path)?.[1] ?? null;
 
 function open(sid, push) {
   if (push) history.pushState(null, '', sid ? `/c/${sid}` : '/');
+  showRename(false); // before the focus leaves it: that renames what is here
   here.stream?.close();
   here = blank();
   here.sid = sid;
@@ -133,7 +143,7 @@ async function fetchOlder(view) {
 function stateChanged({ state, reason, retryMs }) {
   showConnection(state);
   if (state === 'live') sayNothing('connection');
-  if (state === 'closed' && reason.code !== 'closed_here') say({ code: { 4403: 'forbidden', 4404: 'unknown_session', 403: 'forbidden', 404: 'unknown_session', 4401: 'unauthenticated' }[reason.code] ?? reason.code, message: reason.message });
+  if (state === 'closed' && reason.code !== 'closed_here') say({ code: { 4403: 'forbidden', 4404: 'unknown_session', 403: 'forbidden', 404: 'unknown_session', 4401: 'unauthenticated', 4408: 'unauthenticated' }[reason.code] ?? reason.code, message: reason.message });
   if (state === 'reconnecting' && reason && ['overloaded', 'rate_limited', 'unavailable'].includes(reason.code)) say({ ...reason, retryAfterMs: retryMs }, 'connection');
 }
 
@@ -285,7 +295,7 @@ function sayNothing(about = saidAbout) {
 function fitComposer() {
   ui.composer.style.height = 'auto';
   ui.composer.style.height = `${Math.min(ui.composer.scrollHeight, innerHeight * 0.4)}px`;
-  ui.send.disabled = !ui.composer.value.trim();
+  ui.send.disabled = here.sending || !ui.composer.value.trim();
 }
 
 // --- the list, the models ---------------------------------------------------------------------------------------------------------
@@ -308,7 +318,9 @@ async function refreshList() {
 
 function drawList() {
   const now = Date.now();
+  const focused = document.activeElement?.dataset.sid;
   ui.conversations.replaceChildren(...sessions.map((session) => conversationRow(session, here.sid, now)));
+  ui.conversations.children[sessions.findIndex(({ id }) => id === focused)]?.firstElementChild.focus({ preventScroll: true }); // the rows are new ones
   ui.conversations.hidden = !sessions.length;
   ui.noConversations.hidden = sessions.length > 0;
 }
@@ -384,6 +396,10 @@ document.addEventListener('keydown', (event) => {
   else if (!ui.renameForm.hidden) showRename(false);
   else stop();
 });
+ui.skip.addEventListener('click', (event) => {
+  event.preventDefault(); // the address stays the conversation's
+  ui.composer.focus();
+});
 ui.stop.addEventListener('click', stop);
 ui.model.addEventListener('change', () => {
   localStorage.setItem('okome.model', ui.model.value);
@@ -408,16 +424,24 @@ ui.side.addEventListener('click', (event) => {
   event.preventDefault();
   open(link.dataset.sid ?? null, true);
 });
-addEventListener('popstate', () => open(sidOf(location.pathname), false));
+addEventListener('popstate', () => {
+  const sid = sidOf(location.pathname);
+  if (sid !== here.sid) open(sid, false); // a change of the fragment is one of these, too
+});
+addEventListener('hashchange', () => ticketOf(location.hash) && location.reload()); // somebody signs in: for a browser the page is open already
 document.addEventListener('visibilitychange', () => document.hidden || refreshList());
 setInterval(() => talk.openTurn(here.conversation) && draw(), 250); // the rate falls while nothing comes
 ui.ideas.replaceChildren(...IDEAS.map((idea) => h('li', {}, h('button', { type: 'button', onclick: () => send(idea) }, idea))));
 
+// Nothing is sent before the conversation that the address names is open: it would begin another one.
+const entered = { ...blank(), sid: sidOf(location.pathname), sending: true };
+here = entered;
+
 async function begin() {
-  if (new URLSearchParams(location.hash.slice(1)).has('t')) await signIn();
+  if (ticket) await signIn();
   ui.app.hidden = false;
   await Promise.all([loadModels(), refreshList()]); // signs in where needed: a socket without a cookie waits for a token in vain
-  open(sidOf(location.pathname), false);
+  if (here === entered) open(here.sid, false);
 }
 
 /** Until the system answers for the first time: it may be starting. */

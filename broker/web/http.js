@@ -15,6 +15,11 @@ export class OkomeError extends Error {
 /** 128 random bits; crypto.randomUUID exists only on secure origins, and a page on a LAN address is not one. */
 export const randomId = () => Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, '0')).join('');
 
+const HALF = /\p{Surrogate}/gu; // of a character that somebody has cut in two
+
+/** As JSON that the server takes: half a character becomes U+FFFD. */
+export const toJson = (value) => JSON.stringify(value, (_, part) => (typeof part === 'string' ? part.replace(HALF, '\ufffd') : part));
+
 /** One JSON call. Returns the answer's body (null when empty); throws OkomeError. */
 export async function request(method, path, { body, token, key, base = '', env = globalThis } = {}) {
   const headers = { Accept: 'application/json' };
@@ -24,7 +29,7 @@ export async function request(method, path, { body, token, key, base = '', env =
   let response, text;
   try {
     const signal = AbortSignal.timeout(REQUEST_TIMEOUT);
-    response = await env.fetch(base + path, { method, headers, body: body && JSON.stringify(body), cache: 'no-store', signal });
+    response = await env.fetch(base + path, { method, headers, body: body && toJson(body), cache: 'no-store', signal });
     text = await response.text();
   } catch (cause) {
     throw new OkomeError({ message: 'The server did not answer.' }, 0, null, cause);

@@ -1,6 +1,7 @@
 // Legs: one connection each, WebSocket or event stream. A leg reports `bytes()`, `event({event, id, data})` and, once, `end(what was
 // learnt)`; a leg that was closed from here reports nothing more.
 
+import { toJson } from './http.js';
 import { SseParser, SUBPROTOCOL, parseRetryAfter } from './protocol.js';
 
 export function socketLeg(env, url, token, { bytes, event, end }) {
@@ -30,7 +31,7 @@ export function socketLeg(env, url, token, { bytes, event, end }) {
   };
   return {
     sse: false,
-    send: (message) => socket.readyState === 1 && socket.send(JSON.stringify(message)),
+    send: (message) => socket.readyState === 1 && socket.send(toJson(message)),
     close: () => { over = true; socket.close(1000); },
   };
 }

@@ -1,16 +1,52 @@
 // A model's text as blocks: the little of Markdown that answers use. Pure; nothing here makes markup, so nothing can inject any.
 
-const FENCE = /^ {0,3}(`{3,}|~{3,})\s*([\w+#.-]*)$/; // of a line without its trailing space: with it, this would take quadratic time
 const HEADING = /^(#{1,6})\s+(.*)$/;
-const ITEM = /^(\s*)([-*•]|\d{1,3}[.)])\s+(.*)$/;
+const DEEPEST = 6; // lists in lists; further in, text is text
 
-const fenceOf = (line) => FENCE.exec(line.trimEnd());
+const indentOf = (line) => /^\s*/.exec(line)[0].replaceAll('\t', '    ').length;
+
+/** What opens code, `{mark, language, indent}`, or null. */
+function fenceOf(line) {
+  const text = line.trim();
+  const [mark] = /^(`{3,}|~{3,})/.exec(text) ?? [];
+  if (!mark) return null;
+  const info = text.slice(mark.length).trim();
+  if (mark[0] === '`' && info.includes('`')) return null; // code in a line may have as many marks
+  return { mark, language: info.split(/\s/, 1)[0], indent: line.indexOf(mark) };
+}
+
+/** Where the code ends that is opened at a line: at the line that closes it, or behind the last one. */
+function closing(lines, at, { mark }) {
+  const closes = (line) => line.trim().startsWith(mark) && !line.trim().replaceAll(mark[0], '');
+  for (at += 1; at < lines.length && !closes(lines[at]); at += 1);
+  return at;
+}
+
+/** What begins an item, `{ordered, number, indent, content, text}`, or null; `content` is where its text begins. */
+function itemOf(line) {
+  const [head, space, mark] = /^(\s*)([-*•]|\d{1,3}[.)])\s+/.exec(line) ?? [];
+  if (head === undefined) return null;
+  return { ordered: /\d/.test(mark), number: parseInt(mark, 10), indent: indentOf(space), content: indentOf(space) + mark.length + 1, text: line.slice(head.length) };
+}
+
+/** Where the item ends that begins at a line: what is further in belongs to it, and text that follows at once. */
+function behindItem(lines, at, { indent }) {
+  for (let end = at + 1; ;) {
+    let next = end;
+    while (next < lines.length && !lines[next].trim()) next += 1;
+    if (next >= lines.length) return end;
+    const fence = fenceOf(lines[next]);
+    const other = next > end || fence || itemOf(lines[next]) || HEADING.test(lines[next]);
+    if (other && indentOf(lines[next]) < indent + 2) return end;
+    end = fence ? closing(lines, next, fence) + 1 : next + 1;
+  }
+}
 
 /**
- * Text → blocks `{type, source, …}`: `paragraph` and `heading` {text, level?}, `list` {ordered, start, items}, `code` {language, text, open}.
- * `source` is the text that the block was made of: a block whose source did not change need not be drawn again.
+ * Text → blocks `{type, source, …}`: `paragraph` and `heading` {text, level?}, `list` {ordered, start, items}, `code` {language, text, open};
+ * an item is blocks again. `source` is the text that the block was made of: a block whose source did not change need not be drawn again.
  */
-export function blocks(text) {
+export function blocks(text, depth = 0) {
   const lines = text.split('\n');
   const result = [];
   let at = 0;
@@ -18,31 +54,34 @@ export function blocks(text) {
     const from = at;
     const line = lines[at];
     const fence = fenceOf(line);
+    const first = depth < DEEPEST && itemOf(line);
     if (!line.trim()) {
       at += 1;
       continue;
     }
     let block;
     if (fence) {
-      const closes = (candidate) => candidate.trim().startsWith(fence[1]) && !candidate.trim().slice(fence[1].length).replaceAll(fence[1][0], '');
-      for (at += 1; at < lines.length && !closes(lines[at]); at += 1);
-      block = { type: 'code', language: fence[2], text: lines.slice(from + 1, at).join('\n'), open: at >= lines.length };
+      at = closing(lines, at, fence);
+      const inside = lines.slice(from + 1, at).map((one) => one.slice(Math.min(fence.indent, one.search(/\S|$/))));
+      block = { type: 'code', language: fence.language, text: inside.join('\n'), open: at >= lines.length };
       at += 1;
     } else if (HEADING.test(line)) {
       const [, marks, title] = HEADING.exec(line);
       block = { type: 'heading', level: marks.length, text: title };
       at += 1;
-    } else if (ITEM.test(line)) {
-      block = { type: 'list', ordered: /\d/.test(ITEM.exec(line)[2]), start: parseInt(ITEM.exec(line)[2], 10) || 1, items: [] };
-      for (; at < lines.length && lines[at].trim() && !fenceOf(lines[at]); at += 1) {
-        const item = ITEM.exec(lines[at]);
-        if (item && /\d/.test(item[2]) !== block.ordered && !item[1]) break;
-        if (item) block.items.push(item[3]);
-        else block.items.push(`${block.items.pop()}\n${lines[at].trim()}`);
+    } else if (first) {
+      block = { type: 'list', ordered: first.ordered, start: first.number || 1, items: [] };
+      for (let item = first; item && item.ordered === first.ordered && item.indent < first.indent + 2; item = at < lines.length && itemOf(lines[at])) {
+        const end = behindItem(lines, at, item);
+        const inside = [' '.repeat(item.content) + item.text, ...lines.slice(at + 1, end)];
+        block.items.push(blocks(inside.join('\n'), depth + 1));
+        at = end;
       }
     } else {
-      for (at += 1; at < lines.length && lines[at].trim() && !fenceOf(lines[at]) && !HEADING.test(lines[at]) && !ITEM.test(lines[at]); at += 1);
-      block = { type: 'paragraph', text: lines.slice(from, at).join('\n') };
+      const ends = (one) => !one.trim() || fenceOf(one) || HEADING.test(one) || itemOf(one);
+      for (at += 1; at < lines.length && !ends(lines[at]); at += 1);
+      const said = lines.slice(from, at);
+      block = { type: 'paragraph', text: (depth ? said.map((one) => one.trim()) : said).join('\n') };
     }
     result.push({ ...block, source: lines.slice(from, at).join('\n') });
   }

@@ -7,13 +7,14 @@
 
 import { OkomeError, randomId, request } from './http.js';
 import { eventLeg, socketLeg } from './legs.js';
-import { Position, TERMINALS, chooseTransport, retryDelay, verdict } from './protocol.js';
+import { Position, RUNNING, TERMINALS, chooseTransport, retryDelay, verdict } from './protocol.js';
 
 export { OkomeError, request };
 
 const OPEN_TIMEOUT = 10_000; // from opening to the first byte
 const STALL_TIMEOUT = 25_000; // between bytes: two and a half heartbeats
 const STALE_ON_RETURN = 12_000; // a tab that comes back trusts its socket only this long after the last byte
+const BLOCKED_REST = 300_000; // a network that swallows sockets is taken for one so long
 const STEADY = 5_000; // a connection that lived this long has earned a fresh backoff
 const ANSWER_TIMEOUT = 5_000; // for a request on the socket; then it is said again by POST under the same key
 const HIDDEN_REST = 5_000; // hidden and nothing running
@@ -35,7 +36,7 @@ class Connection {
   #position;
   #leg = null;
   #state = null;
-  #attempt = 0; #failedSockets = 0; #renewed = false; #openedAt = 0;
+  #attempt = 0; #failedSockets = 0; #blockedAt = null; #renewed = false; #openedAt = 0;
   #bytesAt = 0; #busyAt = 0; #hiddenAt = 0;
   #running = null; #finished = null;
   #renewing = null;
@@ -49,7 +50,6 @@ class Connection {
     this.#path = `/v1/sessions/${encodeURIComponent(sessionId)}`;
     this.#token = options.token ?? null;
     this.#position = new Position(options.after ?? null);
-    if (!this.#env.WebSocket) this.#failedSockets = 2;
     this.#listen();
     if (this.#hidden) this.#rest();
     else this.wake();
@@ -59,6 +59,7 @@ class Connection {
   get state() { return this.#state; }
   get running() { return this.#running; }
   get #hidden() { return this.#env.document?.hidden ?? false; }
+  get #transport() { return this.#env.WebSocket ? chooseTransport(this.#options.transport, this.#failedSockets) : 'sse'; }
 
   /** Starts an answer: `{prompt | messages, model?, …}` → `{generation_id, cursor}`. */
   async generate(body) {
@@ -90,7 +91,8 @@ class Connection {
 
   #open() {
     this.#drop();
-    const transport = chooseTransport(this.#options.transport, this.#failedSockets);
+    if (this.#blockedAt !== null && this.#env.Date.now() - this.#blockedAt > BLOCKED_REST) this.#tried(1);
+    const transport = this.#transport;
     if (transport === 'sse' && this.#hidden) return this.#rest(); // six event streams fill an HTTP/1.1 origin: only what is seen may hold one
     const query = new URLSearchParams();
     if (this.cursor !== null) query.set('after', this.cursor);
@@ -101,15 +103,16 @@ class Connection {
     const told = {};
     let greeted = false;
     this.#bytesAt = this.#openedAt = this.#env.Date.now();
-    this.#say(this.#attempt || this.#state === 'reconnecting' ? 'reconnecting' : 'connecting', { transport });
     this.#watch(() => (greeted ? STALL_TIMEOUT : OPEN_TIMEOUT), (ending) => this.#ended(transport, greeted, ending));
     this.#leg = (transport === 'ws' ? socketLeg : eventLeg)(this.#env, url, this.#token, {
       bytes: () => { this.#bytesAt = this.#env.Date.now(); },
       event: (message) => {
         if (!greeted) {
           greeted = true;
-          this.#failedSockets = 0;
+          if (transport === 'ws') this.#tried(0);
+          else this.#blockedAt ??= this.#env.Date.now(); // the server is there: it was the sockets
           if (message.event !== 'closed') this.#greeted(transport);
+          if (this.#state === 'closed') return;
         }
         if (message.event === 'closed' || message.event === 'reconnect') told[message.event] = message.data ?? {};
         this.#deliver(message);
@@ -117,6 +120,14 @@ class Connection {
       },
       end: (ending) => this.#ended(transport, greeted, { ...ending, ...told }),
     });
+    // Behind the leg: who hears it may close or wake this, and finds it whole.
+    this.#say(this.#attempt || this.#state === 'reconnecting' ? 'reconnecting' : 'connecting', { transport });
+  }
+
+  /** So many sockets in a row did not open; that an event stream did counts no longer. */
+  #tried(failedSockets) {
+    this.#failedSockets = failedSockets;
+    this.#blockedAt = null;
   }
 
   #greeted(transport) {
@@ -131,23 +142,25 @@ class Connection {
     if (event === 'accepted' || event === 'rejected') return this.#answered(event, data);
     if (event === 'hb' || event === 'pong' || !this.#position.admit(message)) return;
     if (message.id) this.#attempt = event === 'hello' ? this.#attempt : 0;
-    if (event === 'queued' || event === 'start' || event === 'attempt' || event === 'token') this.#running = data.generation_id;
-    const ended = TERMINALS.includes(event);
+    if (RUNNING.includes(event)) this.#running = data.generation_id;
+    if (event === 'reset') this.#running = null; // what comes now says whether it still does
+    const ended = TERMINALS.includes(event) || (event === 'message' && data.role === 'assistant');
     if (ended) this.#finished = data.generation_id;
     if (ended && this.#running === this.#finished) this.#running = null;
     if (this.#running || ended) this.#busyAt = this.#env.Date.now();
-    this.#options.onEvent(message);
-    if (ended) this.#considerRest();
+    this.#call(this.#options.onEvent, message);
+    if (ended || event === 'reset') this.#considerRest();
   }
 
   async #ended(transport, greeted, ending) {
+    if (this.#state === 'closed') return;
     const steady = greeted && this.#env.Date.now() - this.#openedAt > STEADY;
     if (steady) this.#attempt = 0;
     this.#drop();
     // An event stream that will not open either says the server is away, not that sockets are blocked.
     // A socket that was refused with a word of the server's (4401, 1013, …) did open.
     if (transport === 'ws' && !greeted && !ending.closed && [undefined, 1006].includes(ending.socketCode)) this.#failedSockets += 1;
-    else if (transport === 'sse') this.#failedSockets = greeted ? 1 : 0;
+    else if (transport === 'sse' && this.#blockedAt === null && !ending.taken) this.#tried(0);
     const next = verdict(ending);
     const reason = ending.closed ?? { code: ending.stalled ? 'stalled' : ending.socketCode ?? ending.status ?? 'unreachable' };
     if (next.then === 'never') return this.#say('closed', { reason });
@@ -155,12 +168,14 @@ class Connection {
     if (next.then === 'renew') {
       if (this.#renewed || !this.#options.renew) return this.#say('closed', { reason });
       this.#say('reconnecting', { reason });
+      if (this.#state === 'closed') return;
       try {
         await this.#renew();
         this.#renewed = true;
       } catch (error) {
         if (error.status >= 400 && error.status < 500 && error.status !== 429) return this.#say('closed', { reason: error });
       }
+      if (this.#state === 'idle' && !this.#hidden) return this.wake(); // the tab was left and came back meanwhile
       if (this.#state !== 'reconnecting' || this.#leg) return;
     }
     const retryMs = this.#renewed && this.#attempt === 0 ? 0 : retryDelay(next, this.#attempt, Math.random);
@@ -199,7 +214,7 @@ class Connection {
   #considerRest() {
     this.#env.clearTimeout(this.#timers.rest);
     if (this.#state === 'closed' || this.#state === 'idle') return;
-    const sse = chooseTransport(this.#options.transport, this.#failedSockets) === 'sse' || this.#leg?.sse;
+    const sse = this.#transport === 'sse' || this.#leg?.sse;
     const restAt = !this.#hidden
       ? this.#running ? Infinity : this.#busyAt + VISIBLE_REST
       : this.#hiddenAt + (sse ? 0 : this.#running || this.#unanswered.size ? HIDDEN_RUNNING_REST : HIDDEN_REST);
@@ -229,7 +244,10 @@ class Connection {
     });
     on(window, 'pageshow', (event) => event.persisted && shown(false));
     on(window, 'pagehide', (event) => event.persisted && this.#state !== 'closed' && this.#rest());
-    on(window, 'online', () => this.#hidden || shown(false));
+    on(window, 'online', () => {
+      this.#tried(0); // it may be another network
+      if (!this.#hidden) shown(false);
+    });
     for (const name of ['focus', 'pointerdown', 'keydown']) {
       on(window, name, () => {
         this.#busyAt = this.#env.Date.now();
@@ -270,7 +288,22 @@ class Connection {
   }
 
   #say(state, detail = {}) {
+    if (this.#state === 'closed') return;
+    const first = this.#state === null;
     this.#state = state;
-    this.#options.onState({ state, attempt: this.#attempt, ...detail });
+    const said = { state, attempt: this.#attempt, ...detail };
+    if (!first) return this.#call(this.#options.onState, said);
+    // Not from inside `connect`: who hears it may use what that returns.
+    queueMicrotask(() => this.#state === state && this.#call(this.#options.onState, said));
+  }
+
+  /** What a caller's own function throws is reported as if nobody had called it, and stops nothing here. */
+  #call(callback, told) {
+    try {
+      callback(told);
+    } catch (error) {
+      if (this.#env.reportError) this.#env.reportError(error);
+      else console.error(error); // Node has no other
+    }
   }
 }

@@ -2,6 +2,7 @@
 // Pure: no I/O, no clock, no environment. Chance is an argument.
 
 export const SUBPROTOCOL = 'okome.v1';
+export const RUNNING = Object.freeze(['queued', 'start', 'attempt', 'token', 'reasoning']); // of a generation that has not ended
 export const TERMINALS = Object.freeze(['done', 'failed', 'cancelled', 'expired']);
 
 /** `<incarnation>-<stream sequence>` → its parts, or null for anything else ("0", "now", nothing). */
@@ -55,7 +56,7 @@ export class Position {
 }
 
 const NEVER = { codes: ['malformed', 'forbidden', 'unknown_session', 'unsupported'], statuses: [400, 403, 404, 422], sockets: [4400, 4403, 4404] };
-const RENEW = { codes: ['unauthenticated', 'token_expired', 'token_revoked'], statuses: [401], sockets: [4401] };
+const RENEW = { codes: ['unauthenticated', 'token_expired', 'token_revoked'], statuses: [401], sockets: [4401, 4408] };
 const REST = { codes: ['done'], statuses: [204], sockets: [1000] };
 const SOON = [1001, 1012];
 

@@ -128,11 +128,13 @@ function drawBlock(block) {
       return h(`h${Math.min(6, block.level + 2)}`, {}, ...inline(block.text));
     case 'list':
       return h(block.ordered ? 'ol' : 'ul', { start: block.ordered && block.start !== 1 ? block.start : null },
-        ...block.items.map((item) => h('li', {}, ...inline(item))));
+        ...block.items.map((item) => h('li', {}, ...item.flatMap(drawInItem))));
     default:
       return h('p', {}, ...inline(block.text));
   }
 }
+
+const drawInItem = (block, at) => (at === 0 && block.type === 'paragraph' ? inline(block.text) : [drawBlock(block)]);
 
 const SPANS = { code: 'code', strong: 'strong', emphasis: 'em' };
 

@@ -86,7 +86,8 @@ export function titleOf(prompt, model) {
     }
   }
   const line = prompt.trim().split('\n')[0].replace(/\s+/g, ' ');
-  return line.length > 60 ? `${line.slice(0, 59).trimEnd()}…` : line;
+  const characters = [...line]; // of UTF-16's units, some are half a character
+  return characters.length > 60 ? `${characters.slice(0, 59).join('').trimEnd()}…` : line;
 }
 
 const sentence = (text) => {

@@ -1,5 +1,9 @@
 // A browser made of parts the test holds in its hand: time moves when it says so, sockets speak when it makes them.
 
+import { connect } from '../../../broker/web/okome.js';
+
+const Calendar = Date; // a page makes its own the global one
+
 export function browser() {
   let now = 1_000_000;
   let timers = [];
@@ -23,7 +27,7 @@ export function browser() {
   const env = {
     document, window, WebSocket,
     location: { origin: 'http://page.test' },
-    Date: { now: () => now },
+    Date: class extends Calendar { static now() { return now; } },
     setTimeout: (run, ms) => { const timer = { run, at: now + ms }; timers.push(timer); return timer; },
     clearTimeout: (timer) => { timers = timers.filter((other) => other !== timer); },
     fetch: (url, options) => new Promise((resolve, reject) => {
@@ -67,6 +71,8 @@ export function browser() {
   };
 }
 
+let focused = null;
+
 /** As much of an element as the page asks of one. */
 class FakeElement extends EventTarget {
   constructor() {
@@ -79,24 +85,44 @@ class FakeElement extends EventTarget {
     };
   }
   append(...children) { this.children.push(...children); }
-  replaceChildren(...children) { this.children = children; }
+  replaceChildren(...children) {
+    if (focused !== this && this.contains(focused)) focused = null;
+    this.children = children;
+  }
+  contains(element) { return element === this || this.children.some((child) => child.contains?.(element)); }
+  get firstElementChild() { return this.children[0] ?? null; }
   insertBefore(child, before) {
     this.children.splice(before ? this.children.indexOf(before) : this.children.length, 0, child);
     child.parent = this;
   }
   remove() { this.parent?.children.splice(this.parent.children.indexOf(this), 1); }
-  setAttribute(name, value) { this[name] = value; }
-  focus() {}
-  happen(name) { this.dispatchEvent(new Event(name, { cancelable: true })); }
+  setAttribute(name, value) {
+    if (name.startsWith('data-')) this.dataset[name.slice(5)] = value;
+    else this[name] = value;
+  }
+  focus() {
+    const before = focused;
+    focused = this;
+    if (before !== this) before?.happen('blur');
+  }
+  select() { this.focus(); }
+  /** False where the page has prevented what a browser would do. */
+  happen(name) { return this.dispatchEvent(new Event(name, { cancelable: true })); }
 }
 
 let pages = 0;
 
-/** The chat page in such a browser, signed in, without conversations: `at` is the element of an id. */
-export async function chatPage() {
+/** The chat page in such a browser, before anything is answered: `at` is the element of an id. */
+export async function loadingPage(path = '/') {
   const web = browser();
+  let reloads = 0;
+  const place = (address) => {
+    const { pathname, hash } = new URL(address, 'http://page.test');
+    Object.assign(location, { pathname, hash });
+  };
   const elements = new Map();
   const at = (id) => elements.get(id) ?? elements.set(id, new FakeElement()).get(id);
+  Object.defineProperty(web.env.document, 'activeElement', { get: () => focused });
   Object.assign(web.env.document, {
     getElementById: at,
     createElement: () => new FakeElement(),
@@ -104,16 +130,17 @@ export async function chatPage() {
     createTextNode: (text) => Object.assign(new FakeElement(), { textContent: text }),
   });
   Object.assign(globalThis, web.env, {
-    location: { origin: 'http://page.test', pathname: '/', search: '', hash: '' },
-    history: { pushState() {} },
+    location: { origin: 'http://page.test', search: '', reload: () => { reloads += 1; } },
+    history: { pushState: (_, __, address) => place(address), replaceState: (_, __, address) => place(address) },
     localStorage: { getItem: () => null },
-    matchMedia: () => ({ matches: false }),
+    matchMedia: () => ({ matches: true }),
     requestAnimationFrame: (draw) => setImmediate(draw),
-    addEventListener() {},
+    addEventListener: (...listener) => web.env.window.addEventListener(...listener),
     setInterval() {},
     clearInterval() {},
     innerHeight: 800,
   });
+  place(path);
   await import(`../../../broker/web/chat.js?${(pages += 1)}`);
   /** Answers the oldest request of that method, and to a path with that end, that waits. */
   const answer = async (method, end, status, body) => {
@@ -123,17 +150,46 @@ export async function chatPage() {
     web.fetches.splice(waiting, 1)[0].resolve(json(status, body));
     await web.settle();
   };
-  await answer('GET', '/models', 200, { data: [{ id: 'm' }] });
-  await answer('GET', '/sessions', 200, { sessions: [] });
   const send = async (prompt) => {
     at('composer').value = prompt;
     at('form').happen('submit');
     await web.settle();
   };
-  const asked = (end) => web.fetches.some(({ url }) => url.pathname.endsWith(end));
+  const asked = (end, by = 'POST') => web.fetches.some(({ method, url }) => method === by && url.pathname.endsWith(end));
+  const body = (end) => JSON.parse(web.fetches.find(({ url }) => url.pathname.endsWith(end)).body);
   const open = () => web.connections;
-  return { at, answer, send, asked, open };
+  /** The address has changed, and the page hears of it: back, forward, or another fragment. */
+  const go = async (address) => {
+    const { hash } = location;
+    place(address);
+    await web.happen('popstate');
+    if (location.hash !== hash) await web.happen('hashchange');
+  };
+  return { at, answer, send, asked, body, open, go, focused: () => focused, reloads: () => reloads, pass: web.pass };
 }
+
+/** The same, signed in, without conversations in its list. */
+export async function chatPage(path) {
+  const page = await loadingPage(path);
+  await page.answer('GET', '/models', 200, { data: [{ id: 'm' }] });
+  await page.answer('GET', '/sessions', 200, { sessions: [] });
+  return page;
+}
+
+/** A session followed in such a browser: what it says, and what of it is heard. */
+export function following(options = {}) {
+  const world = browser();
+  const heard = [];
+  const states = [];
+  const stream = connect('07session', { env: world.env, onEvent: ({ event, data }) => heard.push(data?.text ?? event), onState: ({ state }) => states.push(state), ...options });
+  return { world, heard, states, stream };
+}
+
+export const greet = (socket) => {
+  socket.say('hello', { node: 'n1' }, 'i-0');
+  socket.say('caught_up', { cursor: 'i-0' });
+};
+export const token = (socket, n, gid = 'g1') => socket.say('token', { generation_id: gid, offset: n - 1, text: `t${n}`, n: 1 }, `i-${n}`);
 
 /** A streamed 200 whose body the test writes. */
 export function eventStream() {

@@ -1,21 +1,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { OkomeError, connect, createSession } from '../../../broker/web/okome.js';
-import { browser, eventStream, json, lockManager } from './fakes.mjs';
-
-function following(options = {}) {
-  const world = browser();
-  const heard = [];
-  const states = [];
-  const stream = connect('07session', { env: world.env, onEvent: ({ event, data }) => heard.push(data?.text ?? event), onState: ({ state }) => states.push(state), ...options });
-  return { world, heard, states, stream };
-}
-
-const greet = (socket) => {
-  socket.say('hello', { node: 'n1' }, 'i-0');
-  socket.say('caught_up', { cursor: 'i-0' });
-};
-const token = (socket, n, gid = 'g1') => socket.say('token', { generation_id: gid, offset: n - 1, text: `t${n}`, n: 1 }, `i-${n}`);
+import { browser, following, greet, json, token } from './fakes.mjs';
 
 test('the socket is asked for with the subprotocol, the token and the place to go on', () => {
   const { world } = following({ token: 'a.b.c', after: 'i-7', drafts: true });
@@ -29,6 +15,7 @@ test('the socket is asked for with the subprotocol, the token and the place to g
 
 test('after a cut it goes on at the cursor, and every token is heard once', async () => {
   const { world, heard, states, stream } = following();
+  await world.settle();
   greet(world.socket);
   token(world.socket, 1);
   token(world.socket, 2);
@@ -99,6 +86,18 @@ test('an expired token is renewed once; refused again, it is over', async () => 
   assert.equal(stream.state, 'closed');
 });
 
+test('a cookie that is gone is renewed: the server waits for a token, and then says 4408', async () => {
+  const { world, stream } = following({ renew: async () => undefined });
+  world.socket.end(4408);
+  await world.pass(10);
+  greet(world.socket);
+  assert.equal(stream.state, 'live');
+  const nobody = following();
+  nobody.world.socket.end(4408);
+  await nobody.world.pass(60_000);
+  assert.deepEqual([nobody.stream.state, nobody.world.sockets.length], ['closed', 1]);
+});
+
 test('a renewal that cannot be made now is tried again; one that is refused ends it', async () => {
   const answers = [new OkomeError({}, 0), new OkomeError({ code: 'unauthenticated' }, 401)];
   const { world, stream } = following({ renew: async () => { throw answers.shift(); } });
@@ -108,6 +107,22 @@ test('a renewal that cannot be made now is tried again; one that is refused ends
   world.socket.end(4401);
   await world.pass(60_000);
   assert.equal(stream.state, 'closed');
+});
+
+test('a tab that is seen again while its token is renewed connects as soon as it has one', async () => {
+  for (const renewal of [() => 'new', () => { throw new OkomeError({}, 0); }]) {
+    const waiting = [];
+    const { world, stream } = following({ token: 'old', renew: () => new Promise((resolve) => waiting.push(resolve)).then(renewal) });
+    greet(world.socket);
+    world.socket.end(4401);
+    await world.hide(true);
+    await world.pass(6_000);
+    assert.equal(stream.state, 'idle');
+    await world.hide(false);
+    waiting[0]();
+    await world.settle();
+    assert.equal(world.connections, 1);
+  }
 });
 
 test('25 s without a byte is a dead connection; a heartbeat is a byte', async () => {
@@ -217,93 +232,6 @@ test('back online, it does not wait for its backoff', async () => {
   assert.equal(world.sockets.length, before + 1);
 });
 
-test('sockets that do not open twice give way to the event stream, read to the same end', async () => {
-  const { world, heard, stream } = following({ token: 'a.b.c', after: 'i-4' });
-  world.socket.end(1006);
-  await world.pass(1_000);
-  world.socket.end(1006);
-  await world.pass(1_000);
-  assert.equal(world.sockets.length, 2);
-  const [asked] = world.fetches;
-  assert.equal(asked.url.href, 'http://page.test/v1/sessions/07session/events?after=i-4');
-  assert.equal(asked.headers.Authorization, 'Bearer a.b.c');
-  const { response, write, end } = eventStream();
-  asked.resolve(response);
-  write('event: hello\nid: i-4\ndata: {"node":"n1"}\n\n: hb\nevent: token\nid: i-5\ndata: {"generation_id":"g1","offset":4,"te');
-  write('xt":"t5","n":1}\n\n');
-  await world.settle();
-  assert.equal(stream.state, 'live');
-  assert.ok(heard.includes('t5'));
-  end();
-  await world.pass(1_000);
-  assert.equal(world.sockets.length, 3, 'sockets get another chance');
-  assert.equal(world.socket.url.searchParams.get('after'), 'i-5');
-});
-
-test('a server that is away is not taken for a network that blocks sockets', async () => {
-  const { world } = following();
-  for (let i = 0; i < 2; i += 1) {
-    world.socket.end(1006);
-    await world.pass(1_000);
-  }
-  world.fetches[0].reject(new TypeError('refused'));
-  await world.pass(2_000);
-  assert.equal(world.sockets.length, 3);
-});
-
-test('a hidden tab holds no event stream, whatever runs', async () => {
-  const { world, stream } = following({ transport: 'sse' });
-  const { response, write } = eventStream();
-  await world.settle();
-  world.fetches[0].resolve(response);
-  write('event: hello\nid: i-0\ndata: {}\n\nevent: token\nid: i-1\ndata: {"generation_id":"g1","offset":0,"text":"a","n":1}\n\n');
-  await world.settle();
-  assert.equal(stream.running, 'g1');
-  await world.hide(true);
-  assert.equal(stream.state, 'idle');
-  assert.ok(world.fetches[0].signal.aborted);
-  await world.pass(60_000);
-  assert.equal(world.fetches.length, 1);
-  await world.hide(false);
-  assert.equal(world.fetches[1].url.searchParams.get('after'), 'i-1');
-});
-
-test('eight tabs in sight hold three event streams; the one a person is in always has one', async () => {
-  const locks = lockManager();
-  const tabs = [];
-  for (let n = 0; n < 8; n += 1) {
-    const world = browser();
-    Object.assign(world.env, { navigator: { locks } });
-    world.env.document.hasFocus = () => n === 7;
-    tabs.push({ world, stream: connect(`07session${n}`, { env: world.env, transport: 'sse' }) });
-    await world.settle();
-  }
-  const open = () => tabs.map(({ world }) => world.fetches.filter(({ signal }) => !signal.aborted).length);
-  assert.equal(open().reduce((sum, n) => sum + n), 3);
-  assert.equal(open()[7], 1);
-  assert.equal(tabs.filter(({ stream }) => stream.state === 'idle').length, 5);
-  for (const { stream, world } of tabs) {
-    stream.close();
-    await world.settle();
-  }
-  assert.equal(locks.held(), 0);
-});
-
-test('event stream statuses: gone is gone, busy comes back when it was told to', async () => {
-  const gone = following({ transport: 'sse' });
-  await gone.world.settle();
-  gone.world.fetches[0].resolve(json(404, { error: { code: 'unknown_session', message: '?' } }));
-  await gone.world.pass(60_000);
-  assert.equal(gone.stream.state, 'closed');
-  const busy = following({ transport: 'sse' });
-  await busy.world.settle();
-  busy.world.fetches[0].resolve(json(503, {}, { 'Retry-After': '3' }));
-  await busy.world.pass(2_900);
-  assert.equal(busy.world.fetches.length, 1);
-  await busy.world.pass(500);
-  assert.equal(busy.world.fetches.length, 2);
-});
-
 test('an answer is asked for on the socket', async () => {
   const { world, stream } = following();
   greet(world.socket);
@@ -313,6 +241,49 @@ test('an answer is asked for on the socket', async () => {
   world.socket.say('accepted', { request_id: data.request_id, generation_id: 'g1', cursor: 'i-0' });
   assert.equal((await asking).generation_id, 'g1');
   assert.equal(stream.running, 'g1');
+});
+
+test('half a character is sent as the mark of one, on the socket and by POST', async () => {
+  const { world, stream } = following();
+  greet(world.socket);
+  const asking = stream.generate({ prompt: '\udc00a\ud83d', messages: [{ content: '😀\ud83d' }] });
+  const [{ data }] = world.socket.sent;
+  assert.deepEqual([data.prompt, data.messages], ['\ufffda\ufffd', [{ content: '😀\ufffd' }]]);
+  await world.pass(6_000);
+  const [post] = world.fetches;
+  assert.equal(JSON.parse(post.body).prompt, '\ufffda\ufffd');
+  post.resolve(json(202, { generation_id: 'g1', cursor: 'i-0' }));
+  await asking;
+});
+
+test('an answer runs from its first thought, and no longer when it comes as a whole or its log has begun anew', async () => {
+  const { world, stream } = following();
+  greet(world.socket);
+  world.socket.say('reasoning', { generation_id: 'g1', offset: 0, text: 'hm', n: 1 }, 'i-1');
+  assert.equal(stream.running, 'g1');
+  world.socket.say('message', { generation_id: 'g0', role: 'assistant', content: 'before' }, 'i-2');
+  world.socket.say('message', { generation_id: 'g1', role: 'user', content: 'hi' }, 'i-2');
+  assert.equal(stream.running, 'g1');
+  world.socket.say('message', { generation_id: 'g1', role: 'assistant', content: 'whole' }, 'i-2');
+  assert.equal(stream.running, null);
+  token(world.socket, 3, 'g2');
+  world.socket.say('reset', { earliest: 'j-0', reason: 'other_incarnation' });
+  assert.equal(stream.running, null);
+  for (let i = 0; i < 31; i += 1) {
+    await world.pass(10_000);
+    world.socket.say('hb');
+  }
+  assert.equal(stream.state, 'idle');
+});
+
+test('an answer that came as a whole before it was accepted does not run', async () => {
+  const { world, stream } = following();
+  greet(world.socket);
+  const asking = stream.generate({ prompt: 'hi' });
+  world.socket.say('message', { generation_id: 'g1', role: 'assistant', content: 'whole' }, 'i-1');
+  world.socket.say('accepted', { request_id: world.socket.sent[0].data.request_id, generation_id: 'g1', cursor: 'i-0' });
+  await asking;
+  assert.equal(stream.running, null);
 });
 
 test('a refusal on the socket is an error with its code and its time to wait', async () => {

@@ -3,16 +3,50 @@ import { test } from 'node:test';
 import { blocks, spans } from '../../../broker/web/markdown.js';
 import { ago, duration, ending, rate, refusal, titleOf } from '../../../broker/web/words.js';
 
-const shape = (text) => blocks(text).map(({ type, text: inner, items }) => [type, inner ?? items]);
+const shapeOf = ({ type, text, items }) => [type, text ?? items.map((item) => item.map(shapeOf))];
+const shape = (text) => blocks(text).map(shapeOf);
+const lines = (...texts) => texts.join('\n');
+const said = (text) => [['paragraph', text]]; // an item of nothing else
 
 test('text becomes paragraphs, lists, headings and code', () => {
   assert.deepEqual(shape('# Title\nfirst\nline\n\n- a\n- b\n  more\n\n```js\nx = 1\n\ny\n```\nafter'), [
-    ['heading', 'Title'], ['paragraph', 'first\nline'], ['list', ['a', 'b\nmore']], ['code', 'x = 1\n\ny'], ['paragraph', 'after']]);
+    ['heading', 'Title'], ['paragraph', 'first\nline'], ['list', [said('a'), said('b\nmore')]], ['code', 'x = 1\n\ny'], ['paragraph', 'after']]);
 });
 
 test('code that is still being written is code', () => {
   const [block] = blocks('```python\nprint("```")\n# not a title');
   assert.deepEqual([block.type, block.language, block.open], ['code', 'python', true]);
+});
+
+test('a fence may say more than the language; code in a line opens none', () => {
+  const [, code, after] = blocks('Do:\n```python title="a.py"\nx = 1\n```\nThen *this*');
+  assert.deepEqual([code.language, code.text, after.text], ['python', 'x = 1', 'Then *this*']);
+  assert.deepEqual(shape('```let x``` is code'), [['paragraph', '```let x``` is code']]);
+  assert.equal(blocks('~~~ sh `here`\nls\n~~~')[0].language, 'sh');
+});
+
+test('lists in lists stay in their item, and numbers go on behind them', () => {
+  const cooking = ['list', [[['paragraph', 'Prep'], ['list', [said('wash'), said('cut')]]], said('Cook')]];
+  for (const indent of ['  ', '   ', '    ', '\t']) {
+    assert.deepEqual(shape(`1. Prep\n${indent}- wash\n${indent}- cut\n2. Cook`), [cooking]);
+  }
+  assert.deepEqual(shape('1. Prep\n- wash\n- cut\n2. Cook'), [['list', [said('Prep')]], ['list', [said('wash'), said('cut')]], ['list', [said('Cook')]]]);
+  assert.equal(blocks('1. Prep\n- wash\n2. Cook')[2].start, 2);
+  assert.deepEqual(shape('- a\n  - b\n    - c\n  - d'), [['list', [[['paragraph', 'a'], ['list', [[['paragraph', 'b'], ['list', [said('c')]]], said('d')]]]]]]);
+});
+
+test('what is further in belongs to the item, over an empty line too; what is not does not', () => {
+  assert.deepEqual(shape('- a\n\n  more\n- b\n\nafter'), [['list', [[['paragraph', 'a'], ['paragraph', 'more']], said('b')]], ['paragraph', 'after']]);
+  assert.deepEqual(shape('- a\n# Title'), [['list', [said('a')]], ['heading', 'Title']]);
+});
+
+test('code in an item keeps its own indentation, and loses that of the item', () => {
+  for (const indent of ['  ', '    ', '\t']) {
+    const text = lines('1. Write:', '', '```py', 'if x:', '    y()', '', '# no title', '- no item', '```', 'then').replaceAll(/\n(?=.)/g, `\n${indent}`);
+    assert.deepEqual(shape(`${text}\n2. Run`), [
+      ['list', [[['paragraph', 'Write:'], ['code', 'if x:\n    y()\n\n# no title\n- no item'], ['paragraph', 'then']], said('Run')]]]);
+  }
+  assert.equal(blocks('- a\n  ```\n  b')[0].items[0][1].open, true);
 });
 
 test('scripted tokens and other plain text stay word for word', () => {
@@ -25,9 +59,9 @@ test('scripted tokens and other plain text stay word for word', () => {
 });
 
 test('no text is lost: every line is in some block', () => {
-  const text = 'a\n\n1. x\n2. y\n- z\n\n~~~\ncode\n~~~\n## h\ntail';
-  const lines = text.split('\n').filter(Boolean);
-  assert.deepEqual(blocks(text).flatMap(({ source }) => source.split('\n')).filter(Boolean), lines);
+  const text = 'a\n\n1. x\n   - w\n\n   v\n2. y\n- z\n\n  ```a b\n  u\n\n~~~\ncode\n~~~\n## h\ntail';
+  const all = text.split('\n').filter(Boolean);
+  assert.deepEqual(blocks(text).flatMap(({ source }) => source.split('\n')).filter(Boolean), all);
 });
 
 test('spans: code, strong, emphasis, http links', () => {
@@ -37,7 +71,8 @@ test('spans: code, strong, emphasis, http links', () => {
 });
 
 test('a text of any length is looked through in no time', () => {
-  for (const hard of ['**a '.repeat(20_000), '`'.repeat(20_000), '*a'.repeat(20_000), '[x]('.repeat(20_000), '``a` '.repeat(20_000), `\`\`\`${' '.repeat(80_000)}!`]) {
+  for (const hard of ['**a '.repeat(20_000), '`'.repeat(20_000), '*a'.repeat(20_000), '[x]('.repeat(20_000), '``a` '.repeat(20_000), `\`\`\`${' '.repeat(80_000)}!`,
+    `${'`'.repeat(80_000)} a\``, '- '.repeat(20_000), '- a\n\n'.repeat(20_000), `- a${'\n'.repeat(80_000)}`, '- a\n  ```\n'.repeat(9_000), `- ${' '.repeat(80_000)}a\u2028b`, Array.from({ length: 400 }, (_, depth) => `${' '.repeat(2 * depth)}- a`).join('\n')]) {
     for (const text of [hard, hard.slice(0, 8_000)]) {
       const before = process.cpuUsage(); // not the clock: the machine may be busy with others
       for (const { text: inner } of blocks(text)) spans(inner ?? '');
@@ -70,4 +105,5 @@ test('a title is the first line of what was asked', () => {
   assert.equal(titleOf('{"tokens": 20, "rate": 5}', 'scripted'), 'Scripted: 20 tokens at 5/s');
   assert.equal(titleOf('{oops', 'scripted'), '{oops');
   assert.equal(titleOf('x'.repeat(99), 'm').length, 60);
+  assert.equal(titleOf(`${'x'.repeat(58)}😀 and more`, 'm'), `${'x'.repeat(58)}😀…`, 'no character is cut in two');
 });

@@ -83,11 +83,11 @@ test('an id with a NUL is ignored', () => {
 test('what an ending asks for', () => {
   for (const socketCode of [4400, 4403, 4404]) assert.equal(verdict({ socketCode }).then, 'never');
   for (const status of [400, 403, 404]) assert.equal(verdict({ status }).then, 'never');
-  assert.equal(verdict({ socketCode: 4401 }).then, 'renew');
+  for (const socketCode of [4401, 4408]) assert.equal(verdict({ socketCode }).then, 'renew');
   assert.equal(verdict({ status: 401 }).then, 'renew');
   assert.equal(verdict({ socketCode: 1000 }).then, 'rest');
   assert.equal(verdict({ status: 204 }).then, 'rest');
-  for (const ending of [{}, { socketCode: 1006 }, { socketCode: 1013 }, { socketCode: 4408 }, { socketCode: 4429 }, { status: 503 }, { stalled: true }]) assert.equal(verdict(ending).then, 'retry');
+  for (const ending of [{}, { socketCode: 1006 }, { socketCode: 1013 }, { socketCode: 4429 }, { status: 503 }, { stalled: true }]) assert.equal(verdict(ending).then, 'retry');
 });
 
 test('the last word of the server beats the code its socket closed with', () => {
