@@ -128,6 +128,12 @@ class ClientConnection(asyncio.Protocol):
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
 
+    def stream_over(self) -> None:
+        """Its last byte is written. The client may have seen that before the handler is done: what comes now waits."""
+        self._streaming = False
+        if self._waiting:
+            self.pause_reading()
+
     def upgrade(self, sink: RawSink) -> None:
         """From now on bytes go to `sink`."""
         self.phase = Phase.RAW

@@ -393,6 +393,7 @@ class EventStream:
             self._client.write(self._frame(last))
         if self._request.chunked_ok:
             self._client.write(answer.LAST_CHUNK)
+        self._client.stream_over()
 
 
 def _plain(data: bytes) -> bytes:
