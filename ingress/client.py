@@ -1,7 +1,7 @@
 """One connection of a client: bytes to requests, one at a time, and what is written back. Raw asyncio and httptools.
 
 Knows the limits of a request (head, count of fields, body, time) and nothing of where it goes. One request is handled
-at a time; what a client sends ahead is parsed and waits, and beyond a few it is not read.
+at a time; what a client sends ahead is parsed and waits, and beyond a few it is neither parsed nor read.
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 SEND_BUFFER = 128 * 1024
 """Kernel's bytes per client: what a client does not read must show here, not in megabytes of kernel memory."""
 AHEAD = 8
-"""Requests that a client may send before the answer to the first one."""
+"""Requests that a client may send before the answer to the first one; what comes behind them is parsed later."""
+PIECE = 2048
+"""Bytes that are parsed at once: what they hold of requests may wait besides."""
 TO_SKIP = 256 * 1024
 """Bytes of a refused body that are read and thrown away, so that the client sees the answer and not a reset."""
 LINGER = 5.0
@@ -93,6 +95,7 @@ class ClientConnection(asyncio.Protocol):
         self._skipped = 0
         self._unsent = 0  # bytes, once it is closing
         self._half_closed = False
+        self._unparsed = b""  # sent ahead, beyond enough; while there is any, nothing is read
         self._deaf = False  # what still comes is not for us: this connection ends with the present answer
 
     # -- what handlers use -------------------------------------------------------------------------------------------
@@ -131,8 +134,7 @@ class ClientConnection(asyncio.Protocol):
     def stream_over(self) -> None:
         """Its last byte is written. The client may have seen that before the handler is done: what comes now waits."""
         self._streaming = False
-        if self._waiting:
-            self.pause_reading()
+        self._pause_for_waiting()
 
     def upgrade(self, sink: RawSink) -> None:
         """From now on bytes go to `sink`."""
@@ -197,9 +199,9 @@ class ClientConnection(asyncio.Protocol):
         if self._streaming or self._deaf:
             self._deaf = True
             return
-        self._read += len(data)
+        self._unparsed += data
         try:
-            self._parse(data)
+            self._parse()
         except httptools.HttpParserCallbackError as error:
             cause = error.__context__
             if isinstance(cause, _Stop):
@@ -216,25 +218,28 @@ class ClientConnection(asyncio.Protocol):
         else:
             self._next()
 
-    def _parse(self, data: bytes) -> None:
-        """Raises HttpParserError."""
-        while True:
+    def _parse(self) -> None:
+        """Until enough requests wait. Raises HttpParserError."""
+        rest = memoryview(self._unparsed)
+        self._unparsed = b""
+        while rest and len(self._waiting) < AHEAD:
+            piece, rest = rest[:PIECE], rest[PIECE:]
+            self._read += len(piece)
             try:
-                self._parser.feed_data(data)
+                self._parser.feed_data(piece)
             except httptools.HttpParserUpgrade as upgrade:
-                rest = data[upgrade.args[0] :]
+                behind = bytes(piece[upgrade.args[0] :]) + bytes(rest)
                 request = self._waiting[-1]
                 if request.upgrade:
                     self._deaf = True
-                    request.rest = rest
+                    request.rest = behind
                     return
                 # To what is not spoken here, such as h2c. It is a request like any other then, and may have a body,
                 # which the parser takes for the other protocol's.
                 self._waiting.pop()
                 self._parser = httptools.HttpRequestParser(self)
-                data = self._head_without_upgrade(request) + rest
-            else:
-                return
+                rest = memoryview(self._head_without_upgrade(request) + behind)
+        self._unparsed = bytes(rest)
 
     def _head_without_upgrade(self, request: Request) -> bytes:
         version = b"1.1" if request.chunked_ok else b"1.0"
@@ -258,6 +263,7 @@ class ClientConnection(asyncio.Protocol):
         self._listener.lost(self)
         self.phase = Phase.CLOSING
         self._waiting.clear()
+        self._unparsed = b""
         self.gone.set()
         self._writable.set()
         if self._raw is not None:
@@ -324,8 +330,6 @@ class ClientConnection(asyncio.Protocol):
         self._body += data
 
     def on_message_complete(self) -> None:
-        if len(self._waiting) >= AHEAD:
-            raise _Stop(Refusal("overloaded", "too many requests sent ahead", retry_after=1))
         self._parsing = Phase.IDLE
         self._read = 0
         self._waiting.append(self._request())
@@ -378,16 +382,20 @@ class ClientConnection(asyncio.Protocol):
 
     def _next(self) -> None:
         """Begin the next request, if the one before is answered and the client takes the answer."""
-        if self._task is not None or self.congested:
-            if self._waiting:
-                self.pause_reading()
-                if self._task is None:
-                    self.phase = Phase.IDLE
-                    self.deadline = self._loop.time() + self._settings.idle_timeout
-            return
-        if not self._waiting:
-            return
-        request = self._waiting.popleft()
+        if self._task is None and self._waiting:
+            if self.congested:
+                self.phase = Phase.IDLE
+                self.deadline = self._loop.time() + self._settings.idle_timeout
+            else:
+                self._begin(self._waiting.popleft())
+        self._pause_for_waiting()
+
+    def _pause_for_waiting(self) -> None:
+        """Read no more while requests wait. That a client has said all is then heard behind their answers."""
+        if self._waiting or self._unparsed:
+            self.pause_reading()
+
+    def _begin(self, request: Request) -> None:
         self.phase = Phase.BUSY
         self.deadline = float("inf")
         if self._listener.draining or self._half_closed or self._deaf:
@@ -418,8 +426,11 @@ class ClientConnection(asyncio.Protocol):
         self._go_on()
 
     def _go_on(self) -> None:
-        self._next()
-        if not self._waiting:
+        if self._unparsed and not self._waiting:
+            self.data_received(b"")
+        else:
+            self._next()
+        if not self._waiting and not self._unparsed:
             self.resume_reading()
             if self.phase is Phase.BODY:  # its head came before the answer to the one before was over
                 self._tell_to_go_on()

@@ -116,14 +116,6 @@ async def test_an_idle_connection_is_closed(ingress: Make) -> None:
     assert await raw.closed()
 
 
-async def test_requests_sent_ahead_are_answered_in_order(node: Make, ingress: Make) -> None:
-    a = await node("node-a")
-    relay = await ingress(a)
-    raw = await Raw.open(relay.port)
-    raw.send(b"".join(b"GET /p%d HTTP/1.1\r\nhost: x\r\n\r\n" % index for index in range(5)))
-    assert [(await raw.answer()).json["path"] for _ in range(5)] == [f"/p{index}" for index in range(5)]
-
-
 async def test_a_request_cut_into_bytes_is_one_request(node: Make, ingress: Make) -> None:
     a = await node("node-a")
     relay = await ingress(a)
