@@ -48,11 +48,18 @@ def whole(status: int, fields: Sequence[Field], body: bytes, *, keep_alive: bool
     return head(status, [*fields, *framing]) + (b"" if bodiless else body)
 
 
-def refused(refusal: Refusal, request_id: str, *, status: int = 0) -> tuple[int, list[Field], bytes]:
-    """(status, fields, body) of a refusal; `status` where HTTP has a better one than the code's own (408, 431)."""
+def refused(
+    refusal: Refusal, request_id: str, *, status: int = 0, allow: bytes = b""
+) -> tuple[int, list[Field], bytes]:
+    """(status, fields, body) of a refusal; `status` where HTTP has a better one than the code's own (408, 431).
+
+    `allow`: the methods that would not have been refused.
+    """
     fields: list[Field] = [(b"content-type", b"application/json"), (REQUEST_ID, request_id.encode())]
     if (wait := refusal.retry_after_header) is not None:
         fields.append((b"retry-after", wait.encode()))
+    if allow:
+        fields.append((b"allow", allow))
     return status or refusal.status, fields, json.dumps(refusal.answer(request_id), separators=(",", ":")).encode()
 
 

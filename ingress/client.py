@@ -20,7 +20,7 @@ import httptools
 from broker.bus.errors import Refusal
 from ingress import answer
 from ingress.headers import Field, client_of, is_forwarded, is_loopback, tokens, value
-from ingress.request import Request
+from ingress.request import METHODS, Request, allowed
 
 if TYPE_CHECKING:
     from ingress.listener import Listener
@@ -40,7 +40,6 @@ PROGRESS = 4 * 1024
 _ONCE = frozenset(
     {b"host", b"authorization", b"origin", b"content-type", b"last-event-id", b"idempotency-key", b"cookie"}
 )
-_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 
 class Phase(Enum):
@@ -205,7 +204,7 @@ class ClientConnection(asyncio.Protocol):
         except httptools.HttpParserCallbackError as error:
             cause = error.__context__
             if isinstance(cause, _Stop):
-                self._refuse(cause.refusal, cause.status)
+                self._refuse(cause.refusal, cause.status, cause.allow)
                 return
             raise
         except httptools.HttpParserError:
@@ -342,13 +341,13 @@ class ClientConnection(asyncio.Protocol):
 
     def _request(self) -> Request:
         method = self._parser.get_method().decode("latin-1")
-        if method not in _METHODS:
-            raise _Stop(Refusal("method_not_allowed", f"{method} is not known here"))
         try:
             target = self._url.decode("ascii")
             path, query = _path_and_query(target)
         except ValueError as error:
             raise _Stop(Refusal("malformed", "the request target is not a URL", param="target")) from error
+        if method not in METHODS:
+            raise _Stop(Refusal("method_not_allowed", f"{method} is not known here"), allow=allowed(path))
         version = self._parser.get_http_version()
         if version not in ("1.0", "1.1"):
             raise _Stop(Refusal("malformed", f"HTTP/{version} is not spoken here"))
@@ -459,7 +458,7 @@ class ClientConnection(asyncio.Protocol):
         before, self._unsent = self._unsent, self._transport.get_write_buffer_size() if self._transport else 0
         return 0 < self._unsent <= before - PROGRESS
 
-    def _refuse(self, refusal: Refusal, status: int = 0) -> None:
+    def _refuse(self, refusal: Refusal, status: int = 0, allow: bytes = b"") -> None:
         """Answer what is not even a request, and close; an answer that is being written is broken off instead."""
         if self._task is not None:
             self._task.cancel()
@@ -467,7 +466,7 @@ class ClientConnection(asyncio.Protocol):
             return
         self._waiting.clear()
         self._listener.refused(refusal, self._peer, status)
-        self.write(answer.whole(*answer.refused(refusal, "-", status=status), keep_alive=False))
+        self.write(answer.whole(*answer.refused(refusal, "-", status=status, allow=allow), keep_alive=False))
         self.close()
 
 
@@ -483,7 +482,8 @@ def _path_and_query(target: str) -> tuple[str, str]:
 class _Stop(Exception):
     """Raised inside a parser's callback: this request is refused."""
 
-    def __init__(self, refusal: Refusal, status: int = 0) -> None:
+    def __init__(self, refusal: Refusal, status: int = 0, allow: bytes = b"") -> None:
         super().__init__(refusal.code)
         self.refusal = refusal
         self.status = status
+        self.allow = allow

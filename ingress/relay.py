@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from urllib.parse import unquote
 
 import structlog
 
@@ -19,7 +20,7 @@ from ingress.http import Exchange
 from ingress.limits import Limits
 from ingress.membership import Nodes
 from ingress.metrics import Metrics
-from ingress.request import Kind, Request
+from ingress.request import OWN_METHODS, Kind, Request, allowed
 from ingress.settings import IngressSettings
 from ingress.stream import RETRY, EventStream
 from ingress.trust import Trust
@@ -172,10 +173,11 @@ class Relay:
         """/livez, /readyz, /metrics, /version: ready when there is a node to send anything to."""
         live = self._nodes.live
         self._health.set("nodes", None if live else "no stream node is live")
-        found = self._health.answer(request.path)
-        if found is None or request.method not in ("GET", "HEAD"):
+        if request.method not in OWN_METHODS:
             self._refuse(request, client, Refusal("method_not_allowed", "GET it"), facts)
             return
+        found = self._health.answer(unquote(request.path))
+        assert found is not None, "one of OWN_PATHS"
         status, kind, body = found
         facts["status"] = status
         fields: list[Field] = [(b"content-type", kind.encode()), (b"cache-control", b"no-store")]
@@ -191,7 +193,8 @@ class Relay:
             event = answer.closed_event(refusal.code, refusal.message, refusal.retry_after or RETRY)
             status, fields, body = 200, [*answer.EVENT_STREAM, (REQUEST_ID, request.id.encode())], event
         else:
-            status, fields, body = answer.refused(refusal, request.id)
+            allow = allowed(request.path) if refusal.code == "method_not_allowed" else b""
+            status, fields, body = answer.refused(refusal, request.id, allow=allow)
         facts["status"] = status
         fields = [*fields, *request.accepted, *self._cors(request)]
         client.write(

@@ -18,6 +18,9 @@ _LOGIN_COOKIE, _SESSION_COOKIE = LOGIN_COOKIE.encode(), SESSION_COOKIE.encode()
 _BEARER = b"bearer."
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}\Z")
 OWN_PATHS = frozenset({"/livez", "/readyz", "/metrics", "/version"})
+OWN_METHODS = ("GET", "HEAD")
+METHODS = (*OWN_METHODS, "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+"""What is passed on. Which of them a path takes its node knows."""
 
 
 class Kind(Enum):
@@ -141,6 +144,11 @@ class Request:
             if found == name:
                 return text
         return b""
+
+
+def allowed(path: str) -> bytes:
+    """What `Allow` says of a path, where a method is refused here."""
+    return ", ".join(OWN_METHODS if unquote(path) in OWN_PATHS else METHODS).encode()
 
 
 def with_query(path: str, query: str, **changes: str | None) -> str:
