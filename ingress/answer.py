@@ -55,7 +55,11 @@ def refused(
 
     `allow`: the methods that would not have been refused.
     """
-    fields: list[Field] = [(b"content-type", b"application/json"), (REQUEST_ID, request_id.encode())]
+    fields: list[Field] = [
+        (b"content-type", b"application/json"),
+        (b"cache-control", b"no-store"),
+        (REQUEST_ID, request_id.encode()),
+    ]
     if (wait := refusal.retry_after_header) is not None:
         fields.append((b"retry-after", wait.encode()))
     if allow:

@@ -89,6 +89,7 @@ async def test_what_is_not_http_is_malformed_and_nothing_is_forwarded(node: Make
     answer = await raw.answer()
     assert (answer.status, answer.error["code"]) == (400, "malformed")
     assert answer.error["request_id"]
+    assert answer.headers["cache-control"] == "no-store"
     assert a.seen == []
 
 

@@ -193,6 +193,7 @@ async def test_without_a_node_a_request_is_503(ingress: Make) -> None:
     answer = await raw.answer()
     assert (answer.status, answer.error["code"], answer.headers["retry-after"]) == (503, "unavailable", "1")
     assert "127.0.0.1" not in answer.error["message"]
+    assert answer.headers["cache-control"] == "no-store"
 
 
 async def test_own_refusals_can_be_read_by_an_allowed_origin(ingress: Make) -> None:
