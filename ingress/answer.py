@@ -12,10 +12,12 @@ from http import HTTPStatus
 from typing import Any
 
 from broker.bus.errors import Refusal
-from ingress.headers import REQUEST_ID, Field
+from ingress.headers import REQUEST_ID, Field, value
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 LAST_CHUNK = b"0\r\n\r\n"
+
+EXPOSED = b"Retry-After, x-okome-session, x-okome-generation, x-request-id"
 
 EVENT_STREAM: list[Field] = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -65,6 +67,19 @@ def refused(
     if allow:
         fields.append((b"allow", allow))
     return status or refusal.status, fields, json.dumps(refusal.answer(request_id), separators=(",", ":")).encode()
+
+
+def readable(fields: Sequence[Field], origins: frozenset[str]) -> list[Field]:
+    """CORS: so that a page of an allowed origin can read what is answered here to a request with these fields."""
+    origin = value(fields, b"origin")
+    if not origin or origin.decode("latin-1").rstrip("/") not in origins:
+        return []
+    return [
+        (b"access-control-allow-origin", origin),
+        (b"access-control-allow-credentials", b"true"),
+        (b"access-control-expose-headers", EXPOSED),
+        (b"vary", b"Origin"),
+    ]
 
 
 def closed_event(code: str, message: str, retry_after: float | None = None) -> bytes:

@@ -466,7 +466,9 @@ class ClientConnection(asyncio.Protocol):
             return
         self._waiting.clear()
         self._listener.refused(refusal, self._peer, status)
-        self.write(answer.whole(*answer.refused(refusal, "-", status=status, allow=allow), keep_alive=False))
+        status, fields, body = answer.refused(refusal, "-", status=status, allow=allow)
+        fields += answer.readable(self._fields, self._settings.origins)
+        self.write(answer.whole(status, fields, body, keep_alive=False))
         self.close()
 
 
