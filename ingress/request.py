@@ -114,8 +114,9 @@ class Request:
         return replace(self, target=with_query(self.path, self.query, wait=str(left)))
 
     def ensure_idempotency_key(self) -> None:
-        """A POST that brings no key gets one, so that it can be repeated on another node."""
+        """A POST that brings no key, or an empty one, gets one, so that it can be repeated on another node."""
         if self.method == "POST" and not value(self.headers, b"idempotency-key"):
+            self.headers = [field for field in self.headers if field[0] != b"idempotency-key"]
             self.headers.append((b"idempotency-key", b"i-" + random_id(24).encode()))
 
     @property
