@@ -53,7 +53,7 @@ def whole(status: int, fields: Sequence[Field], body: bytes, *, keep_alive: bool
 def refused(
     refusal: Refusal, request_id: str, *, status: int = 0, allow: bytes = b""
 ) -> tuple[int, list[Field], bytes]:
-    """(status, fields, body) of a refusal; `status` where HTTP has a better one than the code's own (408, 431).
+    """(status, fields, body) of a refusal; `status` where HTTP has a better one than the code's own (408, 426, 431).
 
     `allow`: the methods that would not have been refused.
     """
