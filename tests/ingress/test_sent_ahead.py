@@ -10,7 +10,7 @@ import pytest
 
 from ingress import answer
 from ingress.client import AHEAD, PIECE
-from tests.ingress.conftest import Ingress, Raw
+from tests.ingress.conftest import DEADLINE, Ingress, Raw
 from tests.ingress.fake_node import SID, Log, Seen
 
 Make = Callable[..., Any]
@@ -132,13 +132,13 @@ async def test_what_is_sent_during_a_stream_is_not_heard_and_ends_the_connection
     relay = await ingress(a)
     raw = await Raw.open(relay.port)
     raw.send(EVENTS)
-    await raw.reader.readuntil(b"event: caught_up\n")
-    raw.send(NEXT)
-    (connection,) = relay.listener._connections
-    await relay.settled(lambda: connection._deaf)
-    heard_at_once(relay, NEXT, monkeypatch)
-    log.add("done")
-    await raw.reader.readuntil(b"event: done\n")
-    await raw.reader.readuntil(answer.LAST_CHUNK)
+    async with asyncio.timeout(DEADLINE):
+        await raw.reader.readuntil(b"event: caught_up\n")
+        raw.send(NEXT)
+        (connection,) = relay.listener._connections
+        await relay.settled(lambda: connection._deaf)
+        heard_at_once(relay, NEXT, monkeypatch)
+        log.add("done")
+        await raw.reader.readuntil(answer.LAST_CHUNK)
     assert await raw.closed()
     assert not [seen for seen in a.seen if seen.target == "/next"]
