@@ -12,10 +12,12 @@ from http import HTTPStatus
 from typing import Any
 
 from broker.bus.errors import Refusal
-from ingress.headers import REQUEST_ID, Field
+from ingress.headers import REQUEST_ID, Field, value
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 LAST_CHUNK = b"0\r\n\r\n"
+
+EXPOSED = b"Retry-After, x-okome-session, x-okome-generation, x-request-id"
 
 EVENT_STREAM: list[Field] = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -48,12 +50,36 @@ def whole(status: int, fields: Sequence[Field], body: bytes, *, keep_alive: bool
     return head(status, [*fields, *framing]) + (b"" if bodiless else body)
 
 
-def refused(refusal: Refusal, request_id: str, *, status: int = 0) -> tuple[int, list[Field], bytes]:
-    """(status, fields, body) of a refusal; `status` where HTTP has a better one than the code's own (408, 431)."""
-    fields: list[Field] = [(b"content-type", b"application/json"), (REQUEST_ID, request_id.encode())]
+def refused(
+    refusal: Refusal, request_id: str, *, status: int = 0, allow: bytes = b""
+) -> tuple[int, list[Field], bytes]:
+    """(status, fields, body) of a refusal; `status` where HTTP has a better one than the code's own (408, 426, 431).
+
+    `allow`: the methods that would not have been refused.
+    """
+    fields: list[Field] = [
+        (b"content-type", b"application/json"),
+        (b"cache-control", b"no-store"),
+        (REQUEST_ID, request_id.encode()),
+    ]
     if (wait := refusal.retry_after_header) is not None:
         fields.append((b"retry-after", wait.encode()))
+    if allow:
+        fields.append((b"allow", allow))
     return status or refusal.status, fields, json.dumps(refusal.answer(request_id), separators=(",", ":")).encode()
+
+
+def readable(fields: Sequence[Field], origins: frozenset[str]) -> list[Field]:
+    """CORS: so that a page of an allowed origin can read what is answered here to a request with these fields."""
+    origin = value(fields, b"origin")
+    if not origin or origin.decode("latin-1").rstrip("/") not in origins:
+        return []
+    return [
+        (b"access-control-allow-origin", origin),
+        (b"access-control-allow-credentials", b"true"),
+        (b"access-control-expose-headers", EXPOSED),
+        (b"vary", b"Origin"),
+    ]
 
 
 def closed_event(code: str, message: str, retry_after: float | None = None) -> bytes:

@@ -1,7 +1,7 @@
 """One connection of a client: bytes to requests, one at a time, and what is written back. Raw asyncio and httptools.
 
 Knows the limits of a request (head, count of fields, body, time) and nothing of where it goes. One request is handled
-at a time; what a client sends ahead is parsed and waits, and beyond a few it is not read.
+at a time; what a client sends ahead is parsed and waits, and beyond a few it is neither parsed nor read.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import httptools
 from broker.bus.errors import Refusal
 from ingress import answer
 from ingress.headers import Field, client_of, is_forwarded, is_loopback, tokens, value
-from ingress.request import Request
+from ingress.request import METHODS, Request, allowed
 
 if TYPE_CHECKING:
     from ingress.listener import Listener
@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 SEND_BUFFER = 128 * 1024
 """Kernel's bytes per client: what a client does not read must show here, not in megabytes of kernel memory."""
 AHEAD = 8
-"""Requests that a client may send before the answer to the first one."""
+"""Requests that a client may send before the answer to the first one; what comes behind them is parsed later."""
+PIECE = 2048
+"""Bytes that are parsed at once: what they hold of requests may wait besides."""
 TO_SKIP = 256 * 1024
 """Bytes of a refused body that are read and thrown away, so that the client sees the answer and not a reset."""
 LINGER = 5.0
@@ -38,7 +40,6 @@ PROGRESS = 4 * 1024
 _ONCE = frozenset(
     {b"host", b"authorization", b"origin", b"content-type", b"last-event-id", b"idempotency-key", b"cookie"}
 )
-_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 
 class Phase(Enum):
@@ -93,6 +94,7 @@ class ClientConnection(asyncio.Protocol):
         self._skipped = 0
         self._unsent = 0  # bytes, once it is closing
         self._half_closed = False
+        self._unparsed = b""  # sent ahead, beyond enough; while there is any, nothing is read
         self._deaf = False  # what still comes is not for us: this connection ends with the present answer
 
     # -- what handlers use -------------------------------------------------------------------------------------------
@@ -127,6 +129,11 @@ class ClientConnection(asyncio.Protocol):
             with contextlib.suppress(OSError):  # a wish, not a condition
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+
+    def stream_over(self) -> None:
+        """Its last byte is written. The client may have seen that before the handler is done: what comes now waits."""
+        self._streaming = False
+        self._pause_for_waiting()
 
     def upgrade(self, sink: RawSink) -> None:
         """From now on bytes go to `sink`."""
@@ -191,13 +198,13 @@ class ClientConnection(asyncio.Protocol):
         if self._streaming or self._deaf:
             self._deaf = True
             return
-        self._read += len(data)
+        self._unparsed += data
         try:
-            self._parse(data)
+            self._parse()
         except httptools.HttpParserCallbackError as error:
             cause = error.__context__
             if isinstance(cause, _Stop):
-                self._refuse(cause.refusal, cause.status)
+                self._refuse(cause.refusal, cause.status, cause.allow)
                 return
             raise
         except httptools.HttpParserError:
@@ -210,25 +217,28 @@ class ClientConnection(asyncio.Protocol):
         else:
             self._next()
 
-    def _parse(self, data: bytes) -> None:
-        """Raises HttpParserError."""
-        while True:
+    def _parse(self) -> None:
+        """Until enough requests wait. Raises HttpParserError."""
+        rest = memoryview(self._unparsed)
+        self._unparsed = b""
+        while rest and len(self._waiting) < AHEAD:
+            piece, rest = rest[:PIECE], rest[PIECE:]
+            self._read += len(piece)
             try:
-                self._parser.feed_data(data)
+                self._parser.feed_data(piece)
             except httptools.HttpParserUpgrade as upgrade:
-                rest = data[upgrade.args[0] :]
+                behind = bytes(piece[upgrade.args[0] :]) + bytes(rest)
                 request = self._waiting[-1]
                 if request.upgrade:
                     self._deaf = True
-                    request.rest = rest
+                    request.rest = behind
                     return
                 # To what is not spoken here, such as h2c. It is a request like any other then, and may have a body,
                 # which the parser takes for the other protocol's.
                 self._waiting.pop()
                 self._parser = httptools.HttpRequestParser(self)
-                data = self._head_without_upgrade(request) + rest
-            else:
-                return
+                rest = memoryview(self._head_without_upgrade(request) + behind)
+        self._unparsed = bytes(rest)
 
     def _head_without_upgrade(self, request: Request) -> bytes:
         version = b"1.1" if request.chunked_ok else b"1.0"
@@ -252,6 +262,7 @@ class ClientConnection(asyncio.Protocol):
         self._listener.lost(self)
         self.phase = Phase.CLOSING
         self._waiting.clear()
+        self._unparsed = b""
         self.gone.set()
         self._writable.set()
         if self._raw is not None:
@@ -318,8 +329,6 @@ class ClientConnection(asyncio.Protocol):
         self._body += data
 
     def on_message_complete(self) -> None:
-        if len(self._waiting) >= AHEAD:
-            raise _Stop(Refusal("overloaded", "too many requests sent ahead", retry_after=1))
         self._parsing = Phase.IDLE
         self._read = 0
         self._waiting.append(self._request())
@@ -332,13 +341,13 @@ class ClientConnection(asyncio.Protocol):
 
     def _request(self) -> Request:
         method = self._parser.get_method().decode("latin-1")
-        if method not in _METHODS:
-            raise _Stop(Refusal("method_not_allowed", f"{method} is not known here"))
         try:
             target = self._url.decode("ascii")
             path, query = _path_and_query(target)
         except ValueError as error:
             raise _Stop(Refusal("malformed", "the request target is not a URL", param="target")) from error
+        if method not in METHODS:
+            raise _Stop(Refusal("method_not_allowed", f"{method} is not known here"), allow=allowed(path))
         version = self._parser.get_http_version()
         if version not in ("1.0", "1.1"):
             raise _Stop(Refusal("malformed", f"HTTP/{version} is not spoken here"))
@@ -372,16 +381,20 @@ class ClientConnection(asyncio.Protocol):
 
     def _next(self) -> None:
         """Begin the next request, if the one before is answered and the client takes the answer."""
-        if self._task is not None or self.congested:
-            if self._waiting:
-                self.pause_reading()
-                if self._task is None:
-                    self.phase = Phase.IDLE
-                    self.deadline = self._loop.time() + self._settings.idle_timeout
-            return
-        if not self._waiting:
-            return
-        request = self._waiting.popleft()
+        if self._task is None and self._waiting:
+            if self.congested:
+                self.phase = Phase.IDLE
+                self.deadline = self._loop.time() + self._settings.idle_timeout
+            else:
+                self._begin(self._waiting.popleft())
+        self._pause_for_waiting()
+
+    def _pause_for_waiting(self) -> None:
+        """Read no more while requests wait. That a client has said all is then heard behind their answers."""
+        if self._waiting or self._unparsed:
+            self.pause_reading()
+
+    def _begin(self, request: Request) -> None:
         self.phase = Phase.BUSY
         self.deadline = float("inf")
         if self._listener.draining or self._half_closed or self._deaf:
@@ -412,8 +425,11 @@ class ClientConnection(asyncio.Protocol):
         self._go_on()
 
     def _go_on(self) -> None:
-        self._next()
-        if not self._waiting:
+        if self._unparsed and not self._waiting:
+            self.data_received(b"")
+        else:
+            self._next()
+        if not self._waiting and not self._unparsed:
             self.resume_reading()
             if self.phase is Phase.BODY:  # its head came before the answer to the one before was over
                 self._tell_to_go_on()
@@ -442,7 +458,7 @@ class ClientConnection(asyncio.Protocol):
         before, self._unsent = self._unsent, self._transport.get_write_buffer_size() if self._transport else 0
         return 0 < self._unsent <= before - PROGRESS
 
-    def _refuse(self, refusal: Refusal, status: int = 0) -> None:
+    def _refuse(self, refusal: Refusal, status: int = 0, allow: bytes = b"") -> None:
         """Answer what is not even a request, and close; an answer that is being written is broken off instead."""
         if self._task is not None:
             self._task.cancel()
@@ -450,7 +466,9 @@ class ClientConnection(asyncio.Protocol):
             return
         self._waiting.clear()
         self._listener.refused(refusal, self._peer, status)
-        self.write(answer.whole(*answer.refused(refusal, "-", status=status), keep_alive=False))
+        status, fields, body = answer.refused(refusal, "-", status=status, allow=allow)
+        fields += answer.readable(self._fields, self._settings.origins)
+        self.write(answer.whole(status, fields, body, keep_alive=False))
         self.close()
 
 
@@ -466,7 +484,8 @@ def _path_and_query(target: str) -> tuple[str, str]:
 class _Stop(Exception):
     """Raised inside a parser's callback: this request is refused."""
 
-    def __init__(self, refusal: Refusal, status: int = 0) -> None:
+    def __init__(self, refusal: Refusal, status: int = 0, allow: bytes = b"") -> None:
         super().__init__(refusal.code)
         self.refusal = refusal
         self.status = status
+        self.allow = allow

@@ -171,6 +171,8 @@ class _Out:
             self._start(length, bodiless=length is None)
         elif self._chunked:
             self._client.write(answer.LAST_CHUNK)
+        if self._leg.is_event_stream:
+            self._client.stream_over()
 
     def _start(self, length: int | None, *, bodiless: bool = False) -> None:
         self.started = True

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from urllib.parse import unquote
 
 import structlog
 
@@ -14,16 +15,16 @@ from broker.bus.errors import Refusal
 from broker.bus.health import Health
 from ingress import answer
 from ingress.client import ClientConnection
-from ingress.headers import REQUEST_ID, Field, value
+from ingress.headers import REQUEST_ID, Field
 from ingress.http import Exchange
 from ingress.limits import Limits
 from ingress.membership import Nodes
 from ingress.metrics import Metrics
-from ingress.request import Kind, Request
+from ingress.request import OWN_METHODS, Kind, Request, allowed
 from ingress.settings import IngressSettings
 from ingress.stream import RETRY, EventStream
 from ingress.trust import Trust
-from ingress.websocket import SocketStream
+from ingress.websocket import VERSION, OtherVersion, SocketStream
 
 log = structlog.get_logger("ingress.access")
 
@@ -47,7 +48,7 @@ class Relay:
         self._limits = limits
         self._metrics = metrics
         self._health = health
-        self._origins = frozenset(part.strip().rstrip("/") for part in settings.cors_origins.split(",") if part.strip())
+        self._origins = settings.origins
         self._streams: set[EventStream | SocketStream] = set()
         self._draining = False
 
@@ -172,40 +173,36 @@ class Relay:
         """/livez, /readyz, /metrics, /version: ready when there is a node to send anything to."""
         live = self._nodes.live
         self._health.set("nodes", None if live else "no stream node is live")
-        found = self._health.answer(request.path)
-        if found is None or request.method not in ("GET", "HEAD"):
+        if request.method not in OWN_METHODS:
             self._refuse(request, client, Refusal("method_not_allowed", "GET it"), facts)
             return
+        found = self._health.answer(unquote(request.path))
+        assert found is not None, "one of OWN_PATHS"
         status, kind, body = found
         facts["status"] = status
         fields: list[Field] = [(b"content-type", kind.encode()), (b"cache-control", b"no-store")]
-        client.write(
-            answer.whole(status, fields, body, keep_alive=request.keep_alive, bodiless=request.method == "HEAD")
-        )
+        self._answer(request, client, status, fields, body)
 
-    # -- saying no -----------------------------------------------------------------------------------------------------
+    # -- what is answered here -----------------------------------------------------------------------------------------
 
     def _refuse(self, request: Request, client: ClientConnection, refusal: Refusal, facts: dict[str, object]) -> None:
         """A status with api.md's error; for an event stream that may come back: 200, `retry:`, `closed`."""
         if request.kind is Kind.EVENTS and refusal.status in (429, 503):
             event = answer.closed_event(refusal.code, refusal.message, refusal.retry_after or RETRY)
             status, fields, body = 200, [*answer.EVENT_STREAM, (REQUEST_ID, request.id.encode())], event
+        elif isinstance(refusal, OtherVersion):
+            status, fields, body = answer.refused(refusal, request.id, status=426)
+            fields += [(b"sec-websocket-version", VERSION), (b"upgrade", b"websocket"), (b"connection", b"upgrade")]
         else:
-            status, fields, body = answer.refused(refusal, request.id)
+            allow = allowed(request.path) if refusal.code == "method_not_allowed" else b""
+            status, fields, body = answer.refused(refusal, request.id, allow=allow)
         facts["status"] = status
-        fields = [*fields, *request.accepted, *self._cors(request)]
+        self._answer(request, client, status, [*fields, *request.accepted], body)
+
+    def _answer(
+        self, request: Request, client: ClientConnection, status: int, fields: list[Field], body: bytes
+    ) -> None:
+        fields = [*fields, *answer.readable(request.headers, self._origins)]
         client.write(
             answer.whole(status, fields, body, keep_alive=request.keep_alive, bodiless=request.method == "HEAD")
         )
-
-    def _cors(self, request: Request) -> list[Field]:
-        """So that a page of an allowed origin can read why it was refused here."""
-        origin = value(request.headers, b"origin")
-        if not origin or origin.decode("latin-1").rstrip("/") not in self._origins:
-            return []
-        return [
-            (b"access-control-allow-origin", origin),
-            (b"access-control-allow-credentials", b"true"),
-            (b"access-control-expose-headers", b"Retry-After, X-Request-Id"),
-            (b"vary", b"Origin"),
-        ]

@@ -18,6 +18,9 @@ _LOGIN_COOKIE, _SESSION_COOKIE = LOGIN_COOKIE.encode(), SESSION_COOKIE.encode()
 _BEARER = b"bearer."
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}\Z")
 OWN_PATHS = frozenset({"/livez", "/readyz", "/metrics", "/version"})
+OWN_METHODS = ("GET", "HEAD")
+METHODS = (*OWN_METHODS, "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+"""What is passed on. Which of them a path takes its node knows."""
 
 
 class Kind(Enum):
@@ -111,8 +114,9 @@ class Request:
         return replace(self, target=with_query(self.path, self.query, wait=str(left)))
 
     def ensure_idempotency_key(self) -> None:
-        """A POST that brings no key gets one, so that it can be repeated on another node."""
+        """A POST that brings no key, or an empty one, gets one, so that it can be repeated on another node."""
         if self.method == "POST" and not value(self.headers, b"idempotency-key"):
+            self.headers = [field for field in self.headers if field[0] != b"idempotency-key"]
             self.headers.append((b"idempotency-key", b"i-" + random_id(24).encode()))
 
     @property
@@ -141,6 +145,11 @@ class Request:
             if found == name:
                 return text
         return b""
+
+
+def allowed(path: str) -> bytes:
+    """What `Allow` says of a path, where a method is refused here."""
+    return ", ".join(OWN_METHODS if unquote(path) in OWN_PATHS else METHODS).encode()
 
 
 def with_query(path: str, query: str, **changes: str | None) -> str:

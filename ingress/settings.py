@@ -59,6 +59,10 @@ class IngressSettings(RoleSettings):
     session_limit: str = Field("600/minute", description="requests per session; empty: no limit")
     ip_limit: str = Field("24000/minute", description="requests per client address; empty: no limit")
 
+    @property
+    def origins(self) -> frozenset[str]:
+        return frozenset(part.strip().rstrip("/") for part in self.cors_origins.split(",") if part.strip())
+
     @field_validator("key_limit", "session_limit", "ip_limit")
     @classmethod
     def _is_rate(cls, text: str) -> str:

@@ -170,13 +170,16 @@ class EventStream:
         """
         request = self._leg_request()
         while True:
+            timeout = max(0.05, deadline - self._loop.time())
+            if request.method == "POST":  # the node itself waits for OKOME as long, and then says what is wrong
+                timeout = self._settings.response_timeout
             try:
                 leg = await reach(
                     self._nodes,
                     request.partition,
                     lambda member: payload(request, self._trust, member, extra=self._extra()),
                     deadline=deadline,
-                    timeout=max(0.05, deadline - self._loop.time()),
+                    timeout=timeout,
                     repeatable=request.repeatable,
                     shared=request.method == "GET" and not request.body,
                     excluding=tried,
@@ -393,6 +396,7 @@ class EventStream:
             self._client.write(self._frame(last))
         if self._request.chunked_ok:
             self._client.write(answer.LAST_CHUNK)
+        self._client.stream_over()
 
 
 def _plain(data: bytes) -> bytes:

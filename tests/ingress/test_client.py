@@ -89,6 +89,7 @@ async def test_what_is_not_http_is_malformed_and_nothing_is_forwarded(node: Make
     answer = await raw.answer()
     assert (answer.status, answer.error["code"]) == (400, "malformed")
     assert answer.error["request_id"]
+    assert answer.headers["cache-control"] == "no-store"
     assert a.seen == []
 
 
@@ -114,14 +115,6 @@ async def test_an_idle_connection_is_closed(ingress: Make) -> None:
     raw.send(b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n")
     assert (await raw.answer()).status == 200
     assert await raw.closed()
-
-
-async def test_requests_sent_ahead_are_answered_in_order(node: Make, ingress: Make) -> None:
-    a = await node("node-a")
-    relay = await ingress(a)
-    raw = await Raw.open(relay.port)
-    raw.send(b"".join(b"GET /p%d HTTP/1.1\r\nhost: x\r\n\r\n" % index for index in range(5)))
-    assert [(await raw.answer()).json["path"] for _ in range(5)] == [f"/p{index}" for index in range(5)]
 
 
 async def test_a_request_cut_into_bytes_is_one_request(node: Make, ingress: Make) -> None:
@@ -305,7 +298,7 @@ async def test_a_path_is_a_path_however_it_is_written(node: Make, ingress: Make,
     assert "served_by" in client.names
     own = await Raw.open(relay.port)
     own.send(b"GET /%6detrics HTTP/1.1\r\nhost: x\r\n\r\n")
-    assert (await own.answer()).status in (200, 405)
+    assert (await own.answer()).status == 200
     assert len(a.seen) == 2, "the node's own figures are not shown"
 
 
@@ -347,3 +340,22 @@ async def test_own_paths_tell_of_the_ingress(node: Make, ingress: Make) -> None:
     relay.relay.drain()
     raw.send(b"GET /readyz HTTP/1.1\r\nhost: x\r\n\r\n")
     assert (await raw.answer()).status == 503, "draining"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allow"),
+    [
+        ("POST", "/livez", "GET, HEAD"),
+        ("DELETE", "/%6detrics", "GET, HEAD"),
+        ("TRACE", "/readyz", "GET, HEAD"),
+        ("TRACE", "/v1/models", "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"),
+    ],
+)
+async def test_a_method_that_is_refused_here_is_told_which_are_not(
+    ingress: Make, method: str, path: str, allow: str
+) -> None:
+    relay = await ingress()
+    raw = await Raw.open(relay.port)
+    raw.send(f"{method} {path} HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\n\r\n".encode())
+    answer = await raw.answer()
+    assert (answer.status, answer.error["code"], answer.headers["allow"]) == (405, "method_not_allowed", allow)

@@ -86,6 +86,17 @@ def test_who_asks_is_counted_by_what_they_show() -> None:
     assert shown((b"cookie", b"a=b")) == shown() == []
 
 
+def test_an_empty_key_is_replaced() -> None:
+    """Beside another one it would be the one that a node reads, and a repeat would be another request."""
+    for key, kept in ((b"", False), (b"mine", True)):
+        request = Request("POST", "/v1/sessions", "/v1/sessions", "", [(b"idempotency-key", key), (b"host", b"x")])
+        request.ensure_idempotency_key()
+        (sent,) = [text for name, text in request.headers if name == b"idempotency-key"]
+        assert sent
+        assert (sent == key) is kept
+        assert request.repeatable
+
+
 def test_parameters_are_set_and_taken_out() -> None:
     assert with_query("/p", "a=1&after=x&ticket=t", after="i-1", ticket=None) == "/p?a=1&after=i-1"
     assert with_query("/p", "ticket=t", ticket=None) == "/p"

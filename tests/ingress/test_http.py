@@ -193,12 +193,30 @@ async def test_without_a_node_a_request_is_503(ingress: Make) -> None:
     answer = await raw.answer()
     assert (answer.status, answer.error["code"], answer.headers["retry-after"]) == (503, "unavailable", "1")
     assert "127.0.0.1" not in answer.error["message"]
+    assert answer.headers["cache-control"] == "no-store"
 
 
-async def test_own_refusals_can_be_read_by_an_allowed_origin(ingress: Make) -> None:
-    relay = await ingress(leg_timeout=0.2, cors_origins="https://app.example")
-    raw = await Raw.open(relay.port)
-    raw.send(post("/v1/sessions", extra=b"origin: https://app.example\r\n"))
-    assert (await raw.answer()).headers["access-control-allow-origin"] == "https://app.example"
-    raw.send(post("/v1/sessions", extra=b"origin: https://evil.example\r\n"))
-    assert "access-control-allow-origin" not in (await raw.answer()).headers
+@pytest.mark.parametrize(
+    ("asked", "status"),
+    [
+        (b"GET /livez HTTP/1.1\r\nhost: x\r\n%b\r\n", 200),
+        (b"GET /version HTTP/1.1\r\nhost: x\r\n%b\r\n", 200),
+        (b"POST /livez HTTP/1.1\r\nhost: x\r\n%bcontent-length: 0\r\n\r\n", 405),
+        (b"POST /v1/sessions HTTP/1.1\r\nhost: x\r\n%bcontent-length: 0\r\n\r\n", 503),
+        (b"GET /v1/models HTTP/1.1\r\nhost: x\r\n%bhost: y\r\n\r\n", 400),
+        (b"POST /v1/sessions HTTP/1.1\r\nhost: x\r\n%bcontent-length: 9\r\n\r\n{", 408),
+        (b"POST /v1/sessions HTTP/1.1\r\nhost: x\r\n%bcontent-length: 9999999\r\n\r\n", 413),
+        (b"GET /v1/models HTTP/1.1\r\nhost: x\r\n%bx-long: " + b"y" * 40_000 + b"\r\n\r\n", 431),
+    ],
+)
+async def test_own_answers_can_be_read_by_an_allowed_origin_and_no_other(
+    ingress: Make, asked: bytes, status: int
+) -> None:
+    relay = await ingress(leg_timeout=0.2, body_timeout=0.2, cors_origins="https://app.example")
+    for origin, may in (("https://app.example", True), ("https://evil.example", False)):
+        raw = await Raw.open(relay.port)
+        raw.send(asked.replace(b"%b", f"origin: {origin}\r\n".encode()))
+        answer = await raw.answer()
+        assert (answer.status, answer.headers.get("access-control-allow-origin") == origin) == (status, may)
+        told = answer.headers.get("access-control-expose-headers", "")
+        assert told == may * "Retry-After, x-okome-session, x-okome-generation, x-request-id"

@@ -349,6 +349,17 @@ async def test_a_refusal_of_a_post_that_wants_events_is_passed_on_at_once(node: 
     assert sum(len(each.seen) for each in nodes) == 1
 
 
+async def test_a_node_that_takes_its_time_to_refuse_such_a_post_is_heard_out(node: Make, ingress: Make) -> None:
+    def late(request: Any, writer: asyncio.StreamWriter) -> bytes:
+        asyncio.get_running_loop().call_later(0.5, writer.write, failing(request, writer))
+        return b""
+
+    path = f"/v1/sessions/{SID}/generations"
+    relay = await ingress(await node("node-a", answers={path: late}), leg_timeout=0.2)
+    client = await EventClient.open(relay.port, method="POST", path=path, accept="text/event-stream")
+    assert (client.status, client.headers["retry-after"]) == (503, "7")
+
+
 @pytest.mark.parametrize("well", [False, True])
 async def test_a_stream_that_a_node_fails_to_open_is_opened_by_another_if_that_can(
     node: Make, ingress: Make, log: Log, well: bool

@@ -209,7 +209,6 @@ async def test_a_client_that_is_gone_before_its_first_leg_leaves_none_behind(
     [
         b"sec-websocket-version: 13\r\n",
         b"sec-websocket-key: short\r\nsec-websocket-version: 13\r\n",
-        b"sec-websocket-key: MDEyMzQ1Njc4OWFiY2RlZg==\r\nsec-websocket-version: 8\r\n",
     ],
 )
 async def test_a_bad_upgrade_is_malformed(node: Make, ingress: Make, fields: bytes) -> None:
@@ -222,6 +221,21 @@ async def test_a_bad_upgrade_is_malformed(node: Make, ingress: Make, fields: byt
     )
     answer = await raw.answer()
     assert (answer.status, answer.error["code"]) == (400, "malformed")
+    assert a.seen == []
+
+
+@pytest.mark.parametrize("version", [b"", b"sec-websocket-version: 8\r\n"])
+async def test_another_version_of_the_protocol_is_told_which_is_spoken(
+    node: Make, ingress: Make, version: bytes
+) -> None:
+    a = await node("node-a")
+    relay = await ingress(a)
+    raw = await Raw.open(relay.port)
+    raw.send(UPGRADE.replace(b"sec-websocket-version: 13\r\n", version))
+    answer = await raw.answer()
+    assert (answer.status, answer.error["code"], answer.error["param"]) == (426, "malformed", "sec-websocket-version")
+    assert (answer.headers["sec-websocket-version"], answer.headers["upgrade"]) == ("13", "websocket")
+    assert await raw.closed()
     assert a.seen == []
 
 

@@ -203,6 +203,7 @@ class BrowserModel:
     # -- as the relay asks of a client's connection ------------------------------------------------------------------
 
     def stream(self) -> None: ...
+    def stream_over(self) -> None: ...
 
     def write(self, data: bytes) -> None:
         if not data.startswith(b"HTTP/1.1 "):  # the head is one write of its own
