@@ -117,9 +117,12 @@ class Relay:
         self._metrics.refused.labels(refusal.code).inc()
         facts["code"] = refusal.code
         if request.kind is Kind.SOCKET and refusal.code == "rate_limited":
-            await self._socket(request, client, facts, refusal)
-        else:
-            self._refuse(request, client, refusal, facts)
+            try:
+                await self._socket(request, client, facts, refusal)
+                return
+            except Refusal as error:  # it is no upgrade either
+                refusal = error
+        self._refuse(request, client, refusal, facts)
 
     # -- kinds ---------------------------------------------------------------------------------------------------------
 

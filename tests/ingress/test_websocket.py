@@ -212,15 +212,17 @@ async def test_a_client_that_is_gone_before_its_first_leg_leaves_none_behind(
     ],
 )
 async def test_a_bad_upgrade_is_malformed(node: Make, ingress: Make, fields: bytes) -> None:
+    """The second time there have been too many as well."""
     a = await node("node-a")
-    relay = await ingress(a)
-    raw = await Raw.open(relay.port)
-    raw.send(
-        b"GET /v1/sessions/%b/ws HTTP/1.1\r\nhost: x\r\nupgrade: websocket\r\nconnection: upgrade\r\n%b\r\n"
-        % (SID.encode(), fields)
-    )
-    answer = await raw.answer()
-    assert (answer.status, answer.error["code"]) == (400, "malformed")
+    relay = await ingress(a, session_limit="1/day")
+    for _ in range(2):
+        raw = await Raw.open(relay.port)
+        raw.send(
+            b"GET /v1/sessions/%b/ws HTTP/1.1\r\nhost: x\r\nupgrade: websocket\r\nconnection: upgrade\r\n%b\r\n"
+            % (SID.encode(), fields)
+        )
+        answer = await raw.answer()
+        assert (answer.status, answer.error["code"]) == (400, "malformed")
     assert a.seen == []
 
 
