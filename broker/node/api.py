@@ -14,6 +14,7 @@ from typing import Any
 import structlog
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
+from starlette.routing import Match, Route
 
 from broker.bus import operations as ops
 from broker.bus.credentials import LOGIN_COOKIE, SESSION_COOKIE
@@ -88,8 +89,14 @@ def build(operations: Operations, access: Access, waiting: Waiting, tails: Tails
         return refuse(
             Refusal(code, f"no such thing here: {request.method} {request.url.path[:100]}"),
             request_id(caller_of(request)),
-            error.headers,  # `Allow`, of a 405
+            {"allow": methods(request)} if error.status_code == 405 else None,
         )
+
+    def methods(request: Request) -> str:
+        """Of all routes with this path; the framework names those of the first one."""
+        there = [route for route in app.routes if isinstance(route, Route)]
+        there = [route for route in there if route.matches(request.scope)[0] is not Match.NONE]
+        return ", ".join(sorted({method for route in there for method in route.methods or ()}))
 
     for kind in (Refusal, CredentialInvalid, BusError):
         app.add_exception_handler(kind, on_error)

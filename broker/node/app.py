@@ -77,10 +77,14 @@ class App:
                 return
             await self._websocket(stream[1], caller, receive, send)
             return
-        if found := self._health.answer(path):
-            await respond(send, *found, (CLOCK_HEADER.encode(), str(now_ms()).encode()))
-            return
         method: str = scope["method"]
+        if found := self._health.answer(path):
+            if method in ("GET", "HEAD"):
+                await respond(send, *found, (CLOCK_HEADER.encode(), str(now_ms()).encode()))
+            else:
+                refusal = Refusal("method_not_allowed", "GET it")
+                await refuse(refusal, request_id(caller), {"allow": "GET, HEAD"})(scope, receive, send)
+            return
         if self._page.has(path) and method in ("GET", "HEAD"):
             await self._page.serve(path, caller.headers.get("if-none-match", ""), send, head=method == "HEAD")
             return

@@ -162,6 +162,22 @@ async def test_every_wrong_address_and_credential_is_refused_and_nothing_is_writ
     assert await plane.written() == before
 
 
+async def test_what_a_405_allows_is_all_that_its_path_takes(node: RunningNode) -> None:
+    sid = (await node.session()).sid
+    for method, path, allowed in [
+        ("PUT", "/v1/sessions", "GET, POST"),
+        ("PUT", f"/v1/sessions/{sid}", "DELETE, GET, PATCH"),
+        ("GET", f"/v1/sessions/{sid}/generations", "POST"),
+        ("DELETE", f"/v1/sessions/{sid}/generations/gnone", "GET"),
+        ("POST", f"/v1/sessions/{sid}/events", "GET"),
+        ("POST", "/livez", "GET, HEAD"),
+    ]:
+        answer = await node.http.request(method, path)
+        assert (answer.status_code, error_of(answer)["code"]) == (405, "method_not_allowed"), (method, path)
+        assert answer.headers["allow"] == allowed, (method, path)
+    assert (await node.http.head("/livez")).status_code == 200
+
+
 async def knows(node: RunningNode, key: str) -> bool:
     answer = await node.http.get("/v1/models", headers={"authorization": f"Bearer {key}"})
     return answer.status_code == 200
