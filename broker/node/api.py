@@ -30,6 +30,8 @@ from broker.node.waiting import Waiting
 
 log = structlog.get_logger("node")
 
+NO_STORE = {"cache-control": "no-store"}  # errors and 204 are cacheable unless it is said (RFC 9110)
+
 
 def request_id(caller: Caller) -> str:
     """The client's own, if it is short and plain, else a new one."""
@@ -38,7 +40,7 @@ def request_id(caller: Caller) -> str:
 
 
 def refuse(refusal: Refusal, id: str, more: Mapping[str, str] | None = None) -> Response:
-    headers = {"x-request-id": id, **(more or {})}
+    headers = {**NO_STORE, "x-request-id": id, **(more or {})}
     if (wait := refusal.retry_after_header) is not None:
         headers["Retry-After"] = wait
     if refusal.status == 401:
@@ -201,7 +203,7 @@ def build(operations: Operations, access: Access, waiting: Waiting, tails: Tails
     @app.delete("/v1/sessions/{sid}")
     async def delete_session(request: Request, sid: str) -> Response:
         await operations.delete_session(who(request, sid, acts=True), sid)
-        return Response(status_code=204)
+        return Response(status_code=204, headers=NO_STORE)
 
     @app.get("/v1/sessions/{sid}/messages")
     async def messages(request: Request, sid: str) -> Response:
@@ -286,7 +288,7 @@ UNSUPPORTED = {
 
 
 def _json(data: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    return Response(json.dumps(data), status, {"cache-control": "no-store", **(headers or {})}, "application/json")
+    return Response(json.dumps(data), status, {**NO_STORE, **(headers or {})}, "application/json")
 
 
 def _session(record: Session) -> dict[str, Any]:

@@ -28,7 +28,7 @@ MESSAGES = [{"role": "user", "content": "hi"}]
 
 def error_of(answer: httpx.Response) -> dict[str, Any]:
     """The one shape of every error."""
-    assert answer.headers["content-type"] == "application/json"
+    assert (answer.headers["content-type"], answer.headers["cache-control"]) == ("application/json", "no-store")
     body: dict[str, Any] = answer.json()
     assert set(body) == {"error"}
     error: dict[str, Any] = body["error"]
@@ -472,7 +472,7 @@ async def test_a_deleted_session_is_gone_and_its_streams_end_within_a_second(pla
     async with plane.node.events(sid, headers=headers) as events:
         await events.until("caught_up")
         answer = await plane.http.delete(f"/v1/sessions/{sid}", headers=plane.key)
-        assert answer.status_code == 204
+        assert (answer.status_code, answer.headers["cache-control"]) == (204, "no-store")
         (closed,) = await events.rest(timeout=1)
         assert json.loads(closed["data"])["code"] == "token_revoked"
     await until(lambda: refused(plane, sid, headers), "the node has heard of the revocation, too")
