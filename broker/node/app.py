@@ -34,6 +34,7 @@ from broker.node.ws import CODES, WebSocketStream, chosen_protocol
 log = structlog.get_logger("node")
 
 _STREAM = re.compile(r"/v1/sessions/([^/]*)/(events|ws)\Z")
+UPGRADE = {"upgrade": "websocket", "connection": "upgrade", "sec-websocket-version": "13"}
 TEMPORARY = frozenset({"overloaded", "unavailable", "rate_limited"})
 
 
@@ -97,6 +98,10 @@ class App:
         elif stream is not None and method != "GET":
             refusal = Refusal("method_not_allowed", f"{stream[2]} is for GET")
             await refuse(refusal, request_id(caller), {"allow": "GET"})(scope, receive, send)
+        elif stream is not None and stream[2] == "ws":
+            refusal = Refusal("malformed", "this is not a WebSocket upgrade; a proxy may not pass `Upgrade` on")
+            refusal.status = 426  # which HTTP has for it
+            await refuse(refusal, request_id(caller), UPGRADE)(scope, receive, send)
         else:
             await self._call_api(caller, scope, receive, send)
 

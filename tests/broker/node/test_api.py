@@ -149,6 +149,7 @@ async def test_every_wrong_address_and_credential_is_refused_and_nothing_is_writ
         ("PUT", session, mine, 405, "method_not_allowed"),
         ("PUT", f"{session}/events", mine, 405, "method_not_allowed"),
         ("POST", f"{session}/ws", mine, 405, "method_not_allowed"),
+        ("GET", f"{session}/ws", mine, 426, "malformed"),
         ("GET", f"{session}/events?until=never", mine, 400, "malformed"),
     ]:
         content = json.dumps(body) if method == "POST" else None
@@ -159,6 +160,7 @@ async def test_every_wrong_address_and_credential_is_refused_and_nothing_is_writ
         if status == 401:
             assert answer.headers["www-authenticate"] == "Bearer"
         assert ("allow" in answer.headers) == (status == 405)
+        assert (answer.headers.get("upgrade") == "websocket") == (status == 426)
     assert await plane.written() == before
 
 
