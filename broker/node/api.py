@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -30,13 +31,15 @@ from broker.node.waiting import Waiting
 
 log = structlog.get_logger("node")
 
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}\Z")
+
 NO_STORE = {"cache-control": "no-store"}  # errors and 204 are cacheable unless it is said (RFC 9110)
 
 
 def request_id(caller: Caller) -> str:
     """The client's own, if it is short and plain, else a new one."""
     given = caller.headers.get("x-request-id", "")
-    return given if 0 < len(given) <= 64 and given.isascii() and given.isprintable() else random_id(12)
+    return given if _REQUEST_ID.match(given) else random_id(12)
 
 
 def refuse(refusal: Refusal, id: str, more: Mapping[str, str] | None = None) -> Response:
