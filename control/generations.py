@@ -356,7 +356,8 @@ def _check(request: Request, model: Model) -> None:
         try:
             parse_script(said[-1] if said else "")
         except ScriptInvalid as error:
-            raise Refusal("malformed", error.message, param=error.param) from error
+            told_by = "messages" if request.whole_context else "prompt"
+            raise Refusal("malformed", error.message, param=error.param or told_by) from error
 
 
 def _title(request: Request) -> str:

@@ -85,8 +85,13 @@ def reasons_in(body: bytes) -> frozenset[str]:
 
 
 async def respond(send: Send, status: int, content_type: str, body: bytes, *more: tuple[bytes, bytes]) -> None:
-    """A whole answer; `more` are further header fields."""
-    headers = [(b"content-type", content_type.encode()), (b"content-length", str(len(body)).encode()), *more]
+    """A whole answer, which is of this moment; `more` are further header fields."""
+    headers = [
+        (b"content-type", content_type.encode()),
+        (b"content-length", str(len(body)).encode()),
+        (b"cache-control", b"no-store"),
+        *more,
+    ]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
 

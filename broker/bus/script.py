@@ -20,10 +20,10 @@ _Milliseconds = Annotated[int, Meta(ge=0, le=MAX_WAIT_MS)]
 
 
 class ScriptInvalid(ValueError):
-    """The text is not a script. `param` names the field that is wrong, or is `prompt` when the text as a whole is."""
+    """The text is not a script. `param` names the field that is wrong, and is None when the text as a whole is."""
 
-    def __init__(self, param: str, message: str) -> None:
-        super().__init__(f"{param}: {message}")
+    def __init__(self, param: str | None, message: str) -> None:
+        super().__init__(f"{param}: {message}" if param else message)
         self.param = param
         self.message = message
 
@@ -77,6 +77,6 @@ def parse_script(text: str) -> Script:
             raise ScriptInvalid(found["field"][:64], "is not a field of a script") from error
         if found := _at_field.match(said):
             raise ScriptInvalid(found["field"], found["what"]) from error
-        raise ScriptInvalid("prompt", f"must be a script: {said}") from error
+        raise ScriptInvalid(None, f"must be a script: {said}") from error
     except (msgspec.DecodeError, UnicodeEncodeError, RecursionError) as error:
-        raise ScriptInvalid("prompt", 'must be a script, a JSON object such as {"tokens": 200, "rate": 50}') from error
+        raise ScriptInvalid(None, 'must be a script, a JSON object such as {"tokens": 200, "rate": 50}') from error

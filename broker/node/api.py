@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import structlog
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
+from starlette.routing import Match, Route
 
 from broker.bus import operations as ops
 from broker.bus.credentials import LOGIN_COOKIE, SESSION_COOKIE
@@ -29,15 +31,19 @@ from broker.node.waiting import Waiting
 
 log = structlog.get_logger("node")
 
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}\Z")
+
+NO_STORE = {"cache-control": "no-store"}  # errors and 204 are cacheable unless it is said (RFC 9110)
+
 
 def request_id(caller: Caller) -> str:
     """The client's own, if it is short and plain, else a new one."""
     given = caller.headers.get("x-request-id", "")
-    return given if 0 < len(given) <= 64 and given.isascii() and given.isprintable() else random_id(12)
+    return given if _REQUEST_ID.match(given) else random_id(12)
 
 
 def refuse(refusal: Refusal, id: str, more: Mapping[str, str] | None = None) -> Response:
-    headers = {"x-request-id": id, **(more or {})}
+    headers = {**NO_STORE, "x-request-id": id, **(more or {})}
     if (wait := refusal.retry_after_header) is not None:
         headers["Retry-After"] = wait
     if refusal.status == 401:
@@ -88,8 +94,14 @@ def build(operations: Operations, access: Access, waiting: Waiting, tails: Tails
         return refuse(
             Refusal(code, f"no such thing here: {request.method} {request.url.path[:100]}"),
             request_id(caller_of(request)),
-            error.headers,  # `Allow`, of a 405
+            {"allow": methods(request)} if error.status_code == 405 else None,
         )
+
+    def methods(request: Request) -> str:
+        """Of all routes with this path; the framework names those of the first one."""
+        there = [route for route in app.routes if isinstance(route, Route)]
+        there = [route for route in there if route.matches(request.scope)[0] is not Match.NONE]
+        return ", ".join(sorted({method for route in there for method in route.methods or ()}))
 
     for kind in (Refusal, CredentialInvalid, BusError):
         app.add_exception_handler(kind, on_error)
@@ -194,7 +206,7 @@ def build(operations: Operations, access: Access, waiting: Waiting, tails: Tails
     @app.delete("/v1/sessions/{sid}")
     async def delete_session(request: Request, sid: str) -> Response:
         await operations.delete_session(who(request, sid, acts=True), sid)
-        return Response(status_code=204)
+        return Response(status_code=204, headers=NO_STORE)
 
     @app.get("/v1/sessions/{sid}/messages")
     async def messages(request: Request, sid: str) -> Response:
@@ -279,7 +291,7 @@ UNSUPPORTED = {
 
 
 def _json(data: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    return Response(json.dumps(data), status, {"cache-control": "no-store", **(headers or {})}, "application/json")
+    return Response(json.dumps(data), status, {**NO_STORE, **(headers or {})}, "application/json")
 
 
 def _session(record: Session) -> dict[str, Any]:

@@ -34,6 +34,7 @@ from broker.node.ws import CODES, WebSocketStream, chosen_protocol
 log = structlog.get_logger("node")
 
 _STREAM = re.compile(r"/v1/sessions/([^/]*)/(events|ws)\Z")
+UPGRADE = {"upgrade": "websocket", "connection": "upgrade", "sec-websocket-version": "13"}
 TEMPORARY = frozenset({"overloaded", "unavailable", "rate_limited"})
 
 
@@ -77,10 +78,14 @@ class App:
                 return
             await self._websocket(stream[1], caller, receive, send)
             return
-        if found := self._health.answer(path):
-            await respond(send, *found, (CLOCK_HEADER.encode(), str(now_ms()).encode()))
-            return
         method: str = scope["method"]
+        if found := self._health.answer(path):
+            if method in ("GET", "HEAD"):
+                await respond(send, *found, (CLOCK_HEADER.encode(), str(now_ms()).encode()))
+            else:
+                refusal = Refusal("method_not_allowed", "GET it")
+                await refuse(refusal, request_id(caller), {"allow": "GET, HEAD"})(scope, receive, send)
+            return
         if self._page.has(path) and method in ("GET", "HEAD"):
             await self._page.serve(path, caller.headers.get("if-none-match", ""), send, head=method == "HEAD")
             return
@@ -93,6 +98,10 @@ class App:
         elif stream is not None and method != "GET":
             refusal = Refusal("method_not_allowed", f"{stream[2]} is for GET")
             await refuse(refusal, request_id(caller), {"allow": "GET"})(scope, receive, send)
+        elif stream is not None and stream[2] == "ws":
+            refusal = Refusal("malformed", "this is not a WebSocket upgrade; a proxy may not pass `Upgrade` on")
+            refusal.status = 426  # which HTTP has for it
+            await refuse(refusal, request_id(caller), UPGRADE)(scope, receive, send)
         else:
             await self._call_api(caller, scope, receive, send)
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypeVar
+import json
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from broker.bus.errors import Refusal
 from broker.bus.records import Message, Request
@@ -15,6 +16,18 @@ class Body(BaseModel):
     model_config = ConfigDict(extra="ignore", strict=True)
 
 
+def _json(value: dict[str, Any]) -> dict[str, Any]:
+    """What pydantic takes for numbers and JSON does not: they would be stored as null."""
+    try:
+        json.dumps(value, allow_nan=False)
+    except ValueError as error:
+        raise ValueError("NaN, infinity and numbers that are too large are not JSON") from error
+    return value
+
+
+Metadata = Annotated[dict[str, Any], AfterValidator(_json)]
+
+
 class LoginBody(Body):
     api_key: str = Field("", max_length=200)
     ticket: str = Field("", max_length=200)
@@ -23,14 +36,14 @@ class LoginBody(Body):
 class SessionBody(Body):
     model: str = Field("", max_length=200)
     title: str = Field("", max_length=200)
-    metadata: dict[str, Any] = {}
+    metadata: Metadata = {}
     on_disconnect: Literal["finish", "cancel"] = "finish"
     id: str = Field("", max_length=200, description="an id of the client's own")
 
 
 class SessionPatch(Body):
     title: str | None = Field(None, max_length=200)
-    metadata: dict[str, Any] | None = None
+    metadata: Metadata | None = None
 
 
 class TicketBody(Body):

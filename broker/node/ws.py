@@ -37,6 +37,7 @@ PROTOCOL = "okome.v1"
 MAX_MESSAGE = 1024 * 1024
 MAX_REQUESTS = 16  # of one client at once; one more is "too fast"
 MAX_REMEMBERED = 256  # answers kept, so that a request sent again after a splice is not carried out twice
+CLOSED_TIMEOUT = 1.0  # seconds that `closed` may wait for a client to read what came before
 HEARTBEAT = '{"event":"hb"}'
 
 # Close codes by the reason a stream ended or was refused for.
@@ -68,12 +69,13 @@ def chosen_protocol(offered: Sequence[str]) -> str | None:
 
 
 class _Close(Exception):
-    """End this connection with the code of `reason`."""
+    """End this connection with the code of `reason`; `retry_after` (seconds) is for who may come back."""
 
-    def __init__(self, reason: str, message: str = "") -> None:
+    def __init__(self, reason: str, message: str = "", retry_after: float | None = None) -> None:
         super().__init__(reason)
         self.reason = reason
         self.message = message
+        self.retry_after = retry_after
 
 
 class WebSocketStream:
@@ -116,6 +118,7 @@ class WebSocketStream:
         """Serve the connection until either side ends it. `start`: where to begin, and whether to end with what runs;
         raises Refusal."""
         refusal: _Close | None = None
+        untold = False
         principal: Principal | None = None
         headers: Headers = []
         first = Start("fresh")
@@ -138,9 +141,12 @@ class WebSocketStream:
             await self._serve()
         except _Close as close:
             self._end = close
+            untold = self._principal is not None and not self._ended.is_set()  # else a code says all, or `closed` did
         finally:
             await self._stop()
         with contextlib.suppress(RuntimeError, OSError):  # the client has closed already
+            if untold and self._end.reason != "client_gone":
+                await self._say_closed(self._end)
             code = CODES.get(self._end.reason, 1011)
             await self._send({"type": "websocket.close", "code": code, "reason": reason(self._end.message)})
 
@@ -179,7 +185,7 @@ class WebSocketStream:
         except (Refusal, CredentialInvalid) as error:
             raise _Close(error.code, error.message) from error
         except BusError as error:
-            raise _Close("unavailable", "the log does not answer") from error
+            raise _Close("unavailable", "the log does not answer", 1.0) from error
 
     async def _message(self) -> tuple[str, dict[str, Any]]:
         message = await self._receive()
@@ -234,7 +240,7 @@ class WebSocketStream:
             self._spawn(self._say_again(self._answers[request_id][1]))
             return
         if len(self._requests) >= MAX_REQUESTS:
-            raise _Close("rate_limited", "too many requests at once")
+            raise _Close("rate_limited", "too many requests at once", 1.0)
         self._spawn(self._carry_out(event, request_id, data, fingerprint))
 
     async def _carry_out(self, event: str, request_id: str, data: dict[str, Any], fingerprint: bytes) -> None:
@@ -282,9 +288,7 @@ class WebSocketStream:
                 self._principal, self._sid, start, "ws", until_done=self._until_done, paced=self._paced
             )
         except Refusal as refusal:
-            event = closed(refusal.code, refusal.message, refusal.retry_after)
-            await self._send({"type": "websocket.send", "text": event.ws})
-            raise _Close(refusal.code, refusal.message) from refusal
+            raise _Close(refusal.code, refusal.message, refusal.retry_after) from refusal
         self._writer = asyncio.create_task(self._write(self._subscriber), name="ws-writer")
 
     async def _write(self, subscriber: Subscriber) -> None:
@@ -330,6 +334,13 @@ class WebSocketStream:
 
     async def _say(self, event: str, data: dict[str, Any]) -> None:
         await self._send({"type": "websocket.send", "text": json_encode({"event": event, "data": data}).decode()})
+
+    async def _say_closed(self, end: _Close) -> None:
+        """Before the close frame, as before the end of any stream that had begun."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(CLOSED_TIMEOUT):
+                text = closed(end.reason, end.message, end.retry_after).ws
+                await self._send({"type": "websocket.send", "text": text})
 
     async def _say_again(self, answer: str) -> None:
         await self._send({"type": "websocket.send", "text": answer})

@@ -101,7 +101,7 @@ def up(
     import os
 
     with outcome():
-        from broker.bus.lifecycle import loop_factory
+        from broker.bus.lifecycle import configure_logging, loop_factory
         from compose.up.options import Options, OptionsInvalid
         from compose.up.system import up as run
 
@@ -133,6 +133,7 @@ def up(
             )
         except OptionsInvalid as error:
             raise CommandFailed(str(error), USAGE) from error
+        configure_logging("error")  # unconfigured, it says everything, and on stdout
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
             code = runner.run(run(options))
         raise typer.Exit(code)

@@ -12,6 +12,7 @@ import msgspec
 
 from broker.bus.credentials import key_id
 from broker.bus.kv import Bucket
+from broker.bus.lifecycle import configure_logging
 from broker.bus.nats import Bus, Msg
 from broker.bus.operations import CreateKey, Explain, RevokeKey, Route
 from broker.bus.subjects import beat_subject, encode, node_subject, worker_subject
@@ -41,6 +42,7 @@ class Done(msgspec.Struct, frozen=True):
 
 @contextlib.asynccontextmanager
 async def connected(target: Target) -> AsyncIterator[Bus]:
+    configure_logging("error")  # unconfigured, it says everything, and on stdout
     bus = await Bus.connect(target.bus(), "okome-cli", timeout=CONNECT_TIMEOUT)
     try:
         yield bus

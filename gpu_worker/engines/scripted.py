@@ -60,8 +60,9 @@ class ScriptedEngine:
     async def generate(self, model: str, prompt: Prompt, prefix: Prefix) -> AsyncGenerator[Piece | Finish, None]:
         if self._closed:
             raise EngineFailed("engine_failed", "the engine is closed", retryable=True)
+        said = [message.content for message in prompt.messages if message.role == "user"]
         try:
-            script = parse_script(prompt.messages[-1].content)
+            script = parse_script(said[-1] if said else "")
         except ScriptInvalid as error:
             raise EngineFailed("engine_failed", f"not a script: {error}", retryable=False) from error
         if self._running >= self._slots:

@@ -115,6 +115,11 @@ async def test_the_cursor_stands_before_the_start(okome: Okome, bus: Bus) -> Non
         ({"model": "scripted", "messages": [Message("user", '{"tokens": "many"}')]}, "malformed", "tokens"),
         ({"model": "scripted", "messages": [Message("user", '{"speed": 1}')]}, "malformed", "speed"),
         ({"model": "scripted", "messages": [Message("system", "{}")]}, "malformed", "prompt"),
+        (
+            {"model": "scripted", "messages": [Message("user", "hello")], "whole_context": True},
+            "malformed",
+            "messages",
+        ),
     ],
 )
 async def test_a_generation_that_cannot_be_is_refused_and_nothing_is_written(

@@ -300,14 +300,17 @@ async def test_who_pings_and_reads_nothing_is_read_no_further(node: Make, ingres
             await raw.reader.read(1 << 16)
 
 
-async def test_what_a_node_has_closed_for_good_is_closed(node: Make, ingress: Make, log: Log) -> None:
+@pytest.mark.parametrize(("why", "code"), [("internal", 1011), ("malformed", 4400), ("rate_limited", 4429)])
+async def test_what_a_node_has_closed_for_good_is_closed(
+    node: Make, ingress: Make, log: Log, why: str, code: int
+) -> None:
     """Whatever the code says: another node would tell everything again, and close it, too."""
-    nodes = [await node(name, cut_after=1, ws_close=1011) for name in ("node-a", "node-b")]
+    nodes = [await node(name, cut_after=1, ws_close=code) for name in ("node-a", "node-b")]
     relay = await ingress(*nodes)
-    log.add("closed", code="internal", message="the log is broken here")
+    log.add("closed", code=why, message="no more of it here")
     log.tokens(0, 3)
     async with viewer(relay) as client:
-        assert await client.closed() == 1011
+        assert await client.closed() == code
         assert client.names == ["hello", "served_by", "closed"]
     assert sum(n.legs for n in nodes) == 1
 

@@ -36,8 +36,9 @@ async def test_a_role_is_alive_before_it_is_ready_and_says_why_it_is_not() -> No
     health = Health("worker", "w1")
     async with serving(health) as port:
         assert (await fetch(port, "/livez"))[0] == 200
-        status, _, body = await fetch(port, "/readyz")
+        status, headers, body = await fetch(port, "/readyz")
         assert (status, body) == (503, b"starting: not started yet\n")
+        assert headers["cache-control"] == "no-store"
         health.set("starting", None)
         health.set("nats", "no round trip")
         status, _, body = await fetch(port, "/readyz")

@@ -56,9 +56,9 @@ def test_the_wrong_field_is_named(field: str, value: object) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "hello", "[1]", "7", "null", '{"tokens": 1', "[" * 100_000, "\ud800", "{} {}"])
-def test_anything_else_is_refused_as_the_prompt(text: str) -> None:
-    """A text that is not one JSON object names the prompt as a whole, and never breaks the parser."""
+def test_anything_else_is_refused_as_a_whole(text: str) -> None:
+    """A text that is not one JSON object names no field, and never breaks the parser."""
     with pytest.raises(ScriptInvalid) as caught:
         parse_script(text)
-    assert caught.value.param == "prompt"
+    assert caught.value.param is None
     assert isinstance(caught.value, ValueError)

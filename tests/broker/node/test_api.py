@@ -28,7 +28,7 @@ MESSAGES = [{"role": "user", "content": "hi"}]
 
 def error_of(answer: httpx.Response) -> dict[str, Any]:
     """The one shape of every error."""
-    assert answer.headers["content-type"] == "application/json"
+    assert (answer.headers["content-type"], answer.headers["cache-control"]) == ("application/json", "no-store")
     body: dict[str, Any] = answer.json()
     assert set(body) == {"error"}
     error: dict[str, Any] = body["error"]
@@ -149,6 +149,7 @@ async def test_every_wrong_address_and_credential_is_refused_and_nothing_is_writ
         ("PUT", session, mine, 405, "method_not_allowed"),
         ("PUT", f"{session}/events", mine, 405, "method_not_allowed"),
         ("POST", f"{session}/ws", mine, 405, "method_not_allowed"),
+        ("GET", f"{session}/ws", mine, 426, "malformed"),
         ("GET", f"{session}/events?until=never", mine, 400, "malformed"),
     ]:
         content = json.dumps(body) if method == "POST" else None
@@ -159,6 +160,7 @@ async def test_every_wrong_address_and_credential_is_refused_and_nothing_is_writ
         if status == 401:
             assert answer.headers["www-authenticate"] == "Bearer"
         assert ("allow" in answer.headers) == (status == 405)
+        assert (answer.headers.get("upgrade") == "websocket") == (status == 426)
     assert await plane.written() == before
 
 
@@ -171,6 +173,8 @@ async def knows(node: RunningNode, key: str) -> bool:
     ("body", "param"),
     [
         ({"metadata": "x"}, "metadata"),
+        ({"metadata": {"x": [float("nan")]}}, "metadata"),
+        ({"metadata": {"x": float("inf")}}, "metadata"),
         ({"title": "x" * 201}, "title"),
         ({"title": 7}, "title"),
         ({"on_disconnect": "explode"}, "on_disconnect"),
@@ -178,7 +182,8 @@ async def knows(node: RunningNode, key: str) -> bool:
     ],
 )
 async def test_a_wrong_session_names_its_field(node: RunningNode, body: dict[str, Any], param: str) -> None:
-    answer = await node.http.post("/v1/sessions", json=body, headers={"authorization": f"Bearer {node.api_key}"})
+    key = {"authorization": f"Bearer {node.api_key}"}
+    answer = await node.http.post("/v1/sessions", content=json.dumps(body), headers=key)
     assert (answer.status_code, error_of(answer)["param"]) == (400, param)
 
 
@@ -456,7 +461,7 @@ async def test_a_deleted_session_is_gone_and_its_streams_end_within_a_second(pla
     async with plane.node.events(sid, headers=headers) as events:
         await events.until("caught_up")
         answer = await plane.http.delete(f"/v1/sessions/{sid}", headers=plane.key)
-        assert answer.status_code == 204
+        assert (answer.status_code, answer.headers["cache-control"]) == (204, "no-store")
         (closed,) = await events.rest(timeout=1)
         assert json.loads(closed["data"])["code"] == "token_revoked"
     await until(lambda: refused(plane, sid, headers), "the node has heard of the revocation, too")

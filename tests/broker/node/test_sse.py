@@ -352,7 +352,7 @@ async def test_until_done_ends_though_nobody_closed_the_record_of_what_has_ended
     answer = await node.http.get(
         f"/v1/sessions/{author.sid}/events", params={"after": cursor, "until": "done"}, headers=node.bearer(author.sid)
     )
-    assert (answer.status_code, answer.content) == (204, b"")
+    assert (answer.status_code, answer.content, answer.headers["cache-control"]) == (204, b"", "no-store")
 
 
 async def test_a_reconnect_until_done_is_204_only_where_nothing_is_left(node: RunningNode) -> None:

@@ -203,7 +203,8 @@ async def test_another_tenants_key_opens_no_session_by_message_either(node: Runn
         socket = Socket(connection)
         await socket.until("caught_up")
         await socket.say("auth", token=stranger)
-        assert (await socket.end())[1] == 4404
+        (closed,), code = await socket.end()
+        assert (closed["event"], closed["data"]["code"], code) == ("closed", "unknown_session", 4404)
 
 
 async def _knows(node: RunningNode, key: str) -> bool:
@@ -244,7 +245,8 @@ async def test_garbage_is_4400_and_no_other_stream_is_disturbed(node: RunningNod
             async with at(node, author.sid, "?after=now") as connection:
                 await Socket(connection).until("caught_up")
                 await connection.send(garbage)
-                assert await Socket(connection).end() == ([], 4400), garbage[:60]
+                (closed,), code = await Socket(connection).end()
+                assert (closed["event"], closed["data"]["code"], code) == ("closed", "malformed", 4400), garbage[:60]
         await author.answer(2)
         expected = [json.loads(data) for data in author.data]
         assert [message["data"] for message in await Socket(beside).until("done")] == expected
@@ -454,7 +456,9 @@ async def test_too_many_requests_at_once_are_4429(node: RunningNode, monkeypatch
         socket = Socket(connection)
         for number in range(ws_module.MAX_REQUESTS + 1):
             await socket.say("cancel", request_id=f"r{number}", generation_id="g")
-        assert (await socket.end())[1] == 4429
+        said, code = await socket.end()
+        assert (said[-1]["event"], said[-1]["data"]["code"], code) == ("closed", "rate_limited", 4429)
+        assert said[-1]["data"]["retry_after_ms"] > 0
     hold.set()
 
 

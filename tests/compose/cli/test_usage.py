@@ -135,6 +135,17 @@ def test_a_system_that_does_not_answer_is_a_sentence_and_not_a_stack_trace(tmp_p
     assert "Traceback" not in told.stderr
 
 
+def test_what_is_logged_on_the_way_does_not_mix_with_the_answer(tmp_path: Path) -> None:
+    """A program reads stdout; one NATS server of several that is away is no part of any answer."""
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))  # bound and not listening: refused
+        url = f"nats://127.0.0.1:{silent.getsockname()[1]}"
+        told = okome("keys", "ls", "-o", "json", home=tmp_path, OKOME_NATS_URL=url)
+    assert told.returncode == 1
+    assert told.stdout == ""
+    assert "no NATS server answers" in told.stderr
+
+
 @pytest.mark.parametrize(("engine", "instead"), [("vllm", ":8000/v1"), ("ollama", ":11434/v1"), ("tensorflow", "")])
 def test_an_engine_that_is_not_there_cannot_start_and_what_does_instead_is_said(
     engine: str, instead: str, tmp_path: Path

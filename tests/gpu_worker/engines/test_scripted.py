@@ -122,6 +122,14 @@ async def test_a_prompt_that_is_no_script_fails() -> None:
         await play(prompt(tokens=-1))
 
 
+async def test_the_script_is_the_last_thing_the_user_said() -> None:
+    """Whatever else was said behind it: so it was when the generation was accepted."""
+    said = (("user", '{"tokens": 9}'), ("system", "x"), ("user", '{"tokens": 2, "rate": 0}'), ("tool", "x"))
+    async with asyncio.timeout(10):
+        pieces, _ = await play(Prompt(tuple(Message(role, content) for role, content in said)))
+    assert text(pieces) == "7.0 7.1 "
+
+
 async def test_the_pace_does_not_drift() -> None:
     """200 tokens at 400/s with the stall and the time to the first token take what they add up to, though every
     wake-up is late.
