@@ -1,7 +1,8 @@
 """A run: one system, round after round, until enough faults have struck or the time is over. A process of its own.
 
 Told what to do by one line of JSON on stdin, it writes its records to a file and, as they come, to stdout. When stdin
-is closed it breaks its round off and ends: whoever started it has had enough, or is gone.
+is closed it breaks its round off and ends: whoever started it has had enough, or is gone. SIGTERM ends it and its
+system, wherever it is.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import asyncio
 import os
 import platform
 import shlex
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -189,6 +191,9 @@ def machine() -> str:
 
 async def _main() -> None:
     loop = asyncio.get_running_loop()
+    playing = asyncio.current_task()
+    assert playing is not None
+    loop.add_signal_handler(signal.SIGTERM, playing.cancel)
     reader = asyncio.StreamReader()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
     order = msgspec.json.decode(await reader.readline(), type=Order)
