@@ -25,7 +25,7 @@ from broker.bus.version import VERSION
 from compose.chaos import record
 from compose.chaos.disk import NoDisk
 from compose.chaos.household import Household
-from compose.chaos.record import Ended, Run
+from compose.chaos.record import Ended, Run, Violation
 from compose.chaos.round import Round
 from compose.chaos.scenarios import CATALOGUE
 from compose.chaos.schedule import Turn, turns
@@ -68,6 +68,8 @@ class Player:
         if order.running:
             self._left_out = {one.name: one.needs_own for one in self._scenarios if one.needs_own}
             self._scenarios = [scenario for scenario in self._scenarios if scenario.name not in self._left_out]
+        self._unplayed = [one.name for one in self._scenarios[order.share :: order.shares]]
+        """What is to be played once at least, and was not yet."""
         self._rounds = self._injections = self._unverified = self._violations = 0
         self._loop = asyncio.get_running_loop()
         self._zero = self._loop.time()
@@ -100,12 +102,16 @@ class Player:
                 at=self._loop.time() - self._zero,
                 interrupted=self._enough.is_set(),
                 left_out=self._left_out,
+                unplayed=() if self._enough.is_set() else self._to_be_played(),
                 rounds=self._rounds,
                 injections=self._injections,
                 unverified=self._unverified,
                 violations=self._violations,
             )
         )
+
+    def _to_be_played(self) -> tuple[str, ...]:
+        return tuple(name for name in self._unplayed if name not in self._left_out)
 
     def _target(self, world: World, directory: Path) -> System | Running:
         """The system that is hurt, not yet started."""
@@ -117,13 +123,10 @@ class Player:
         began = self._loop.time()
         for turn in self._turns():
             if self._enough.is_set() or (self._order.duration and self._loop.time() - began > self._order.duration):
+                self._unplayed.clear()  # there was no time for them
                 return
             if not await self._round(system, turn):
                 return
-            try:
-                await system.whole()
-            except NotBack:
-                return  # said by the round already: there is nothing left to hurt
 
     def _turns(self) -> Iterator[Turn]:
         order = self._order
@@ -139,7 +142,7 @@ class Player:
             yield turn
 
     async def _round(self, system: System | Running, turn: Turn) -> bool:
-        """Play one and tell of it; False where it was broken off."""
+        """Play one and tell of it; False where it was broken off, or nothing is left to be hurt."""
         order = self._order
         round = Round(
             system,
@@ -163,14 +166,26 @@ class Player:
             enough.cancel()
             playing.cancel()
             await asyncio.gather(enough, playing, return_exceptions=True)
+        # Everything was given back by now: what is not whole did not come back.
+        amiss = await self._not_back(system)
+        record = msgspec.structs.replace(verdict.record, violations=(*verdict.record.violations, *amiss))
         for injection in verdict.injections:
             self._injections += 1
             self._unverified += not injection.verified
             self._say(injection)
         self._rounds += 1
-        self._violations += len(verdict.record.violations)
-        self._say(verdict.record)
-        return True
+        self._violations += len(record.violations)
+        self._say(record)
+        if turn.scenario.name in self._unplayed:
+            self._unplayed.remove(turn.scenario.name)
+        return not amiss
+
+    async def _not_back(self, system: System | Running) -> list[Violation]:
+        try:
+            await system.whole()
+        except NotBack as error:
+            return [Violation("stuck", "", f"when the faults were undone: {error}")]
+        return []
 
 
 def replay(order: Order, scenarios: Sequence[str], number: int) -> str:

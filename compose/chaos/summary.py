@@ -121,6 +121,8 @@ class Summary(msgspec.Struct, frozen=True):
     left_out: dict[str, str]
     """Scenarios that no run could play, and why."""
     strikes: tuple[Strike, ...]
+    unplayed: tuple[str, ...] = ()
+    """Scenarios that a run was to play, and none did."""
 
     @property
     def control(self) -> bool:
@@ -152,8 +154,9 @@ class Summary(msgspec.Struct, frozen=True):
         return not self.total.violations and not self.unverified and not self.believed
 
     def passed(self, *, control: bool) -> bool:
-        """Held, and not for want of faults: with no fault of this sort, ordinary or control, nothing was shown."""
-        return self.held and (self.total.decoys if control else self.total.faults) > 0
+        """Held, and not for want of faults: with no fault of this sort, ordinary or control, nothing was shown. Nor
+        was anything of a scenario that was to be played, and was not."""
+        return self.held and not self.unplayed and (self.total.decoys if control else self.total.faults) > 0
 
 
 def summarize(lines: Iterable[Line], bounds: Mapping[str, float]) -> Summary:
@@ -181,7 +184,9 @@ def summarize(lines: Iterable[Line], bounds: Mapping[str, float]) -> Summary:
                     tally.round(line)
             case Run() | Ended():
                 pass
-    left_out = {name: why for line in lines if isinstance(line, Ended) for name, why in line.left_out.items()}
+    ends = [line for line in lines if isinstance(line, Ended)]
+    left_out = {name: why for line in ends for name, why in line.left_out.items()}
+    unplayed = {name for line in ends for name in line.unplayed}
     return Summary(
         systems=tuple(_system(run, lines) for run in runs.values()),
         total=total.outcome(None),
@@ -189,6 +194,7 @@ def summarize(lines: Iterable[Line], bounds: Mapping[str, float]) -> Summary:
         violations=tuple(findings),
         left_out={name: left_out[name] for name in sorted(left_out) if name not in scenarios},
         strikes=tuple(strikes),
+        unplayed=tuple(sorted(unplayed - scenarios.keys())),
     )
 
 

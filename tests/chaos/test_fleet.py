@@ -53,7 +53,8 @@ def running(code: str, *arguments: str) -> Iterator[tuple[subprocess.Popen[bytes
     try:
         yield process, started
     finally:
-        for one in (process, *started):
+        process.kill()
+        for one in started:
             try:
                 one.kill()
             except psutil.NoSuchProcess:

@@ -10,6 +10,7 @@ import pytest
 
 from compose.chaos.record import Line, Violation
 from compose.chaos.summary import BUCKETS, EDGES, distribution, summarize
+from compose.chaos.wording import remarks
 from tests.chaos.records import ended, fault, played, run
 
 
@@ -164,3 +165,14 @@ def test_a_scenario_is_left_out_only_where_no_run_played_it() -> None:
         ended("b"),
     ]
     assert summarize(lines, {}).left_out == {"disk-full": "mount is not permitted"}
+
+
+def test_a_run_that_did_not_come_to_all_its_scenarios_did_not_pass_and_names_them() -> None:
+    lines: list[Line] = [run(), fault("node-kill", 0.1), played(), ended(unplayed=("node-kill", "page-cut"))]
+    summary = summarize(lines, {})
+    assert summary.held
+    assert summary.unplayed == ("page-cut",)
+    assert not summary.passed(control=False)
+    assert "1 scenario that belonged to it never came: page-cut." in remarks(summary)
+    elsewhere: list[Line] = [run("b"), fault("page-cut", 0.1, run="b"), played("page-cut", run="b"), ended("b")]
+    assert summarize([*lines, *elsewhere], {}).passed(control=False)
