@@ -23,6 +23,7 @@ import msgspec
 from broker.bus.lifecycle import configure_logging, loop_factory, raise_file_limit
 from broker.bus.version import VERSION
 from compose.chaos import record
+from compose.chaos.deaths import Deaths
 from compose.chaos.disk import NoDisk
 from compose.chaos.household import Household
 from compose.chaos.record import Ended, Run, Violation
@@ -31,7 +32,7 @@ from compose.chaos.scenarios import CATALOGUE
 from compose.chaos.schedule import Turn, turns
 from compose.chaos.subject import Running
 from compose.chaos.system import System
-from compose.chaos.whole import NotBack
+from compose.chaos.whole import NotBack, Process
 from compose.chaos.world import SINGLE, World
 
 
@@ -70,6 +71,7 @@ class Player:
             self._scenarios = [scenario for scenario in self._scenarios if scenario.name not in self._left_out]
         self._unplayed = [one.name for one in self._scenarios[order.share :: order.shares]]
         """What is to be played once at least, and was not yet."""
+        self._deaths = Deaths(())
         self._rounds = self._injections = self._unverified = self._violations = 0
         self._loop = asyncio.get_running_loop()
         self._zero = self._loop.time()
@@ -93,6 +95,7 @@ class Player:
         with tempfile.TemporaryDirectory(prefix="okome-chaos-", ignore_cleanup_errors=True) as directory:
             try:
                 async with self._target(world, Path(directory)) as system:
+                    self._deaths = Deaths(system.processes())
                     await self._rounds_of(system)
             except NoDisk as error:
                 self._left_out.update((scenario.name, str(error)) for scenario in self._scenarios)
@@ -167,7 +170,7 @@ class Player:
             playing.cancel()
             await asyncio.gather(enough, playing, return_exceptions=True)
         # Everything was given back by now: what is not whole did not come back.
-        amiss = await self._not_back(system)
+        amiss = await self._not_back(system) or self._fell(system, verdict.ended)
         record = msgspec.structs.replace(verdict.record, violations=(*verdict.record.violations, *amiss))
         for injection in verdict.injections:
             self._injections += 1
@@ -178,7 +181,7 @@ class Player:
         self._say(record)
         if turn.scenario.name in self._unplayed:
             self._unplayed.remove(turn.scenario.name)
-        return not amiss
+        return not any(one.rule == "stuck" for one in amiss)
 
     async def _not_back(self, system: System | Running) -> list[Violation]:
         try:
@@ -186,6 +189,17 @@ class Player:
         except NotBack as error:
             return [Violation("stuck", "", f"when the faults were undone: {error}")]
         return []
+
+    def _fell(self, system: System | Running, ended: Sequence[Process]) -> list[Violation]:
+        fell = self._deaths.by_themselves(system.processes(), ended)
+        return [
+            Violation(
+                "fell",
+                "",
+                f"{one.id} ended by itself, restarted {one.restarts} times by now: {system.last_end(one.id)}",
+            )
+            for one in fell
+        ]
 
 
 def replay(order: Order, scenarios: Sequence[str], number: int) -> str:

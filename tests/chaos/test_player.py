@@ -13,7 +13,7 @@ from compose.chaos.round import Round as Playing
 from compose.chaos.run import Order, Player
 from compose.chaos.scenario import CATALOGUE, Scenario
 from compose.chaos.system import System
-from compose.chaos.whole import NotBack
+from compose.chaos.whole import NotBack, Process
 
 
 class Fake:
@@ -24,6 +24,13 @@ class Fake:
 
     def __init__(self, *answers: bool) -> None:
         self.answers = list(answers)
+        self.restarts: dict[str, int] = {"node-1": 0}
+
+    def processes(self, role: str = "") -> list[Process]:
+        return [Process(id, "node", 1000 + restarts, restarts, "") for id, restarts in self.restarts.items()]
+
+    def last_end(self, id: str) -> str:
+        return "exit status 1"
 
     async def __aenter__(self) -> Fake:
         return self
@@ -87,3 +94,18 @@ async def test_a_run_that_played_everything_or_had_no_time_to_left_nothing_unpla
         assert isinstance(end, Ended)
         assert end.unplayed == ()
         assert violations(lines) == []
+
+
+async def test_a_part_that_ends_by_itself_is_a_violation_of_its_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next rounds are played, and the part that stays is not named again."""
+    system = Fake()
+
+    async def whole() -> None:
+        system.restarts["node-1"] = 1
+
+    monkeypatch.setattr(system, "whole", whole)
+    lines = await play(monkeypatch, system)
+    assert [(one.rule, one.detail) for one in violations(lines)] == [
+        ("fell", "node-1 ended by itself, restarted 1 times by now: exit status 1")
+    ]
+    assert len([line for line in lines if isinstance(line, Round)]) == 3
