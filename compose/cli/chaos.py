@@ -199,5 +199,4 @@ async def soak(minutes: float, seed: int, sessions: int, page: Path | None) -> N
     else:
         print(told)
     if not soaked.passed:
-        grown = [f"{one.process} {one.gauge} grows" for one in soaked.leaks]
-        raise CommandFailed("; ".join([*grown, *(f"{one} ended by itself" for one in soaked.fell)]))
+        raise CommandFailed("; ".join(soaked.amiss), INTERRUPTED if soaked.interrupted else FAILED)
