@@ -191,15 +191,9 @@ class Player:
         return []
 
     def _fell(self, system: System | Running, ended: Sequence[Process]) -> list[Violation]:
+        said = "{0.id} ended by itself: {1}; restarts by now: {0.restarts}"
         fell = self._deaths.by_themselves(system.processes(), ended)
-        return [
-            Violation(
-                "fell",
-                "",
-                f"{one.id} ended by itself, restarted {one.restarts} times by now: {system.last_end(one.id)}",
-            )
-            for one in fell
-        ]
+        return [Violation("fell", "", said.format(one, system.last_end(one.id))) for one in fell]
 
 
 def replay(order: Order, scenarios: Sequence[str], number: int) -> str:

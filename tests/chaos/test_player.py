@@ -106,6 +106,6 @@ async def test_a_part_that_ends_by_itself_is_a_violation_of_its_round(monkeypatc
     monkeypatch.setattr(system, "whole", whole)
     lines = await play(monkeypatch, system)
     assert [(one.rule, one.detail) for one in violations(lines)] == [
-        ("fell", "node-1 ended by itself, restarted 1 times by now: exit status 1")
+        ("fell", "node-1 ended by itself: exit status 1; restarts by now: 1")
     ]
     assert len([line for line in lines if isinstance(line, Round)]) == 3
