@@ -83,7 +83,7 @@ def tone(summary: Summary) -> Tone:
     if not summary.held:
         return "bad"
     short = summary.cut_off or summary.unplayed or not summary.total.faults + summary.total.decoys
-    return "warn" if summary.over or short else "good"
+    return "warn" if summary.over or summary.late or short else "good"
 
 
 def remarks(summary: Summary) -> list[str]:
@@ -100,6 +100,8 @@ def remarks(summary: Summary) -> list[str]:
             f"every one of the {len(bounded)} scenarios that have" if len(bounded) > 1 else "the one scenario that has"
         )
         said.append(f"The p99 of the gaps is within its bound in {every} one.")
+    if late := [figure(name) for name in summary.late]:
+        said.append(f"The p99 of {counted(len(late), 'figure')} is over its bound: {_named(late)}.")
     if summary.total.decoys and not summary.control:
         said.append(f"In control runs, where every fault struck a wrong target, {_refused(summary)}.")
     if cut := len(summary.cut_off):

@@ -143,7 +143,7 @@ async def _run(plan: Plan, where: Path) -> int:
 
 def publish(lines: Sequence[Line], where: Path) -> Summary:
     """Write report.json and report.html."""
-    summary = summarize(lines, {one.name: one.bound for one in CATALOGUE.values() if one.bound is not None})
+    summary = summarize(lines, CATALOGUE.bounds, CATALOGUE.figures)
     report.write(summary, where, {one.name: one.sentence for one in CATALOGUE.values()})
     return summary
 
