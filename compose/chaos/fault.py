@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from compose.chaos.answers import ANSWER_TIMEOUT, FAILED, Unanswered
+from compose.chaos.whole import Process
 
 LOOK_INTERVAL = 0.01
 
@@ -26,12 +27,13 @@ async def _nothing() -> None:
 @dataclass(frozen=True)
 class Fault:
     """`strike` raises DidNotHappen where nothing is left to be hurt. `happened` returns the proof, in words, or raises
-    it; `undo` is called once, whatever happened."""
+    it; `undo` is called once, whatever happened. `ends`: processes that end by it, and are started again."""
 
     victim: str
     strike: Callable[[], Awaitable[object]]
     happened: Callable[[], Awaitable[str]]
     undo: Callable[[], Awaitable[object]] = _nothing
+    ends: tuple[Process, ...] = ()
 
 
 async def shows(sign: Callable[[], str | None], what: str, timeout: float) -> str:

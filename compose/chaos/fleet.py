@@ -1,12 +1,13 @@
 """Several runs at once, each a process with a system of its own; their records as they come, joined at the end.
 
 Scenarios are dealt to systems by the world they need. A run ends at the end of its round when it is told that it has
-been enough, and when whoever started it is gone.
+been enough, and when whoever started it is gone. One that does not is asked to, and then made to.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
 import sys
 from collections.abc import Callable, Sequence
@@ -19,8 +20,11 @@ from compose.chaos import record
 from compose.chaos.run import Order
 from compose.chaos.scenario import Scenario
 
+RUN = (sys.executable, "-P", "-m", "compose.chaos.run")
 END_TIMEOUT = 120.0
 """Seconds in which a run must have ended after it was told: a round, and the end of its system."""
+ASKED_TIMEOUT = 45.0
+"""The same, after it was asked by SIGTERM: its system is ended then, and nothing else is."""
 LINE_LIMIT = 16 * 1024 * 1024
 
 
@@ -116,10 +120,7 @@ async def play(
 
 async def _play(order: Order, heard: Callable[[Order, record.Line], None], enough: asyncio.Event) -> None:
     process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-P",
-        "-m",
-        "compose.chaos.run",
+        *RUN,
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
@@ -134,8 +135,7 @@ async def _play(order: Order, heard: Callable[[Order, record.Line], None], enoug
 
     async def tell_enough() -> None:
         await enough.wait()
-        assert process.stdin is not None
-        process.stdin.close()
+        await _end(process)
 
     async def keep_words(stderr: asyncio.StreamReader) -> None:
         async for line in stderr:
@@ -153,16 +153,24 @@ async def _play(order: Order, heard: Callable[[Order, record.Line], None], enoug
         await process.wait()
         await keeping
     finally:
-        process.stdin.close()
         telling.cancel()
-        if process.returncode is None:
-            try:
-                async with asyncio.timeout(END_TIMEOUT):
-                    await process.wait()
-            except TimeoutError:
-                process.kill()
-                await process.wait()
+        await _end(process)
         keeping.cancel()
         await asyncio.gather(telling, keeping, return_exceptions=True)
     if not ended or process.returncode:
         raise RunFailed(f"{order.id} ended with {process.returncode}: " + "\n".join(words))
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    """Say that it has been enough, and wait for its end; one that takes too long is asked for it, and then killed."""
+    assert process.stdin is not None
+    process.stdin.close()
+    for insist, timeout in ((process.terminate, END_TIMEOUT), (process.kill, ASKED_TIMEOUT)):
+        try:
+            async with asyncio.timeout(timeout):
+                await process.wait()
+            return
+        except TimeoutError:
+            with contextlib.suppress(ProcessLookupError):  # it has just ended
+                insist()
+    await process.wait()

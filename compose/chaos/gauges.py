@@ -62,10 +62,24 @@ async def read(system: System | Running) -> Reading:
     return {id: gauges for id, gauges in found.items() if gauges}
 
 
+def silent(system: System | Running, reading: Reading) -> list[str]:
+    """Who could have told something of itself in this reading, and did not: what it holds is not known."""
+    asked = [one.id for one in system.processes() if one.url and one.role != "redis"]
+    return [id for id in (*asked, JETSTREAM) if not told(reading.get(id, {}))]
+
+
+def told(held: Mapping[str, float]) -> bool:
+    """Whether somebody said anything, besides what is said of it."""
+    return any(name not in (RSS, FDS, LIVE) for name in held)
+
+
 def left(
     before: Mapping[str, Mapping[str, float]], after: Mapping[str, Mapping[str, float]], names: Iterable[str] = ()
 ) -> list[str]:
-    """What is higher after than before, in words; `names`: only these gauges, labels apart, else all but memory."""
+    """What is higher after than before, in words; `names`: only these gauges, labels apart, else all but memory.
+
+    Of two readings in which nobody was `silent`: who is in one of them only has left nothing.
+    """
     wanted = frozenset(names)
     return [
         f"{id}: {gauge} {value:g}, before {before[id].get(gauge, 0):g}"

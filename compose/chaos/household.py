@@ -18,6 +18,7 @@ from compose.chaos.subject import NoSystem, Running
 from compose.chaos.whole import NotBack, Process, until
 from compose.chaos.world import World
 from compose.up.child import tail
+from compose.up.servers import tethered
 
 START_TIMEOUT = 90.0
 STOP_TIMEOUT = 40.0
@@ -25,7 +26,7 @@ NOBODY = "http://127.0.0.1:1"  # where viewers knock while nothing runs: refused
 
 
 class Household(Running):
-    """Starts with `async with` in `directory`; leaving it ends everything that it started."""
+    """Starts with `async with` in `directory`; leaving it ends everything that it started, and so does our own end."""
 
     def __init__(self, world: World, directory: Path) -> None:
         super().__init__(world, directory / "ready.json")
@@ -76,13 +77,16 @@ class Household(Running):
         own = {"XDG_STATE_HOME": str(self._directory / "state"), "NO_COLOR": "1"}
         with self._said.open("ab") as said:
             up = subprocess.Popen(  # noqa: ASYNC220  # it outlives this call, and is looked at by its pid
-                [
-                    *(sys.executable, "-P", "-m", "compose.cli.main", "up"),
-                    *("--ready-file", str(self.ready_file)),
-                    *("--data", str(self._directory / "data")),
-                    *("--port", "0"),
-                    *(word for name, value in self.world.options.items() for word in (f"--{name}", str(value))),
-                ],
+                tethered(
+                    Path(sys.executable),
+                    [
+                        *("-P", "-m", "compose.cli.main", "up"),
+                        *("--ready-file", str(self.ready_file)),
+                        *("--data", str(self._directory / "data")),
+                        *("--port", "0"),
+                        *(word for name, value in self.world.options.items() for word in (f"--{name}", str(value))),
+                    ],
+                ),
                 stdin=subprocess.DEVNULL,
                 stdout=said,
                 stderr=subprocess.STDOUT,

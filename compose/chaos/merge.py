@@ -30,7 +30,7 @@ def merge(directories: Sequence[Path], out: Path) -> Summary:
             if len(lines) > len(runs.get(id, [])):
                 runs[id] = lines
     lines = [line for _, id in sorted((_run(runs[id]).began, id) for id in runs) for line in runs[id]]
-    summary = summarize(lines, {one.name: one.bound for one in CATALOGUE.values() if one.bound is not None})
+    summary = summarize(lines, CATALOGUE.bounds, CATALOGUE.figures)
     out.mkdir(parents=True, exist_ok=True)
     parts = out / (JOINED + ".part")
     with parts.open("wb") as joined:

@@ -89,6 +89,8 @@ class Ended(msgspec.Struct, frozen=True, tag="ended", tag_field="kind"):
     injections: int
     unverified: int
     violations: int
+    unplayed: tuple[str, ...] = ()
+    """Scenarios that were to be played, and that nobody came to: the system was not there any more."""
 
 
 Line = Run | Injection | Round | Ended

@@ -13,13 +13,15 @@
     total        an outcome: rounds, faults, verified, decoys (faults of control runs), refused (of those, reported as
                  not having happened), violations, resets, takeovers, sessions, generations, tokens, connections,
                  gaps (null, or count, p50, p90, p99, max, histogram), bound (null: no bound), within (null: not
-                 compared), figures (by name, each like gaps)
+                 compared), figures (by name, each like gaps), figure_bounds (name → seconds)
     scenarios    by name, each an outcome
     over         names of those whose p99 is over the bound
+    late         names of figures, over all scenarios, whose p99 is over the bound
     violations   a list: run, scenario, round, rule, session, detail, replay
     unverified   faults that could not be shown to have happened: run, scenario, round, victim, at, proof, replay
     believed     faults of control runs that were said to have happened: likewise
     left_out     scenarios that no run could play: name → why
+    unplayed     scenarios that a run was to play, and none did
 """
 
 from __future__ import annotations
@@ -63,10 +65,12 @@ def as_json(summary: Summary) -> bytes:
         "total": summary.total,
         "scenarios": summary.scenarios,
         "over": summary.over,
+        "late": summary.late,
         "violations": summary.violations,
         "unverified": [_fault(strike) for strike in summary.unverified],
         "believed": [_fault(strike) for strike in summary.believed],
         "left_out": summary.left_out,
+        "unplayed": summary.unplayed,
     }
     return msgspec.json.format(msgspec.json.encode(report), indent=1) + b"\n"
 

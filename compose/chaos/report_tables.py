@@ -16,6 +16,8 @@ _COLUMNS = {
     SHAPE: "shape",
 }
 """Classes of columns that do not just hold a number."""
+_TONES = {True: "within", False: "over", None: "free"}
+"""The class that colours what is within its bound, or over it."""
 
 
 def scenarios(summary: Summary, sentences: Mapping[str, str]) -> str:
@@ -33,20 +35,21 @@ def scenarios(summary: Summary, sentences: Mapping[str, str]) -> str:
 def figures(summary: Summary) -> str:
     """Each over all scenarios; where several measured it, then of each."""
     rows = []
+    bounds = summary.total.figure_bounds
     for name, whole in summary.total.figures.items():
         parts = [(one, outcome.figures[name]) for one, outcome in summary.scenarios.items() if name in outcome.figures]
         if len(parts) == 1:
-            rows.append(_figure(figure(name), parts[0][0], whole))
+            rows.append(_figure(figure(name), parts[0][0], whole, bounds.get(name)))
         else:
-            rows.append(_figure(figure(name), "all scenarios", whole))
-            rows += [_figure("", one, part) for one, part in parts]
-    heads = _heads(["Measured", "Count", "p50", "p90", "p99", "Longest", SHAPE])
+            rows.append(_figure(figure(name), "all scenarios", whole, bounds.get(name)))
+            rows += [_figure("", one, part, bounds.get(name)) for one, part in parts]
+    heads = _heads(["Measured", "Count", "p50", "p90", "p99", "Longest", "Bound of p99", SHAPE])
     return f'<table class="figures">{heads}<tbody>{"".join(rows)}</tbody></table>'
 
 
 def tone(outcome: Outcome) -> str:
     """The class that colours what belongs to a scenario."""
-    return {True: "within", False: "over", None: "free"}[outcome.within]
+    return _TONES[outcome.within]
 
 
 def _row(outcome: Outcome, summary: Summary) -> dict[str, str]:
@@ -76,20 +79,23 @@ def _row(outcome: Outcome, summary: Summary) -> dict[str, str]:
 
 
 def _against(outcome: Outcome) -> str:
-    if outcome.bound is None:
+    return _bound(outcome.bound, outcome.within)
+
+
+def _bound(limit: float | None, within: bool | None) -> str:
+    if limit is None:
         return '<span class="free">no bound</span>'
-    word = {True: "within ", False: "over ", None: ""}[outcome.within]
-    return f'<span class="{tone(outcome)}">{word}{bound(outcome.bound)}</span>'
+    word = {True: "within ", False: "over ", None: ""}[within]
+    return f'<span class="{_TONES[within]}">{word}{bound(limit)}</span>'
 
 
-def _figure(name: str, scenario: str, one: Distribution) -> str:
-    row = {"Count": count(one.count)}
-    row |= {"p50": seconds(one.p50), "p90": seconds(one.p90), "p99": seconds(one.p99), "Longest": seconds(one.max)}
-    row[SHAPE] = spark(one, None)
-    return (
-        f'<tr class="free"><th scope="row"><b class="words">{markup(name)}</b><span>{markup(scenario)}</span></th>'
-        f"{_cells(row)}</tr>"
-    )
+def _figure(name: str, scenario: str, one: Distribution, limit: float | None) -> str:
+    within = None if limit is None else one.p99 <= limit
+    row = {"Count": count(one.count), "p50": seconds(one.p50), "p90": seconds(one.p90)}
+    row |= {"p99": _red(seconds(one.p99), wrong=within is False), "Longest": seconds(one.max)}
+    row |= {"Bound of p99": _bound(limit, within), SHAPE: spark(one, limit)}
+    head = f'<th scope="row"><b class="words">{markup(name)}</b><span>{markup(scenario)}</span></th>'
+    return f'<tr class="{_TONES[within]}">{head}{_cells(row)}</tr>'
 
 
 def _heads(heads: list[str]) -> str:

@@ -28,10 +28,11 @@ def text(summary: Summary) -> str:
     if len(summary.scenarios) > 1:
         lines.append(_row("total", summary.total))
     if summary.total.figures:
-        lines += ["", f"{'FIGURE':<52} {'COUNT':>7} {'P50':>8} {'P90':>8} {'P99':>8} {'MAX':>8}"]
+        lines += ["", f"{'FIGURE':<40} {'COUNT':>7} {'P50':>8} {'P90':>8} {'P99':>8} {'MAX':>8} BOUND"]
         lines += [
-            f"{figure(name):<52.52} {count(one.count):>7} "
+            f"{figure(name):<40.40} {count(one.count):>7} "
             + " ".join(f"{seconds(value):>8}" for value in (one.p50, one.p90, one.p99, one.max))
+            + f" {_against(summary.total.figure_bounds.get(name), over=name in summary.late)}"
             for name, one in summary.total.figures.items()
         ]
     lines += _listed("VIOLATIONS", [_finding(one) for one in summary.violations])
@@ -48,7 +49,6 @@ def _row(name: str, outcome: Outcome) -> str:
     struck, proven = (outcome.faults, outcome.verified) if outcome.faults else (outcome.decoys, outcome.refused)
     gaps = outcome.gaps
     measured = [count(gaps.count), *(seconds(value) for value in (gaps.p50, gaps.p99, gaps.max))] if gaps else ["–"] * 4
-    against = "–" if outcome.bound is None else bound(outcome.bound) + (" OVER" if outcome.within is False else "")
     return _ROW.format(
         name,
         count(struck) if struck == proven else f"{count(proven)}/{count(struck)}",
@@ -56,8 +56,12 @@ def _row(name: str, outcome: Outcome) -> str:
         count(outcome.resets),
         count(outcome.takeovers),
         *measured,
-        against,
+        _against(outcome.bound, over=outcome.within is False),
     )
+
+
+def _against(limit: float | None, *, over: bool) -> str:
+    return "–" if limit is None else bound(limit) + (" OVER" if over else "")
 
 
 def _listed(heading: str, entries: list[list[str]]) -> list[str]:

@@ -58,6 +58,8 @@ class Verdict:
 
     injections: tuple[Injection, ...]
     record: Record
+    ended: tuple[Process, ...]
+    """Processes that its faults have ended, or tried to."""
 
 
 class Round:
@@ -306,7 +308,8 @@ class Round:
             figures={name: tuple(seconds) for name, seconds in self.figures.items()},
             replay=self._replay,
         )
-        return Verdict(tuple(injections), record)
+        ended = tuple(one for struck in self._struck for one in struck.fault.ends)
+        return Verdict(tuple(injections), record, ended)
 
 
 async def _nothing() -> None:

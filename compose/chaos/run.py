@@ -1,7 +1,8 @@
 """A run: one system, round after round, until enough faults have struck or the time is over. A process of its own.
 
 Told what to do by one line of JSON on stdin, it writes its records to a file and, as they come, to stdout. When stdin
-is closed it breaks its round off and ends: whoever started it has had enough, or is gone.
+is closed it breaks its round off and ends: whoever started it has had enough, or is gone. SIGTERM ends it and its
+system, wherever it is.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import asyncio
 import os
 import platform
 import shlex
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -21,15 +23,16 @@ import msgspec
 from broker.bus.lifecycle import configure_logging, loop_factory, raise_file_limit
 from broker.bus.version import VERSION
 from compose.chaos import record
+from compose.chaos.deaths import Deaths
 from compose.chaos.disk import NoDisk
 from compose.chaos.household import Household
-from compose.chaos.record import Ended, Run
+from compose.chaos.record import Ended, Run, Violation
 from compose.chaos.round import Round
 from compose.chaos.scenarios import CATALOGUE
 from compose.chaos.schedule import Turn, turns
 from compose.chaos.subject import Running
 from compose.chaos.system import System
-from compose.chaos.whole import NotBack
+from compose.chaos.whole import NotBack, Process
 from compose.chaos.world import SINGLE, World
 
 
@@ -66,6 +69,9 @@ class Player:
         if order.running:
             self._left_out = {one.name: one.needs_own for one in self._scenarios if one.needs_own}
             self._scenarios = [scenario for scenario in self._scenarios if scenario.name not in self._left_out]
+        self._unplayed = [one.name for one in self._scenarios[order.share :: order.shares]]
+        """What is to be played once at least, and was not yet."""
+        self._deaths = Deaths(())
         self._rounds = self._injections = self._unverified = self._violations = 0
         self._loop = asyncio.get_running_loop()
         self._zero = self._loop.time()
@@ -89,6 +95,7 @@ class Player:
         with tempfile.TemporaryDirectory(prefix="okome-chaos-", ignore_cleanup_errors=True) as directory:
             try:
                 async with self._target(world, Path(directory)) as system:
+                    self._deaths = Deaths(system.processes())
                     await self._rounds_of(system)
             except NoDisk as error:
                 self._left_out.update((scenario.name, str(error)) for scenario in self._scenarios)
@@ -98,12 +105,16 @@ class Player:
                 at=self._loop.time() - self._zero,
                 interrupted=self._enough.is_set(),
                 left_out=self._left_out,
+                unplayed=() if self._enough.is_set() else self._to_be_played(),
                 rounds=self._rounds,
                 injections=self._injections,
                 unverified=self._unverified,
                 violations=self._violations,
             )
         )
+
+    def _to_be_played(self) -> tuple[str, ...]:
+        return tuple(name for name in self._unplayed if name not in self._left_out)
 
     def _target(self, world: World, directory: Path) -> System | Running:
         """The system that is hurt, not yet started."""
@@ -115,13 +126,10 @@ class Player:
         began = self._loop.time()
         for turn in self._turns():
             if self._enough.is_set() or (self._order.duration and self._loop.time() - began > self._order.duration):
+                self._unplayed.clear()  # there was no time for them
                 return
             if not await self._round(system, turn):
                 return
-            try:
-                await system.whole()
-            except NotBack:
-                return  # said by the round already: there is nothing left to hurt
 
     def _turns(self) -> Iterator[Turn]:
         order = self._order
@@ -137,7 +145,7 @@ class Player:
             yield turn
 
     async def _round(self, system: System | Running, turn: Turn) -> bool:
-        """Play one and tell of it; False where it was broken off."""
+        """Play one and tell of it; False where it was broken off, or nothing is left to be hurt."""
         order = self._order
         round = Round(
             system,
@@ -161,14 +169,31 @@ class Player:
             enough.cancel()
             playing.cancel()
             await asyncio.gather(enough, playing, return_exceptions=True)
+        # Everything was given back by now: what is not whole did not come back.
+        amiss = await self._not_back(system) or self._fell(system, verdict.ended)
+        record = msgspec.structs.replace(verdict.record, violations=(*verdict.record.violations, *amiss))
         for injection in verdict.injections:
             self._injections += 1
             self._unverified += not injection.verified
             self._say(injection)
         self._rounds += 1
-        self._violations += len(verdict.record.violations)
-        self._say(verdict.record)
-        return True
+        self._violations += len(record.violations)
+        self._say(record)
+        if turn.scenario.name in self._unplayed:
+            self._unplayed.remove(turn.scenario.name)
+        return not any(one.rule == "stuck" for one in amiss)
+
+    async def _not_back(self, system: System | Running) -> list[Violation]:
+        try:
+            await system.whole()
+        except NotBack as error:
+            return [Violation("stuck", "", f"when the faults were undone: {error}")]
+        return []
+
+    def _fell(self, system: System | Running, ended: Sequence[Process]) -> list[Violation]:
+        said = "{0.id} ended by itself: {1}; restarts by now: {0.restarts}"
+        fell = self._deaths.by_themselves(system.processes(), ended)
+        return [Violation("fell", "", said.format(one, system.last_end(one.id))) for one in fell]
 
 
 def replay(order: Order, scenarios: Sequence[str], number: int) -> str:
@@ -189,6 +214,9 @@ def machine() -> str:
 
 async def _main() -> None:
     loop = asyncio.get_running_loop()
+    playing = asyncio.current_task()
+    assert playing is not None
+    loop.add_signal_handler(signal.SIGTERM, playing.cancel)
     reader = asyncio.StreamReader()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
     order = msgspec.json.decode(await reader.readline(), type=Order)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from compose.chaos.world import SINGLE, World
@@ -16,7 +16,8 @@ Play = Callable[["Round"], Awaitable[None]]
 
 @dataclass(frozen=True)
 class Scenario:
-    """`bound`: p99 of the gap that a viewer sees, seconds; None where the failure table names none.
+    """`bound`: p99 of the gap that a viewer sees, seconds; None where the failure table names none. `figures`: the same
+    of what else it measures, by name.
 
     `resets`: viewers may be told `reset`. `takeovers`: another worker may take over; where not, one is a violation.
     `links`: it hurts what passes between the system's own parts. `weight`: how often it is drawn, beside the others.
@@ -31,6 +32,7 @@ class Scenario:
     takeovers: bool = False
     links: bool = False
     weight: int = 4
+    figures: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def needs_own(self) -> str:
@@ -53,16 +55,27 @@ class Catalogue(dict[str, Scenario]):
         takeovers: bool = False,
         links: bool = False,
         weight: int = 4,
+        figures: Mapping[str, float] | None = None,
     ) -> Callable[[Play], Play]:
         """The decorated coroutine function plays the scenario of its name, with dashes."""
 
         def add(play: Play) -> Play:
             name = getattr(play, "__name__", "").replace("_", "-")
             assert name not in self, name
-            self[name] = Scenario(name, sentence, play, world, bound, resets, takeovers, links, weight)
+            self[name] = Scenario(name, sentence, play, world, bound, resets, takeovers, links, weight, figures or {})
             return play
 
         return add
+
+    @property
+    def bounds(self) -> dict[str, float]:
+        """Of gaps, by scenario."""
+        return {one.name: one.bound for one in self.values() if one.bound is not None}
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """Of whatever else is measured, by name."""
+        return {name: bound for one in self.values() for name, bound in one.figures.items()}
 
 
 CATALOGUE = Catalogue()

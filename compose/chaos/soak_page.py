@@ -87,13 +87,12 @@ def page(soak: Soak) -> str:
 def _result(soak: Soak) -> str:
     judged, grows = soak.judged, soak.leaks
     settles = [one for one in judged if one.trend.verdict is Verdict.SETTLES]
-    unknown = [one for one in judged if one.trend.verdict is Verdict.UNKNOWN]
     said = f"Of {len(judged)} gauges {len(grows) or 'none'} {'grow' if len(grows) > 1 else 'grows'} beyond noise"
     said += f": {', '.join(f'{one.process} {one.gauge}' for one in grows)}." if grows else "."
     if settles:
         said += f" {len(settles)} rose and settled."
-    if unknown:
-        said += f" Of {len(unknown)} there were too few readings."
+    if soak.unknown:
+        said += f" Of {len(soak.unknown)} there were too few readings."
     if soak.interrupted:
         said += " It was broken off early."
     return said

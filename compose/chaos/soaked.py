@@ -105,6 +105,24 @@ class Soak(msgspec.Struct, frozen=True):
         return [one for one in self.judged if one.trend.verdict is Verdict.GROWS]
 
     @property
+    def unknown(self) -> list[Series]:
+        return [one for one in self.judged if one.trend.verdict is Verdict.UNKNOWN]
+
+    @property
+    def amiss(self) -> list[str]:
+        """What grows, what ended by itself, and why less was shown than a soak is for; in words."""
+        said = [f"{one.process} {one.gauge} grows" for one in self.leaks]
+        said += [f"{one} ended by itself" for one in self.fell]
+        if self.interrupted:
+            said.append("it was broken off early")
+        if self.unknown:
+            said.append(f"there are too few readings of {len(self.unknown)} gauges")
+        lived, given_up = self.measured.get("sessions", 0), self.measured.get("given up", 0)
+        if lived <= 2 * given_up:
+            said.append(f"of {lived} sessions that were measured {given_up} were given up")
+        return said
+
+    @property
     def passed(self) -> bool:
-        """Nothing grows, and nothing ended by itself."""
-        return not self.leaks and not self.fell
+        """Nothing grows, nothing ended by itself, and there was enough to see it by."""
+        return not self.amiss

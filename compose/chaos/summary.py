@@ -9,6 +9,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 
 import msgspec
 
@@ -58,6 +59,13 @@ class Outcome(msgspec.Struct, frozen=True):
     within: bool | None
     """None where there is no bound or no gap."""
     figures: dict[str, Distribution]
+    figure_bounds: dict[str, float] = {}
+    """Of the figures' p99, seconds, of those that have one."""
+
+    @property
+    def late(self) -> list[str]:
+        """Figures whose p99 is over its bound."""
+        return [name for name, bound in self.figure_bounds.items() if self.figures[name].p99 > bound]
 
 
 class System(msgspec.Struct, frozen=True):
@@ -121,6 +129,8 @@ class Summary(msgspec.Struct, frozen=True):
     left_out: dict[str, str]
     """Scenarios that no run could play, and why."""
     strikes: tuple[Strike, ...]
+    unplayed: tuple[str, ...] = ()
+    """Scenarios that a run was to play, and none did."""
 
     @property
     def control(self) -> bool:
@@ -143,6 +153,11 @@ class Summary(msgspec.Struct, frozen=True):
         return [name for name, outcome in self.scenarios.items() if outcome.within is False]
 
     @property
+    def late(self) -> list[str]:
+        """Figures whose p99, over all scenarios, is over its bound."""
+        return self.total.late
+
+    @property
     def cut_off(self) -> list[System]:
         return [system for system in self.systems if system.cut_off]
 
@@ -152,12 +167,18 @@ class Summary(msgspec.Struct, frozen=True):
         return not self.total.violations and not self.unverified and not self.believed
 
     def passed(self, *, control: bool) -> bool:
-        """Held, and not for want of faults: with no fault of this sort, ordinary or control, nothing was shown."""
-        return self.held and (self.total.decoys if control else self.total.faults) > 0
+        """Held, and not for want of faults: with no fault of this sort, ordinary or control, nothing was shown. Nor
+        was anything of a scenario that was to be played, and was not."""
+        return self.held and not self.unplayed and (self.total.decoys if control else self.total.faults) > 0
 
 
-def summarize(lines: Iterable[Line], bounds: Mapping[str, float]) -> Summary:
-    """`bounds`: p99 of the gaps in seconds, by scenario. Lines may be of several runs, in any order; each counts."""
+def summarize(
+    lines: Iterable[Line], bounds: Mapping[str, float], figures: Mapping[str, float] = MappingProxyType({})
+) -> Summary:
+    """`bounds`: p99 of the gaps in seconds, by scenario; `figures`: of what else was measured, by name.
+
+    Lines may be of several runs, in any order; each counts.
+    """
     lines = list(lines)
     runs = {line.id: line for line in lines if isinstance(line, Run)}
     control = {run.id for run in runs.values() if run.control}
@@ -181,14 +202,17 @@ def summarize(lines: Iterable[Line], bounds: Mapping[str, float]) -> Summary:
                     tally.round(line)
             case Run() | Ended():
                 pass
-    left_out = {name: why for line in lines if isinstance(line, Ended) for name, why in line.left_out.items()}
+    ends = [line for line in lines if isinstance(line, Ended)]
+    left_out = {name: why for line in ends for name, why in line.left_out.items()}
+    unplayed = {name for line in ends for name in line.unplayed}
     return Summary(
         systems=tuple(_system(run, lines) for run in runs.values()),
-        total=total.outcome(None),
-        scenarios={name: scenarios[name].outcome(bounds.get(name)) for name in sorted(scenarios)},
+        total=total.outcome(None, figures),
+        scenarios={name: scenarios[name].outcome(bounds.get(name), figures) for name in sorted(scenarios)},
         violations=tuple(findings),
         left_out={name: left_out[name] for name in sorted(left_out) if name not in scenarios},
         strikes=tuple(strikes),
+        unplayed=tuple(sorted(unplayed - scenarios.keys())),
     )
 
 
@@ -238,7 +262,7 @@ class _Tally:
         for name, seconds in line.figures.items():
             self.figures.setdefault(name, []).extend(seconds)
 
-    def outcome(self, bound: float | None) -> Outcome:
+    def outcome(self, bound: float | None, figure_bounds: Mapping[str, float]) -> Outcome:
         counts = self.counts
         gaps = distribution(self.gaps)
         figures = {name: distribution(self.figures[name]) for name in sorted(self.figures)}
@@ -259,6 +283,7 @@ class _Tally:
             bound=bound,
             within=None if bound is None or gaps is None else gaps.p99 <= bound,
             figures={name: figure for name, figure in figures.items() if figure is not None},
+            figure_bounds={name: figure_bounds[name] for name in figures if name in figure_bounds},
         )
 
 

@@ -82,7 +82,8 @@ def tone(summary: Summary) -> Tone:
     """Bad: something is broken. Warn: nothing is, yet not all was reached."""
     if not summary.held:
         return "bad"
-    return "warn" if summary.over or summary.cut_off or not summary.total.faults + summary.total.decoys else "good"
+    short = summary.cut_off or summary.unplayed or not summary.total.faults + summary.total.decoys
+    return "warn" if summary.over or summary.late or short else "good"
 
 
 def remarks(summary: Summary) -> list[str]:
@@ -99,6 +100,8 @@ def remarks(summary: Summary) -> list[str]:
             f"every one of the {len(bounded)} scenarios that have" if len(bounded) > 1 else "the one scenario that has"
         )
         said.append(f"The p99 of the gaps is within its bound in {every} one.")
+    if late := [figure(name) for name in summary.late]:
+        said.append(f"The p99 of {counted(len(late), 'figure')} is over its bound: {_named(late)}.")
     if summary.total.decoys and not summary.control:
         said.append(f"In control runs, where every fault struck a wrong target, {_refused(summary)}.")
     if cut := len(summary.cut_off):
@@ -106,6 +109,8 @@ def remarks(summary: Summary) -> list[str]:
         said.append(
             f"{runs if len(summary.systems) > 1 else 'The run was'} cut off: this is what was recorded until then."
         )
+    if unplayed := summary.unplayed:
+        said.append(f"{counted(len(unplayed), 'scenario')} that belonged to it never came: {_named(unplayed)}.")
     if left_out := list(summary.left_out):
         were = "was" if len(left_out) == 1 else "were"
         said.append(f"{counted(len(left_out), 'scenario')} {were} left out, with reasons below: {_named(left_out)}.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import signal
 import sys
@@ -64,6 +65,7 @@ def chaos(
 ) -> int:
     """Run it; the exit code. Raises CommandFailed before anything was started."""
     chosen = choose(scenarios)
+    _finite("--duration", duration)
     if number and len(chosen) != 1:
         raise CommandFailed("--round goes with one --scenario", USAGE)
     missing = [str(path) for path in running if not path.is_file()]
@@ -89,6 +91,12 @@ def chaos(
         control=control,
     )
     return asyncio.run(_run(plan, where))
+
+
+def _finite(option: str, value: float) -> None:
+    """Raises CommandFailed for what is no span of time."""
+    if not math.isfinite(value):
+        raise CommandFailed(f"{option} {value:g}: it has to end", USAGE)
 
 
 def _playable_there(chosen: Sequence[Scenario]) -> None:
@@ -135,7 +143,7 @@ async def _run(plan: Plan, where: Path) -> int:
 
 def publish(lines: Sequence[Line], where: Path) -> Summary:
     """Write report.json and report.html."""
-    summary = summarize(lines, {one.name: one.bound for one in CATALOGUE.values() if one.bound is not None})
+    summary = summarize(lines, CATALOGUE.bounds, CATALOGUE.figures)
     report.write(summary, where, {one.name: one.sentence for one in CATALOGUE.values()})
     return summary
 
@@ -173,6 +181,7 @@ async def exactness(cuts: int, seed: int, page: Path | None) -> None:
 
 async def soak(minutes: float, seed: int, sessions: int, page: Path | None) -> None:
     """Churn for so long, and say what every process holds afterwards. Raises CommandFailed."""
+    _finite("--minutes", minutes)
     if page is not None:
         folder.takes(page, "--write")
     from compose.chaos import soak as soaking
@@ -190,5 +199,4 @@ async def soak(minutes: float, seed: int, sessions: int, page: Path | None) -> N
     else:
         print(told)
     if not soaked.passed:
-        grown = [f"{one.process} {one.gauge} grows" for one in soaked.leaks]
-        raise CommandFailed("; ".join([*grown, *(f"{one} ended by itself" for one in soaked.fell)]))
+        raise CommandFailed("; ".join(soaked.amiss), INTERRUPTED if soaked.interrupted else FAILED)

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 import httpx
 from pydantic import SecretStr
@@ -21,7 +21,7 @@ from broker.bus.errors import SettingsInvalid
 from broker.bus.settings import load
 from compose import nats_server
 from compose.cli.api import refusal
-from compose.cli.target import Target
+from compose.cli.target import MASK, Target, mask_url, readable
 from compose.up import firstkey, servers, statefile
 from compose.up.ports import PortBusy, Ports
 from compose.up.roles import alone
@@ -32,7 +32,6 @@ DEFAULT_PORT = 8080
 FEW_FILES = 4096
 PROGRAM_TIMEOUT = 5.0
 HEALTH_TIMEOUT = 2.0
-MASK = "********"
 
 
 class Finding(NamedTuple):
@@ -186,7 +185,7 @@ def _served(target: Target) -> list[Finding]:
 def _health(client: httpx.Client, what: str, url: str) -> Finding:
     try:
         answer = client.get(f"{url}/readyz")
-    except httpx.HTTPError as error:
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
         return Finding(what, BAD, f"{url} does not answer: {error or type(error).__name__}")
     if answer.status_code != 200:
         return Finding(what, BAD, f"{url} is not ready: {' '.join(answer.text.split())[:200]}")
@@ -197,7 +196,7 @@ def _key(client: httpx.Client, target: Target) -> Finding:
     """Whether the key of this machine's commands opens anything."""
     try:
         answer = client.get(f"{target.url}/v1/models", headers={"authorization": f"Bearer {target.api_key}"})
-    except httpx.HTTPError as error:
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
         return Finding("API key", WARN, f"could not be tried: {error or type(error).__name__}")
     if answer.status_code == 401:
         return Finding("API key", BAD, firstkey.lost(target.key_file))
@@ -209,6 +208,9 @@ def _key(client: httpx.Client, target: Target) -> Finding:
 def _reachable(what: str, urls: str) -> Finding:
     missing = []
     for url in urls.split(","):
+        if not readable(url):
+            missing.append(f"{mask_url(url)} is no address")
+            continue
         where = urlsplit(url.strip())
         try:
             socket.create_connection((where.hostname or "", where.port or 4222), HEALTH_TIMEOUT).close()
@@ -238,14 +240,3 @@ def masked(field: str, value: Any) -> str:
     if isinstance(value, SecretStr):
         return MASK if value.get_secret_value() else ""
     return mask_url(value) if isinstance(value, str) and field.endswith("url") else str(value)
-
-
-def mask_url(urls: str) -> str:
-    """Without the passwords that addresses may carry."""
-    shown = []
-    for url in urls.split(","):
-        parts = urlsplit(url)
-        if "@" in parts.netloc:
-            parts = parts._replace(netloc=f"{MASK}@{parts.netloc.rpartition('@')[2]}")
-        shown.append(urlunsplit(parts))
-    return ",".join(shown)

@@ -367,7 +367,7 @@ def chaos_exactness(
 
 @chaos.command("soak")
 def chaos_soak(
-    minutes: Annotated[float, typer.Option(min=1, help="How long; half an hour tells most.")] = 30,
+    minutes: Annotated[float, typer.Option(min=1, help="How long; half an hour tells most, less than 6 nothing.")] = 30,
     seed: Annotated[int, typer.Option(help="Draws the same churn again.")] = 1,
     sessions: Annotated[int, typer.Option(min=1, max=1000, help="Sessions that live at the same time.")] = 12,
     write: Annotated[Path | None, typer.Option(help="The page that is written, such as docs/soak.md.")] = None,

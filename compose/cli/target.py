@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from compose.cli.outcome import CommandFailed
+from compose.cli.outcome import USAGE, CommandFailed
 
 if TYPE_CHECKING:
     import httpx
 
 NOT_FOUND = "no running system found: start one with `okome up`, or name one with --url or OKOME_URL"
 REQUEST_TIMEOUT = 10.0
+MASK = "********"
 
 
 @dataclass(frozen=True)
@@ -69,17 +70,23 @@ class Target:
             raise CommandFailed(f"no API key for {self.url}: set OKOME_API_KEY")
 
     def client(self) -> httpx.AsyncClient:
-        """Speaks as the owner of the API key. A silence longer than two heartbeats is a dead connection."""
+        """Speaks as the owner of the API key. A silence longer than two heartbeats is a dead connection.
+
+        Raises CommandFailed.
+        """
         import httpx
 
         self.known()
-        return httpx.AsyncClient(
-            base_url=self.url,
-            headers={"authorization": f"Bearer {self.api_key}"},
-            verify=self.trusted(),
-            timeout=httpx.Timeout(REQUEST_TIMEOUT, read=25.0),
-            trust_env=not self._here(),  # a proxy does not know this machine, and need not know its keys
-        )
+        try:
+            return httpx.AsyncClient(
+                base_url=self.url,
+                headers={"authorization": f"Bearer {self.api_key}"},
+                verify=self.trusted(),
+                timeout=httpx.Timeout(REQUEST_TIMEOUT, read=25.0),
+                trust_env=not self._here(),  # a proxy does not know this machine, and need not know its keys
+            )
+        except (httpx.InvalidURL, ValueError) as error:
+            raise CommandFailed(f"{self.url} is no address: {error}", USAGE) from error
 
     def _here(self) -> bool:
         """It runs on this machine, or is reached through it."""
@@ -95,10 +102,31 @@ class Target:
         return ssl.create_default_context(cafile=str(self.ca)) if self.ca else httpx.create_ssl_context()
 
     def bus(self) -> str:
-        """The URL of NATS, for operators' commands."""
+        """The URL of NATS, for operators' commands. Raises CommandFailed."""
         if not self.nats_url:
             where = f": none of an `okome up` here is known for {self.url}" if self.url else ""
             raise CommandFailed(
                 f"this command talks to NATS{where}; start a system with `okome up`, or set OKOME_NATS_URL"
             )
+        for url in self.nats_url.split(","):
+            if not readable(url):
+                raise CommandFailed(f"{mask_url(url)} is no address of a NATS server", USAGE)
         return self.nats_url
+
+
+def readable(url: str) -> bool:
+    """Whether its host and port can be told; what Python says of it otherwise may quote a password."""
+    try:
+        return urlsplit(url.strip()).port != 0
+    except ValueError:
+        return False
+
+
+def mask_url(urls: str) -> str:
+    """Without the passwords that addresses may carry."""
+    shown = []
+    for url in urls.split(","):
+        before, at, behind = url.rpartition("@")
+        scheme, slashes, _ = before.rpartition("://")
+        shown.append(f"{scheme}{slashes}{MASK}@{behind}" if at else url)
+    return ",".join(shown)

@@ -41,8 +41,14 @@ def played(
     return Round(run, scenario, round, 4.0, ended, 2, 3, 100, 4, 1, 0, violations, times, replay)
 
 
-def ended(run: str = "a", *, interrupted: bool = False, left_out: dict[str, str] | None = None) -> Ended:
-    return Ended(run, 12.0, interrupted, left_out or {}, 1, 1, 0, 0)
+def ended(
+    run: str = "a",
+    *,
+    interrupted: bool = False,
+    left_out: dict[str, str] | None = None,
+    unplayed: tuple[str, ...] = (),
+) -> Ended:
+    return Ended(run, 12.0, interrupted, left_out or {}, 1, 1, 0, 0, unplayed)
 
 
 def write(path: Path, *lines: Line) -> Path:

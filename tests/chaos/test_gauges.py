@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import cast
+
+import pytest
+
 from compose.chaos import gauges
+from compose.chaos.round import Round
+from compose.chaos.scenarios import leaving
 from compose.chaos.scenarios.leaving import _comparable
+from compose.chaos.subject import Running
+from compose.chaos.whole import Process, until
 
 
 def test_what_is_higher_than_before_is_named_with_both_values() -> None:
@@ -45,3 +54,40 @@ def test_a_leaked_file_counts_and_a_pooled_connection_to_redis_does_not() -> Non
     leaked = {"node-1": {gauges.FDS: 24.0}, "redis-1": {gauges.FDS: 12.0}, "nats-1": {gauges.FDS: 60.0}}
     assert gauges.left(_comparable(before), _comparable(pooled)) == []
     assert gauges.left(_comparable(before), _comparable(leaked)) == ["roles: fds 12, before 11"]
+
+
+def test_who_did_not_answer_is_named_and_not_taken_for_one_that_holds_nothing() -> None:
+    """A node that is dead, or too busy to answer; JetStream is asked as well. The kernel's word is not its own."""
+    running = [
+        Process("node-1", "node", 1, 0, "http://127.0.0.1:1"),
+        Process("nats-1", "nats", 2, 0, "http://127.0.0.1:2"),
+        Process("redis-1", "redis", 3, 0, ""),
+    ]
+    system = cast(Running, SimpleNamespace(processes=lambda: running))
+    kernel = {gauges.RSS: 1.0, gauges.FDS: 2.0}
+    told = {
+        "node-1": {**kernel, "okome_tasks": 2.0},
+        "nats-1": {**kernel, "connections": 1.0},
+        "redis-1": kernel,
+        gauges.JETSTREAM: {gauges.CONSUMERS: 1.0},
+    }
+    assert gauges.silent(system, told) == []
+    assert gauges.silent(system, {**told, "node-1": kernel}) == ["node-1"]
+    assert gauges.silent(system, {"redis-1": kernel}) == ["node-1", "nats-1", gauges.JETSTREAM]
+
+
+async def test_what_a_process_holds_that_does_not_answer_has_not_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And nothing is compared with a reading in which it had not answered."""
+    node = Process("node-1", "node", 1, 0, "http://127.0.0.1:1")
+    dumb = {"node-1": {gauges.FDS: 1.0}, gauges.JETSTREAM: {gauges.CONSUMERS: 1.0}}
+    complete = {**dumb, "node-1": {gauges.FDS: 1.0, "okome_node_tails": 1.0}}
+    readings = iter([dumb, complete])
+
+    async def read(system: object) -> gauges.Reading:
+        return next(readings, dumb)
+
+    monkeypatch.setattr(gauges, "read", read)
+    monkeypatch.setattr(leaving, "BACK_TIMEOUT", 0.5)
+    round = cast(Round, SimpleNamespace(system=SimpleNamespace(processes=lambda: [node], until=until)))
+    assert await leaving._read(round) == complete
+    assert await leaving._left(round, complete) == ["node-1 did not tell what it holds"]

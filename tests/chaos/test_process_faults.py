@@ -43,3 +43,9 @@ async def test_what_has_ended_cannot_be_told_anything(
     gone = sleepers[1]
     with pytest.raises(DidNotHappen, match="ended by itself"):
         await make(gone, gone).strike()
+
+
+@pytest.mark.parametrize("make", [kill, terminate, lambda victim, aim: lame_duck(victim, aim, lambda: "")])
+def test_a_fault_says_whom_it_ends_the_aim_and_not_the_victim(make: Callable[[Process, Process], Fault]) -> None:
+    victim, aim = Process("node-1", "node", 1, 0, ""), Process("decoy", "decoy", 2, 0, "")
+    assert make(victim, aim).ends == (aim,)

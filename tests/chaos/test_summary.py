@@ -9,7 +9,11 @@ from itertools import pairwise
 import pytest
 
 from compose.chaos.record import Line, Violation
+from compose.chaos.report_tables import figures
+from compose.chaos.report_text import text
+from compose.chaos.scenarios import CATALOGUE
 from compose.chaos.summary import BUCKETS, EDGES, distribution, summarize
+from compose.chaos.wording import remarks
 from tests.chaos.records import ended, fault, played, run
 
 
@@ -164,3 +168,47 @@ def test_a_scenario_is_left_out_only_where_no_run_played_it() -> None:
         ended("b"),
     ]
     assert summarize(lines, {}).left_out == {"disk-full": "mount is not permitted"}
+
+
+def test_a_run_that_did_not_come_to_all_its_scenarios_did_not_pass_and_names_them() -> None:
+    lines: list[Line] = [run(), fault("node-kill", 0.1), played(), ended(unplayed=("node-kill", "page-cut"))]
+    summary = summarize(lines, {})
+    assert summary.held
+    assert summary.unplayed == ("page-cut",)
+    assert not summary.passed(control=False)
+    assert "1 scenario that belonged to it never came: page-cut." in remarks(summary)
+    elsewhere: list[Line] = [run("b"), fault("page-cut", 0.1, run="b"), played("page-cut", run="b"), ended("b")]
+    assert summarize([*lines, *elsewhere], {}).passed(control=False)
+
+
+def test_a_figure_over_its_bound_is_named_and_does_not_fail_the_run() -> None:
+    """It is of the machine as well. Over all scenarios that measured it; of what was not measured nothing is said."""
+    lines: list[Line] = [
+        run(),
+        *(fault("node-kill", 0.1), played("node-kill", figures={"back": [0.1] * 3, "asked": [9.0]})),
+        *(fault("page-cut", 0.1), played("page-cut", round=2, figures={"back": [3.0]})),
+        ended(),
+    ]
+    summary = summarize(lines, {}, {"back": 1.0, "never": 1.0})
+    assert summary.late == ["back"]
+    assert summary.scenarios["node-kill"].late == []
+    assert summary.scenarios["node-kill"].figure_bounds == {"back": 1.0}
+    assert summary.passed(control=False)
+    assert "The p99 of 1 figure is over its bound: back." in remarks(summary)
+    assert "3.00 s   3.00 s 1 s OVER" in text(summary)
+    assert "over 1 s" in figures(summary)
+    assert summarize(lines, {}, {"back": 3.0}).late == []
+
+
+def test_what_is_measured_beside_gaps_has_bounds_of_its_own() -> None:
+    """A cancel has a bound, and so has whoever comes late: both measure times that are no gaps."""
+    assert CATALOGUE["page-refused"].bound is None
+    for name, measured in {
+        "page-refused": {"attached_to_first_event"},
+        "cancel-mid-decode": {"cancel_to_stopped_mid_decode", "cancel_to_worker_stopped_mid_decode"},
+        "cancel-unbegun": {"cancel_to_stopped_unbegun", "cancel_to_worker_stopped_unbegun"},
+        "cancel-queued": {"cancel_to_stopped_queued", "cancel_to_worker_stopped_queued"},
+        "cancel-twice-and-late": {"cancel_to_stopped"},
+    }.items():
+        assert CATALOGUE[name].figures.keys() == measured, name
+        assert measured <= CATALOGUE.figures.keys()

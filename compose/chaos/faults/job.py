@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import AsyncExitStack
+
+import msgspec
 
 from broker.bus.errors import BusError
 from broker.bus.jobs import consumer_name
 from broker.bus.log import Stored, page, store
 from broker.bus.nats import Bus, Msg
+from broker.bus.pull import parse_reply
 from broker.bus.queue import nak
 from broker.bus.records import Beat, Job, decode
 from broker.bus.subjects import JOBS_STREAM, beat_subject
 from compose.chaos.answers import PATIENT, answered
-from compose.chaos.fault import DidNotHappen, Fault, comes_true
+from compose.chaos.fault import DidNotHappen, Fault, comes_true, shows
 
 SIGN_TIMEOUT = 20.0
 WRONG_TIMEOUT = 3.0
 """The same in a control run, where it will not happen."""
+NAKED = "$JS.EVENT.ADVISORY.CONSUMER.MSG_NAKED"
 BEATS = 0.6
 """Seconds in which every worker has said twice what it holds."""
 
@@ -47,22 +52,23 @@ async def find_job(bus: Bus, gid: str) -> Stored:
 
 
 async def _delivered(bus: Bus) -> int:
+    """Up to which message of the stream jobs were delivered."""
     answer = await bus.api(f"CONSUMER.INFO.{JOBS_STREAM}.{consumer_name('scripted')}")
-    count: int = answer["delivered"]["consumer_seq"]
-    return count
+    sequence: int = answer["delivered"]["stream_seq"]
+    return sequence
 
 
 def duplicate(bus: Bus, gid: str, *, wrong: bool) -> Fault:
     """The same job once more in the queue, under another message id; `wrong`: under the id it has."""
-    stored = before = 0
+    first = stored = 0
 
     async def strike() -> None:
-        nonlocal stored, before
+        nonlocal first, stored
         try:
             job = await answered(lambda: find_job(bus, gid))
         except KeyError:
             raise DidNotHappen(f"job {gid} has ended by itself") from None
-        before = await answered(lambda: _delivered(bus))
+        first = job.seq
         id = (job.headers or {}).get("Nats-Msg-Id", gid) if wrong else f"{gid}@again{job.seq}"
         common = ".".join((*job.subject.split(".")[:2], "any"))
         try:
@@ -72,31 +78,44 @@ def duplicate(bus: Bus, gid: str, *, wrong: bool) -> Fault:
             raise DidNotHappen(f"the copy was not stored: {error}") from error
 
     async def twice() -> str | None:
-        now = await _delivered(bus)
-        return f"job {gid} was stored again as {stored} and delivered" if now > before else None
+        another = stored > first and await _delivered(bus) >= stored
+        return f"job {gid} was stored again as {stored} and delivered" if another else None
 
     timeout = WRONG_TIMEOUT if wrong else SIGN_TIMEOUT
     return Fault(f"job of {gid}", strike, lambda: comes_true(twice, f"another delivery of {gid}", timeout))
 
 
-def redeliver(bus: Bus, gid: str, reply: str, *, wrong: bool) -> Fault:
+def redeliver(bus: Bus, gid: str, reply: str, aim: str) -> Fault:
     """A nak of a delivery although its worker lives: whether it is the newest one, or stale, `reply` says.
 
-    `wrong`: it is nobody's.
+    Proven by JetStream's word that it took the nak of this very delivery: it delivers the job again then. In a control
+    run `aim` is nobody's delivery.
     """
-    before = 0
+    naked = parse_reply(reply)
+    assert naked is not None
+    taken = False
+    subscribed = AsyncExitStack()
+
+    async def hear(msg: Msg) -> None:
+        nonlocal taken
+        told = msgspec.json.decode(msg.data)
+        taken = taken or (told["stream_seq"], told["consumer_seq"]) == (naked.seq, naked.consumer_seq)
 
     async def strike() -> None:
-        nonlocal before
-        before = await answered(lambda: _delivered(bus))
-        await answered(lambda: nak(bus, reply))
+        subscription = await answered(lambda: bus.subscribe(f"{NAKED}.{JOBS_STREAM}.{naked.consumer}", hear))
+        subscribed.push_async_callback(bus.unsubscribe, subscription)
+        await answered(lambda: nak(bus, aim))
 
-    async def again() -> str | None:
-        now = await _delivered(bus)
-        return f"{gid} was delivered again ({before} → {now})" if now > before else None
+    def again() -> str | None:
+        return f"JetStream took the nak of delivery {naked.consumer_seq} of {gid}" if taken else None
 
-    timeout = WRONG_TIMEOUT if wrong else SIGN_TIMEOUT
-    return Fault(f"delivery of {gid}", strike, lambda: comes_true(again, f"a redelivery of {gid}", timeout))
+    timeout = SIGN_TIMEOUT if aim == reply else WRONG_TIMEOUT
+    return Fault(
+        f"delivery of {gid}",
+        strike,
+        lambda: shows(again, f"a redelivery of {gid}", timeout),
+        subscribed.aclose,
+    )
 
 
 def settle(bus: Bus, gid: str, reply: str, running: Callable[[], bool], *, wrong: bool) -> Fault:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from compose.chaos import gauges
 from compose.chaos.fault import DidNotHappen, Fault, comes_true
@@ -35,7 +35,9 @@ def leave(system: System | Running, viewers: Sequence[Viewer], *, wrong: bool) -
         if any(viewer.ended for viewer in leaving):
             return None  # they have seen all of it, and are gone because of that
         found = await gauges.read(system)
-        if not all(_told(found.get(one.id, {})) for role in ("node", "ingress") for one in system.processes(role)):
+        if not all(
+            gauges.told(found.get(one.id, {})) for role in ("node", "ingress") for one in system.processes(role)
+        ):
             return None  # who does not answer may have a stream
         watching = gauges.total(found, "okome_node_subscribers") + gauges.total(found, "okome_ingress_streams_active")
         return f"{len(leaving)} viewers left; no node and no ingress has a stream" if not watching else None
@@ -48,8 +50,3 @@ def leave(system: System | Running, viewers: Sequence[Viewer], *, wrong: bool) -
     return Fault(
         f"{len(viewers)} viewers", strike, lambda: comes_true(nobody, "a system without viewers", timeout), undo
     )
-
-
-def _told(held: Mapping[str, float]) -> bool:
-    """Whether a role said anything, besides what the kernel says of it."""
-    return any(name.startswith("okome_") for name in held)

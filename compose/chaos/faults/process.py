@@ -37,7 +37,7 @@ def kill(victim: Process, aim: Process) -> Fault:
         return f"pid {victim.pid} is gone" if state(victim.pid) == "Z" else None
 
     timeout = SIGN_TIMEOUT if aim is victim else WRONG_TIMEOUT
-    return Fault(_name(victim), strike, lambda: shows(gone, f"the end of pid {victim.pid}", timeout))
+    return Fault(_name(victim), strike, lambda: shows(gone, f"the end of pid {victim.pid}", timeout), ends=(aim,))
 
 
 def kill_all(victims: Sequence[Process], aims: Sequence[Process]) -> Fault:
@@ -66,7 +66,7 @@ def terminate(victim: Process, aim: Process) -> Fault:
         return f"pid {victim.pid} has drained and ended" if state(victim.pid) == "Z" else None
 
     timeout = DRAIN_TIMEOUT if aim is victim else WRONG_TIMEOUT
-    return Fault(_name(victim), strike, lambda: shows(ended, f"the end of pid {victim.pid}", timeout))
+    return Fault(_name(victim), strike, lambda: shows(ended, f"the end of pid {victim.pid}", timeout), ends=(aim,))
 
 
 def freeze(victim: Process, aim: Process) -> Fault:
@@ -98,7 +98,7 @@ def lame_duck(victim: Process, aim: Process, log: Callable[[], str]) -> Fault:
         return f"{victim.id} wrote: {sign}" if log().count(sign) > before else None
 
     timeout = SIGN_TIMEOUT if aim is victim else WRONG_TIMEOUT
-    return Fault(_name(victim), strike, lambda: shows(entered, f"{victim.id} saying {sign!r}", timeout))
+    return Fault(_name(victim), strike, lambda: shows(entered, f"{victim.id} saying {sign!r}", timeout), ends=(aim,))
 
 
 def _name(victim: Process) -> str:

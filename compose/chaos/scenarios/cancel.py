@@ -20,15 +20,30 @@ WRONG_LONG = 12.0  # the same in a control run, where it does
 BUSY = 15.0  # seconds that a slot is taken: until every slot is, on a busy machine, and all who wait are cancelled
 CANCELS_PER_SECOND = 16
 TAKEN_TIMEOUT = 45.0
+AT_ONCE = 0.25  # seconds, p99: a worker is nudged
+QUEUED = 3.0  # the same on workers whose every slot decodes
 
 
-@scenario("answers are cancelled in the middle of a word; those beside them go on", weight=6)
+def _stopped(when: str, bound: float) -> dict[str, float]:
+    """The bounds of what `_cancel_all` measures."""
+    return {f"cancel_to_stopped_{when}": bound, f"cancel_to_worker_stopped_{when}": bound}
+
+
+@scenario(
+    "answers are cancelled in the middle of a word; those beside them go on",
+    weight=6,
+    figures=_stopped("mid_decode", AT_ONCE),
+)
 async def cancel_mid_decode(round: Round) -> None:
     watched = await round.work(_long(round))
     await _cancel_all(round, watched, "mid_decode")
 
 
-@scenario("answers are cancelled before their first token: the log holds what was asked, and the end", weight=4)
+@scenario(
+    "answers are cancelled before their first token: the log holds what was asked, and the end",
+    weight=4,
+    figures=_stopped("unbegun", AT_ONCE),
+)
 async def cancel_unbegun(round: Round) -> None:
     scripts = [round.script(1, ttft_ms=int(_long(round) * 1000)) for _ in range(round.sessions)]
     watched = await round.crowd.gather(scripts)
@@ -38,7 +53,12 @@ async def cancel_unbegun(round: Round) -> None:
         _expect(round, session, [START, CANCELLED])
 
 
-@scenario("answers are cancelled that wait for a slot, while every slot decodes", world=IMPATIENT, weight=3)
+@scenario(
+    "answers are cancelled that wait for a slot, while every slot decodes",
+    world=IMPATIENT,
+    weight=3,
+    figures=_stopped("queued", QUEUED),
+)
 async def cancel_queued(round: Round) -> None:
     slots = int(IMPATIENT.environment["OKOME_WORKER_SCRIPTED_SLOTS"]) * len(round.system.processes("worker"))
     scripts = [round.script(BUSY) for _ in range(slots + max(2, round.sessions // 2))]
@@ -51,7 +71,11 @@ async def cancel_queued(round: Round) -> None:
         _expect(round, session, [START, CANCELLED])
 
 
-@scenario("an answer is cancelled by three devices at once, again when it is over, and one that was finished", weight=4)
+@scenario(
+    "an answer is cancelled by three devices at once, again when it is over, and one that was finished",
+    weight=4,
+    figures={"cancel_to_stopped": AT_ONCE},
+)
 async def cancel_twice_and_late(round: Round) -> None:
     short = await round.crowd.gather([round.script(0.5) for _ in range(2)])
     watched = await round.work(_long(round))

@@ -31,7 +31,7 @@ def _viewer(round: Round, gid: str) -> Viewer:
 
 
 def _redeliver(round: Round, gid: str, reply: str) -> Fault:
-    return redeliver(round.system.bus, gid, NOWHERE if round.control else reply, wrong=round.control)
+    return redeliver(round.system.bus, gid, reply, NOWHERE if round.control else reply)
 
 
 def _settle(round: Round, gid: str, reply: str) -> Fault:

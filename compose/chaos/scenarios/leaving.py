@@ -128,7 +128,7 @@ async def _come_back(session: Watched, left_at: int) -> None:
 async def aborts(round: Round) -> None:
     """`okome chaos --scenario aborts --sessions 16 --faults 25` is 10 000 of them, every round of which is compared
     with its own start and with the start of the run."""
-    before = await gauges.read(round.system)
+    before = await _read(round)
     first = _first.setdefault(round.system, before)
     sessions = [await round.crowd.open() for _ in range(max(2, round.sessions // 2))]
     watched = await round.work(4)
@@ -145,6 +145,20 @@ async def aborts(round: Round) -> None:
             round.broken("left", "", f"since the beginning of {since}: {'; '.join(left)}")
 
 
+async def _read(round: Round) -> gauges.Reading:
+    """Of everybody: what one did not tell would be found left behind later."""
+    reading: gauges.Reading = {}
+
+    async def complete() -> bool:
+        nonlocal reading
+        reading = await gauges.read(round.system)
+        return not gauges.silent(round.system, reading)
+
+    async with asyncio.timeout(BACK_TIMEOUT):
+        await round.system.until(complete)
+    return reading
+
+
 async def _left(round: Round, start: gauges.Reading) -> list[str]:
     """What has not come back to where it was, when it had time to."""
     left: list[str] = []
@@ -152,7 +166,8 @@ async def _left(round: Round, start: gauges.Reading) -> list[str]:
     async def back() -> bool:
         nonlocal left
         now = await gauges.read(round.system)
-        left = gauges.left(_comparable(start), _comparable(now), NAMES)
+        left = [f"{id} did not tell what it holds" for id in gauges.silent(round.system, now)]
+        left = left or gauges.left(_comparable(start), _comparable(now), NAMES)
         return not left
 
     try:

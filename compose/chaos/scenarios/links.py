@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from urllib.parse import urlsplit
 
@@ -229,7 +230,10 @@ async def last_frame_lost(round: Round) -> None:
 
 
 @scenario(
-    "what is asked for from the log is answered by a replica that has nothing", world=TIGHT, bound=0.5, links=True
+    "what is asked for from the log is answered by a replica that has nothing",
+    world=TIGHT,
+    links=True,
+    figures={"attached_to_first_event": 0.5},
 )
 async def page_refused(round: Round) -> None:
     watched = await round.work(3, rate=50, burst=1, tokens=150)
@@ -237,7 +241,10 @@ async def page_refused(round: Round) -> None:
         await round.crowd.underway(40)  # the first frames are beyond every ring
     tap = round.system.taps[f"{NODE}.nats"]
     fault = wire.lose(tap, NODE, wire.is_page, "a page of the log", wrong=round.control, instead=wire.NOT_FOUND)
+    attached = time.monotonic()  # theirs is this clock
     late = [round.crowd.watch(session) for session in watched]
     await round.hurt(fault, [])
     async with asyncio.timeout(UNDERWAY_TIMEOUT):
         await asyncio.gather(*(viewer.changed(lambda one: one.ended > 0) for viewer in late))
+    for viewer in late:
+        round.figure("attached_to_first_event", viewer.stored()[0].at - attached)

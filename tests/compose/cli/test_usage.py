@@ -70,6 +70,9 @@ def test_what_is_not_built_says_so_and_fails(command: str, tmp_path: Path) -> No
         ("tail",),
         ("chat", "-o", "json"),
         ("models", "-o", "xml"),
+        ("chaos", "--duration", "inf"),
+        ("chaos", "--duration", "nan"),
+        ("chaos", "soak", "--minutes", "inf"),
     ],
 )
 def test_misuse_is_exit_code_2(arguments: tuple[str, ...], tmp_path: Path) -> None:
@@ -276,6 +279,30 @@ def test_the_doctor_looks_at_nats_servers_that_it_is_told_of_where_no_system_is_
     gone = okome("doctor", home=tmp_path, OKOME_NATS_URL=url)
     assert gone.returncode == 1
     assert f"bad\tnats\t{url.removeprefix('nats://')} Connection refused\n" in gone.stdout
+
+
+@pytest.mark.parametrize("url", ["http://[::1", "http://h:abc"])
+def test_what_is_no_address_is_said_and_not_a_stack_trace(url: str, tmp_path: Path) -> None:
+    for command in (("models",), ("chat", "--once", "hi"), ("tail", "s")):
+        told = okome(*command, "--url", url, home=tmp_path, OKOME_API_KEY="ok_whatever")
+        assert told.returncode == 2
+        assert told.stderr.startswith(f"okome: {url} is no address: ")
+    examined = okome("doctor", "--url", url, home=tmp_path, OKOME_API_KEY="ok_whatever")
+    assert examined.returncode == 1
+    assert f"bad\tsystem\t{url} does not answer: " in examined.stdout
+    assert "Traceback" not in examined.stderr
+
+
+@pytest.mark.parametrize("where", ["h:abc", "[::1", "h:99999"])
+def test_what_is_no_address_of_a_nats_server_is_said_without_its_password(where: str, tmp_path: Path) -> None:
+    url = f"nats://me:open-sesame@{where}"
+    told = okome("keys", "ls", home=tmp_path, OKOME_NATS_URL=url)
+    assert told.returncode == 2
+    assert told.stderr == f"okome: nats://********@{where} is no address of a NATS server\n"
+    examined = okome("doctor", home=tmp_path, OKOME_NATS_URL=url, OKOME_NODE_NATS_URL=url)
+    assert examined.returncode == 1
+    assert f"bad\tnats\tnats://********@{where} is no address\n" in examined.stdout
+    assert "open-sesame" not in examined.stdout + examined.stderr
 
 
 def test_a_role_with_wrong_settings_names_them_all(tmp_path: Path) -> None:
