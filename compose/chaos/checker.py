@@ -6,7 +6,7 @@ everything that went wrong.
 | rule | broken when |
 |---|---|
 | gap, repeat, reorder | frames of the log are missing, come twice, or in another order |
-| bytes | an event's data is not, byte for byte, what is stored |
+| bytes | an event's data is not, byte for byte, what is stored, or it has no id or no JSON |
 | script | the text is not the scripted engine's, or offsets do not follow one another |
 | terminal | a generation has none, more than one, or anything after it |
 | epoch | epochs do not begin at 1, or do not go up by one |
@@ -23,10 +23,12 @@ everything that went wrong.
 from __future__ import annotations
 
 import itertools
-import json
+import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
+
+import msgspec
 
 from broker.bus.chain import Chain
 from broker.bus.errors import ChainBroken
@@ -38,6 +40,21 @@ from compose.chaos.viewer import Seen
 class Broken(NamedTuple):
     rule: str
     detail: str
+
+
+class _Told(msgspec.Struct):
+    """What the judge reads of an event's data."""
+
+    generation_id: str = ""
+    offset: int = -1
+    n: int = 0
+    text: str = ""
+    epoch: int = 0
+    worker: str = ""
+
+
+_decode = msgspec.json.Decoder(_Told).decode
+_ID = re.compile(r".+-\d+", re.ASCII)
 
 
 @dataclass
@@ -67,7 +84,9 @@ def check_log(frames: Sequence[Frame], asked: Sequence[Asked], *, whole: bool = 
         elif ends[0] not in one.ends:
             why = own[-1].data[:200].decode(errors="replace")
             broken.append(Broken("terminal", f"{one.gid} ended with {ends[0]}, not {'/'.join(one.ends)}: {why}"))
-        if whole:
+        if strange := [frame.seq for frame in own if _told(frame.data) is None]:
+            broken.append(Broken("bytes", f"{one.gid}: frames {strange} cannot be read"))
+        elif whole:
             broken += _check_text(one, [(frame.type, frame.data) for frame in own], ended_as=ends[:1])
     return broken
 
@@ -86,7 +105,12 @@ def check_transcript(
     `resets`: the fault has earned one (a purge, another incarnation); what was seen before the last reset is then held
     against the script alone, because the log that it came from is gone.
     """
-    broken = []
+    broken = [
+        Broken("bytes", f"{event.name} {event.id!r} cannot be read: {event.data[:80]!r}")
+        for event in seen
+        if not _readable(event)
+    ]
+    seen = [event for event in seen if _readable(event)]
     segments = _segments(seen)
     if len(segments) > 1 and not resets:
         told = next(event.data for event in seen if event.name == "reset")
@@ -107,6 +131,19 @@ def check_transcript(
             own = [(event.name, event.data) for event in segments[0] if _gid(event.data) == one.gid]
             broken += _check_text(one, own, ended_as=[name for name, _ in own if name in TERMINAL][:1])
     return broken
+
+
+def _told(data: bytes) -> _Told | None:
+    """None where it is not the JSON of an event."""
+    try:
+        return _decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+
+
+def _readable(event: Seen) -> bool:
+    """It has what every event has, and what every stored one has: a place in the log."""
+    return _told(event.data) is not None and (not event.stored or _ID.fullmatch(event.id) is not None)
 
 
 def _segments(seen: Sequence[Seen]) -> list[list[Seen]]:
@@ -170,17 +207,17 @@ def _check_text(one: Asked, events: Sequence[tuple[str, bytes]], *, ended_as: Se
         broken.append(Broken("terminal", f"{one.gid}: {names[-1]} after {terminals[0]}"))
     offset, epoch, text = 0, 0, []
     for name, raw in events:
-        data = json.loads(raw)
+        told = _decode(raw)
         if name in (START, ATTEMPT):
-            if data["epoch"] != epoch + 1:
-                broken.append(Broken("epoch", f"{one.gid}: epoch {data['epoch']} after {epoch}"))
-            epoch = data["epoch"]
-        if data["offset"] != offset:
-            broken.append(Broken("script", f"{one.gid}: {name} at offset {data['offset']}, expected {offset}"))
-            offset = data["offset"]
+            if told.epoch != epoch + 1:
+                broken.append(Broken("epoch", f"{one.gid}: epoch {told.epoch} after {epoch}"))
+            epoch = told.epoch
+        if told.offset != offset:
+            broken.append(Broken("script", f"{one.gid}: {name} at offset {told.offset}, expected {offset}"))
+            offset = told.offset
         if name in (TOKEN, REASONING):
-            text.append(data["text"])
-            offset += data["n"]
+            text.append(told.text)
+            offset += told.n
     if one.script is None:
         return broken
     said = "".join(text)
@@ -198,18 +235,19 @@ def _check_text(one: Asked, events: Sequence[tuple[str, bytes]], *, ended_as: Se
 
 
 def _gid(data: bytes) -> str:
-    return str(json.loads(data).get("generation_id", ""))
+    return _decode(data).generation_id
 
 
 def takeovers(frames: Sequence[Frame]) -> list[str]:
     """Every time that another attempt went on in this log: whose, behind whose, and where."""
-    told: list[str] = []
+    took: list[str] = []
     before = ""
     for frame in frames:
         if frame.type not in (START, ATTEMPT):
             continue
-        worker = str(frame.fields().get("worker"))
+        told = _told(frame.data)
+        worker = told.worker if told is not None else ""
         if frame.type == ATTEMPT:
-            told.append(f"{frame.gid}: {worker} went on behind {before} at token {frame.offset}, epoch {frame.epoch}")
+            took.append(f"{frame.gid}: {worker} went on behind {before} at token {frame.offset}, epoch {frame.epoch}")
         before = worker
-    return told
+    return took

@@ -14,7 +14,7 @@ import ssl
 import time
 from collections.abc import Callable
 from enum import StrEnum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
 from websockets.asyncio.client import ClientConnection, connect
@@ -53,7 +53,17 @@ class Seen(NamedTuple):
 
     @property
     def seq(self) -> int:
-        return int(self.id.rpartition("-")[2])
+        """0 where its id has none."""
+        number = self.id.rpartition("-")[2]
+        return int(number) if number.isascii() and number.isdecimal() else 0
+
+    def fields(self) -> dict[str, Any]:
+        """Its data as it is read; {} where that is no JSON object."""
+        try:
+            told = json.loads(self.data)
+        except ValueError:
+            return {}
+        return told if isinstance(told, dict) else {}
 
 
 class ViewerRefused(Exception):
@@ -239,9 +249,9 @@ class Viewer:
         data = b""
         for line in block.split(b"\n"):
             if line.startswith(b"id: "):
-                id = line[4:].decode()
+                id = line[4:].decode(errors="replace")
             elif line.startswith(b"event: "):
-                name = line[7:].decode()
+                name = line[7:].decode(errors="replace")
             elif line.startswith(b"data: "):
                 data = line[6:]
         if name:
@@ -250,26 +260,32 @@ class Viewer:
     def _take_message(self, now: float, message: bytes) -> None:
         # Laid out by the node as {"event":…,"id":…,"data":…}: the data is cut out as it is, so that bytes are compared.
         head, _, rest = message.partition(b'"data":')
-        name = head.partition(b'"event":"')[2].partition(b'"')[0].decode()
-        id = head.partition(b'"id":"')[2].partition(b'"')[0].decode()
+        name = head.partition(b'"event":"')[2].partition(b'"')[0].decode(errors="replace")
+        id = head.partition(b'"id":"')[2].partition(b'"')[0].decode(errors="replace")
         if name != "hb":
             self._take(Seen(now, name, id, rest[:-1]))
 
     def _take(self, event: Seen) -> None:
+        """Remember it, whatever it is: the judge says what is wrong with it."""
         self.events.append(event)
         if event.id:
             self.cursor = event.id
         if event.name == "served_by":
-            told = json.loads(event.data)
-            self.node, self.ingress = str(told["node"]), str(told["ingress"])
+            told = event.fields()
+            self.node, self.ingress = str(told.get("node", "")), str(told.get("ingress", ""))
         elif event.name in (START, ATTEMPT):
-            self.worker = str(json.loads(event.data)["worker"])
+            self.worker = str(event.fields().get("worker", ""))
         elif event.name == "closed":
-            self._told_to_wait = json.loads(event.data).get("retry_after_ms", 1000) / 1000
+            self._told_to_wait = _seconds(event.fields().get("retry_after_ms", 1000))
         elif event.name == "reconnect":
-            self._told_to_wait = json.loads(event.data).get("after_ms", 0) / 1000
+            self._told_to_wait = _seconds(event.fields().get("after_ms", 0))
         elif event.name == "reset":
             self.ended = 0  # all that there is is told anew
         elif event.name in TERMINAL:
             self.ended += 1
         self._changed.set()
+
+
+def _seconds(told: object) -> float:
+    """Milliseconds that an event names; a second where it names none."""
+    return told / 1000 if isinstance(told, int | float) else 1.0

@@ -68,6 +68,12 @@ def test_a_takeover_is_told_with_those_who_took_part() -> None:
         (lambda seen: [*seen[:2], _told(seen[2], text="3.0 3.9 "), *seen[3:]], "bytes"),
         (lambda seen: [*seen[:2], seen[2]._replace(data=seen[2].data + b" "), *seen[3:]], "bytes"),
         (lambda seen: [*seen[:2], seen[2]._replace(id=f"other000-{seen[2].seq}"), *seen[3:]], "bytes"),
+        (lambda seen: [*seen[:5], seen[5]._replace(id=""), *seen[6:]], "bytes"),
+        (lambda seen: [*seen[:5], seen[5]._replace(id="a-b"), *seen[6:]], "bytes"),
+        (lambda seen: [*seen[:2], seen[2]._replace(data=b"{"), *seen[3:]], "bytes"),
+        (lambda seen: [*seen[:2], seen[2]._replace(data=b"[]"), *seen[3:]], "bytes"),
+        (lambda seen: [*seen[:2], _told(seen[2], text=1), *seen[3:]], "bytes"),
+        (lambda seen: [seen[0]._replace(data=b"\xff"), *seen[1:]], "bytes"),
         (lambda seen: seen[:-1], "terminal"),
         (lambda seen: [*seen, seen[-1]._replace(id=f"{INCARNATION}-16")], "terminal"),
         (lambda seen: [*seen, seen[4]._replace(id=f"{INCARNATION}-16")], "terminal"),
@@ -86,6 +92,13 @@ def test_what_the_log_itself_has_wrong_is_found() -> None:
     failed = frames[-1].data.replace(b"finish_reason", b"code")
     ended = Frame(15, "failed", "g1", 2, "b", 14, 4, 0, failed)
     assert {one.rule for one in check_log([*frames[:-1], ended], ASKED)} == {"terminal"}
+
+
+def test_a_log_that_cannot_be_read_is_found() -> None:
+    frames = _frames()
+    unread = [_but(frames[0], data=b"{"), *frames[1:]]
+    assert {one.rule for one in check_log(unread, ASKED)} == {"bytes"}
+    assert takeovers(unread) == ["g1: v went on behind  at token 2, epoch 2"]
 
 
 def test_a_text_that_no_engine_said_is_found_though_viewer_and_log_agree() -> None:

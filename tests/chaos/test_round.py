@@ -14,7 +14,7 @@ from compose.chaos.faults import abort
 from compose.chaos.round import Round, Spoiled, Verdict
 from compose.chaos.scenario import Play, Scenario
 from compose.chaos.subject import Running
-from compose.chaos.viewer import Viewer
+from compose.chaos.viewer import Viewer, ViewerRefused
 
 
 async def _whole() -> None:
@@ -48,7 +48,9 @@ def rules(verdict: Verdict) -> list[str]:
     return [violation.rule for violation in verdict.record.violations]
 
 
-@pytest.mark.parametrize("error", [BusUnavailable("no answer"), ConnectionResetError(), EOFError(), KeyError("gone")])
+@pytest.mark.parametrize(
+    "error", [BusUnavailable("no answer"), ConnectionResetError(), EOFError(), KeyError("gone"), ValueError("{")]
+)
 async def test_a_question_of_a_scenario_that_fails_is_a_violation(error: Exception) -> None:
     async def scenario(round: Round) -> None:
         raise error
@@ -93,6 +95,25 @@ async def test_a_fault_that_had_nothing_to_hurt_is_not_verified() -> None:
         assert not injection.verified
         assert injection.proof == "everything was over"
         assert rules(verdict) == []
+
+
+async def test_a_viewer_that_gives_up_is_a_violation_and_no_one_else_is_forgotten() -> None:
+    async def scenario(round: Round) -> None:
+        async def refused() -> None:
+            raise ViewerRefused("410 gone")
+
+        async def puzzled() -> None:
+            raise ValueError("no number")
+
+        for sid, watch in (("one", refused), ("two", puzzled)):
+            watching = [asyncio.create_task(watch())]
+            round.crowd.watched.append(Watched(sid, "token", [], [Viewer(lambda: "", sid, "token")], watching))
+
+    verdict = await play(scenario)
+    assert rules(verdict) == ["stuck", "stuck"]
+    assert [one.session for one in verdict.record.violations] == ["one", "two"]
+    assert "410 gone" in verdict.record.violations[0].detail
+    assert "no number" in verdict.record.violations[1].detail
 
 
 async def test_a_control_run_counts_only_proofs_that_were_looked_for() -> None:

@@ -38,3 +38,16 @@ async def test_after_a_reset_it_has_not_seen_the_end(viewer: Viewer) -> None:
     viewer._take(_event("done", 1))
     viewer._take(Seen(2.0, "reset", "", b"{}"))
     assert not viewer.over
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"[]", b"{}", b'{"retry_after_ms":"soon"}', b"\xff"])
+def test_what_cannot_be_read_is_remembered_like_everything(viewer: Viewer, data: bytes) -> None:
+    told = [
+        Seen(0.0, name, "", data) for name in ("served_by", "start", "token", "reconnect", "closed", "reset", "done")
+    ]
+    for event in told:
+        viewer._take(event)
+    viewer._take_block(1.0, b"id: \xff\nevent: \xff\ndata: " + data)
+    viewer._take_message(2.0, b'{"event":"\xff","id":"\xff","data":' + data + b"}")
+    assert viewer.events[: len(told)] == told
+    assert [event.seq for event in viewer.events] == [0] * (len(told) + 2)
