@@ -28,6 +28,8 @@ HEARTBEATS_MISSED = 25.0
 """Seconds of silence after which a connection is given up: the system sends something every 10 s."""
 CONNECT_TIMEOUT = 10.0
 LONGEST_PAUSE = 0.5
+STAY = 0.3
+"""Seconds that it stays behind the last end: what comes there is seen as well."""
 
 
 class Transport(StrEnum):
@@ -102,8 +104,9 @@ class Viewer:
         self.worker = ""
         """Who writes the running answer, as the last `start` or `attempt` said."""
         self.ended = 0
-        """Generations whose end it has seen, since it was last told `reset`."""
+        """Generations whose end it has seen; since it was last told `reset`, if it was not over then."""
         self._terminals = 1
+        self._staying: asyncio.Timeout | None = None
         self._door = door
         self._token = token
         self._after = after
@@ -119,19 +122,24 @@ class Viewer:
     # -- watching ----------------------------------------------------------------------------------------------------
 
     async def watch(self, terminals: int = 1) -> None:
-        """Until so many generations have ended. The caller has the deadline. Raises ViewerRefused."""
+        """Until so many generations have ended, and `STAY`. The caller has the deadline. Raises ViewerRefused."""
         self._terminals = terminals
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(None) as self._staying:
+                await self._watch()
+
+    async def _watch(self) -> None:
         pause = 0.0
-        while self.ended < terminals:
+        while not self.over:
             await self._reading.wait()
             before = len(self.events)
             with contextlib.suppress(OSError, EOFError, ConnectionClosed, InvalidHandshake, TimeoutError):
-                await (self._sse(terminals) if self.transport is Transport.SSE else self._ws(terminals))
+                await (self._sse() if self.transport is Transport.SSE else self._ws())
             pause = 0.0 if len(self.events) > before else min(LONGEST_PAUSE, 2 * pause + 0.02)
             wait = random.uniform(0, pause)  # a client's jitter
             if self._told_to_wait is not None:
                 wait, self._told_to_wait = self._told_to_wait, None
-            if wait and self.ended < terminals:
+            if wait and not self.over:
                 await asyncio.sleep(wait)
 
     async def seen(self, tokens: int) -> None:
@@ -174,7 +182,7 @@ class Viewer:
 
     @property
     def over(self) -> bool:
-        """It has seen all the ends that it came for, and is gone."""
+        """It has seen all the ends that it came for, and is about to go."""
         return self.ended >= self._terminals
 
     def names(self) -> set[str]:
@@ -190,7 +198,7 @@ class Viewer:
     def _credential(self) -> dict[str, str]:
         return {} if self._ticket else {"authorization": f"Bearer {self._token}"}
 
-    async def _sse(self, terminals: int) -> None:
+    async def _sse(self) -> None:
         headers = {**self._credential(), "accept": "text/event-stream"}
         if self.cursor:
             headers["last-event-id"] = self.cursor
@@ -205,7 +213,7 @@ class Viewer:
                 raise ViewerRefused(f"{connection.status} {(await connection.body())[:200]!r}")
             self.connections += 1
             rest = b""
-            while self.ended < terminals and self._told_to_wait is None:
+            while self._told_to_wait is None:
                 await self._reading.wait()
                 async with asyncio.timeout(self.patience):
                     part = await connection.chunk()
@@ -219,7 +227,7 @@ class Viewer:
             self._connection = None
             connection.close()
 
-    async def _ws(self, terminals: int) -> None:
+    async def _ws(self) -> None:
         path = f"/v1/sessions/{self.sid}/ws{self._query(self.cursor or self._after)}"
         async with connect(
             self._door().replace("http", "ws", 1) + path,
@@ -236,7 +244,7 @@ class Viewer:
             self._connection = connection
             self.connections += 1
             try:
-                while self.ended < terminals and self._told_to_wait is None:
+                while self._told_to_wait is None:
                     await self._reading.wait()
                     async with asyncio.timeout(self.patience):
                         message = await connection.recv(decode=False)
@@ -279,10 +287,12 @@ class Viewer:
             self._told_to_wait = _seconds(event.fields().get("retry_after_ms", 1000))
         elif event.name == "reconnect":
             self._told_to_wait = _seconds(event.fields().get("after_ms", 0))
-        elif event.name == "reset":
+        elif event.name == "reset" and not self.over:
             self.ended = 0  # all that there is is told anew
         elif event.name in TERMINAL:
             self.ended += 1
+            if self.ended == self._terminals and self._staying is not None:
+                self._staying.reschedule(asyncio.get_running_loop().time() + STAY)
         self._changed.set()
 
 
