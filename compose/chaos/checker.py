@@ -12,6 +12,7 @@ everything that went wrong.
 | epoch | epochs do not begin at 1, or do not go up by one |
 | chain | the log itself has a frame that may not follow |
 | reset | the viewer was told `reset`, and nothing had earned it |
+| connection | it ended before the answer, and the viewer had to come back, though only what is behind it was hurt |
 | stuck | the answer did not come to its end in time |
 | takeover | another worker took over from one that lived |
 | cancel | a cancel was refused, or the log holds more than it may after one (judged by the scenario) |

@@ -265,6 +265,8 @@ class Round:
             for viewer in one.viewers:
                 if viewer in self.excused:
                     continue
+                if self.scenario.keeps_connections:
+                    self._broken += [(one.sid, Broken("connection", how)) for how in viewer.lost]
                 resets += sum(event.name == "reset" for event in viewer.events)
                 found = check_transcript(
                     viewer.events, frames, one.asked, incarnation, resets=self.scenario.resets, whole=whole

@@ -19,7 +19,9 @@ class Scenario:
     """`bound`: p99 of the gap that a viewer sees, seconds; None where the failure table names none.
 
     `resets`: viewers may be told `reset`. `takeovers`: another worker may take over; where not, one is a violation.
-    `links`: it hurts what passes between the system's own parts. `weight`: how often it is drawn, beside the others.
+    `keeps_connections`: it hurts only what is behind the ingress, so that a viewer's connection lasts until the end,
+    unless he is told to come again later. `links`: it hurts what passes between the system's own parts.
+    `weight`: how often it is drawn, beside the others.
     """
 
     name: str
@@ -30,6 +32,7 @@ class Scenario:
     resets: bool = False
     takeovers: bool = False
     links: bool = False
+    keeps_connections: bool = False
     weight: int = 4
 
     @property
@@ -52,6 +55,7 @@ class Catalogue(dict[str, Scenario]):
         resets: bool = False,
         takeovers: bool = False,
         links: bool = False,
+        keeps_connections: bool = False,
         weight: int = 4,
     ) -> Callable[[Play], Play]:
         """The decorated coroutine function plays the scenario of its name, with dashes."""
@@ -59,7 +63,9 @@ class Catalogue(dict[str, Scenario]):
         def add(play: Play) -> Play:
             name = getattr(play, "__name__", "").replace("_", "-")
             assert name not in self, name
-            self[name] = Scenario(name, sentence, play, world, bound, resets, takeovers, links, weight)
+            self[name] = Scenario(
+                name, sentence, play, world, bound, resets, takeovers, links, keeps_connections, weight
+            )
             return play
 
         return add

@@ -27,6 +27,8 @@ UNSTORED = frozenset({"hello", "served_by", "queued", "caught_up", "reset", "rec
 HEARTBEATS_MISSED = 25.0
 """Seconds of silence after which a connection is given up: the system sends something every 10 s."""
 CONNECT_TIMEOUT = 10.0
+TRY_AGAIN_LATER = 1013
+"""The code of a WebSocket that is closed because it cannot be served now (RFC 6455, registered with IANA)."""
 LONGEST_PAUSE = 0.5
 STAY = 0.3
 """Seconds that it stays behind the last end: what comes there is seen as well."""
@@ -98,6 +100,8 @@ class Viewer:
         self.cursor = ""
         self.events: list[Seen] = []
         self.connections = 0
+        self.lost: list[str] = []
+        """How connections ended that it had not given up, before the end, other than by "come again later"."""
         self.node = ""
         """Who serves it now, as the last `served_by` said."""
         self.ingress = ""
@@ -118,6 +122,8 @@ class Viewer:
         self._reading.set()
         self._connection: Connection | ClientConnection | None = None
         self._told_to_wait: float | None = None
+        self._gave_up = False
+        """The present connection, by breaking it off."""
 
     # -- watching ----------------------------------------------------------------------------------------------------
 
@@ -132,15 +138,33 @@ class Viewer:
         pause = 0.0
         while not self.over:
             await self._reading.wait()
-            before = len(self.events)
-            with contextlib.suppress(OSError, EOFError, ConnectionClosed, InvalidHandshake, TimeoutError):
+            before, connections, self._gave_up = len(self.events), self.connections, False
+            broke: Exception | None = None
+            try:
                 await (self._sse() if self.transport is Transport.SSE else self._ws())
+            except (OSError, EOFError, ConnectionClosed, InvalidHandshake, TimeoutError) as error:
+                broke = error
+            if self.connections > connections:
+                self._ended(broke)
             pause = 0.0 if len(self.events) > before else min(LONGEST_PAUSE, 2 * pause + 0.02)
             wait = random.uniform(0, pause)  # a client's jitter
             if self._told_to_wait is not None:
                 wait, self._told_to_wait = self._told_to_wait, None
             if wait and not self.over:
                 await asyncio.sleep(wait)
+
+    def _ended(self, broke: Exception | None) -> None:
+        """A connection is over: by itself, or because it broke."""
+        if self._gave_up or self._told_to_wait is not None or isinstance(broke, TimeoutError):
+            return  # its own doing, or its patience; or it was told when to come back
+        if isinstance(broke, ConnectionClosed) and broke.rcvd is not None and broke.rcvd.code == TRY_AGAIN_LATER:
+            return
+        last = f"{self.events[-1].name} {self.events[-1].id}" if self.events else "nothing"
+        self._lose(f"{'ended in good order' if broke is None else repr(broke)} behind {last}")
+
+    def _lose(self, how: str) -> None:
+        if not self.over:
+            self.lost.append(f"{self.transport}: {how}")
 
     async def seen(self, tokens: int) -> None:
         """Wait until so many token events have come, or it is over: tokens that come late come many in an event."""
@@ -157,6 +181,7 @@ class Viewer:
     def kick(self) -> bool:
         """Break its connection off by RST; says whether there was one."""
         connection = self._connection
+        self._gave_up = connection is not None
         if isinstance(connection, Connection):
             connection.reset()
         elif connection is not None:
@@ -284,9 +309,12 @@ class Viewer:
         elif event.name in (START, ATTEMPT):
             self.worker = str(event.fields().get("worker", ""))
         elif event.name == "closed":
-            self._told_to_wait = _seconds(event.fields().get("retry_after_ms", 1000))
+            self._told_to_wait = _seconds(event.fields().get("retry_after_ms"))
+            if "retry_after_ms" not in event.fields():
+                self._lose(f"closed for good: {event.data.decode(errors='replace')}")
         elif event.name == "reconnect":
-            self._told_to_wait = _seconds(event.fields().get("after_ms", 0))
+            self._told_to_wait = _seconds(event.fields().get("after_ms"))
+            self._lose("told to come back by itself")
         elif event.name == "reset" and not self.over:
             self.ended = 0  # all that there is is told anew
         elif event.name in TERMINAL:

@@ -8,6 +8,10 @@ from typing import cast
 import pytest
 
 from broker.bus.errors import BusUnavailable
+from broker.bus.frames import Frame
+from broker.bus.nats import Bus
+from compose.chaos import round as module
+from compose.chaos.checker import Asked
 from compose.chaos.crowd import Watched
 from compose.chaos.fault import DidNotHappen, Fault
 from compose.chaos.faults import abort
@@ -37,10 +41,10 @@ async def refuted() -> str:
     raise DidNotHappen("nothing was seen")
 
 
-async def play(scenario: Play, *, control: bool = False) -> Verdict:
-    system = cast(Running, SimpleNamespace(api_key="", url="http://127.0.0.1:1", whole=_whole))
-    shape = Scenario("a-scenario", "a scenario", scenario)
-    round = Round(system, shape, 1, run="r", seed=1, sessions=1, began=0.0, replay="", control=control)
+async def play(scenario: Play, *, control: bool = False, keeps_connections: bool = False) -> Verdict:
+    system = cast(Running, SimpleNamespace(api_key="", url="http://127.0.0.1:1", whole=_whole, bus=None))
+    played = Scenario("a-scenario", "a scenario", scenario, keeps_connections=keeps_connections)
+    round = Round(system, played, 1, run="r", seed=1, sessions=1, began=0.0, replay="", control=control)
     return await round.play()
 
 
@@ -156,3 +160,20 @@ async def test_clients_that_are_kept_waiting_break_off_as_well(monkeypatch: pyte
     monkeypatch.setattr(abort.Aborters, "_one", keep_waiting)
     await abort.Aborters(lambda: "", "key", [], random.Random(1)).abort(30)
     assert len(kept) == 30
+
+
+async def test_a_lost_connection_is_a_violation_where_only_what_is_behind_it_was_hurt(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def no_log(bus: Bus, sid: str) -> tuple[list[Frame], str]:
+        return [], "abcd1234"
+
+    async def scenario(round: Round) -> None:
+        kept, lost = (Viewer(lambda: "", "sid", "token") for _ in range(2))
+        lost.lost.append("ended in good order")
+        watching = [asyncio.create_task(nothing()) for _ in range(2)]
+        round.crowd.watched.append(Watched("sid", "token", [Asked("g1", None)], [kept, lost], watching))
+
+    monkeypatch.setattr(module, "read_log", no_log)
+    assert rules(await play(scenario, keeps_connections=True)).count("connection") == 1
+    assert "connection" not in rules(await play(scenario))

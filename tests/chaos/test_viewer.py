@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager, closing
+from contextlib import AsyncExitStack, asynccontextmanager, closing, suppress
 
 import pytest
 from websockets.asyncio.server import ServerConnection, serve
@@ -22,13 +22,13 @@ PAUSE = 0.05
 
 
 @asynccontextmanager
-async def told(transport: Transport, *parts: list[Event], ends: bool = True) -> AsyncIterator[Viewer]:
+async def told(transport: Transport, *parts: list[Event], ends: bool = True, code: int = 1000) -> AsyncIterator[Viewer]:
     """A viewer whose every connection is told these parts, a pause behind each, and then may end in good order."""
     serving: list[asyncio.Task[None] | None] = []
 
     async def stream(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         serving.append(asyncio.current_task())
-        with closing(writer):
+        with closing(writer), suppress(ConnectionError):
             writer.write(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")
             for part in parts:
                 body = b"".join(b"id: 0-1\nevent: %s\ndata: %s\n\n" % (name.encode(), data) for name, data in part)
@@ -45,6 +45,7 @@ async def told(transport: Transport, *parts: list[Event], ends: bool = True) -> 
             await asyncio.sleep(PAUSE)
         if not ends:
             await connection.wait_closed()
+        await connection.close(code)
 
     async with AsyncExitStack() as stack:
         if transport is Transport.SSE:
@@ -57,6 +58,11 @@ async def told(transport: Transport, *parts: list[Event], ends: bool = True) -> 
             port = next(iter(listening.sockets)).getsockname()[1]
         yield Viewer(lambda: f"http://127.0.0.1:{port}", "sid", "token", transport=transport)
         await asyncio.wait_for(asyncio.gather(*(task for task in serving if task is not None)), 10)
+
+
+async def stopped(watching: asyncio.Task[None]) -> None:
+    watching.cancel()
+    await asyncio.gather(watching, return_exceptions=True)
 
 
 @pytest.fixture
@@ -111,6 +117,46 @@ async def test_whoever_has_seen_the_end_leaves_with_what_ends_then(transport: Tr
         await asyncio.wait_for(viewer.watch(), 10)
     assert viewer.over
     assert viewer.connections == 1
+
+
+@pytest.mark.parametrize("transport", Transport)
+@pytest.mark.parametrize(
+    "last", [TOKEN, ("closed", b'{"code":"internal"}'), ("reconnect", b'{"after_ms":0}')], ids=lambda last: str(last[0])
+)
+async def test_a_connection_that_ends_before_the_answer_is_lost(transport: Transport, last: Event) -> None:
+    async with told(transport, [last]) as viewer:
+        watching = asyncio.create_task(viewer.watch())
+        await asyncio.wait_for(viewer.changed(lambda one: bool(one.lost) or len(one.events) > 1), 10)
+        await stopped(watching)
+    assert len(viewer.lost) >= 1
+
+
+@pytest.mark.parametrize("transport", Transport)
+async def test_whoever_is_told_to_come_again_later_has_lost_nothing(transport: Transport) -> None:
+    async with told(transport, [("closed", b'{"code":"unavailable","retry_after_ms":10}')]) as viewer:
+        watching = asyncio.create_task(viewer.watch())
+        await asyncio.wait_for(viewer.changed(lambda one: bool(one.lost) or len(one.events) > 1), 10)
+        await stopped(watching)
+    assert viewer.lost == []
+
+
+async def test_a_socket_that_cannot_be_served_now_is_not_lost() -> None:
+    async with told(Transport.WS, [TOKEN], code=1013) as viewer:
+        watching = asyncio.create_task(viewer.watch())
+        await asyncio.wait_for(viewer.changed(lambda one: bool(one.lost) or len(one.events) > 1), 10)
+        await stopped(watching)
+    assert viewer.lost == []
+
+
+@pytest.mark.parametrize("transport", Transport)
+async def test_whoever_breaks_off_has_lost_nothing(transport: Transport) -> None:
+    async with told(transport, [TOKEN], ends=False) as viewer:
+        watching = asyncio.create_task(viewer.watch())
+        await asyncio.wait_for(viewer.changed(lambda one: len(one.events) > 0), 10)
+        assert viewer.kick()
+        await asyncio.wait_for(viewer.changed(lambda one: bool(one.lost) or len(one.events) > 1), 10)
+        await stopped(watching)
+    assert viewer.lost == []
 
 
 async def test_whoever_does_not_read_leaves_behind_the_end_all_the_same() -> None:
