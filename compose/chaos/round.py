@@ -88,7 +88,9 @@ class Round:
         """Where viewers connect; a scenario may put a link there."""
         self.figures: dict[str, list[float]] = {}
         self.purged: set[str] = set()
-        """Sessions whose log lost its beginning: judged from where it begins now."""
+        """Sessions whose log lost its beginning: judged from where it begins now; their viewers may be told `reset`."""
+        self.renamed: set[str] = set()
+        """Sessions whose log is of another incarnation: their viewers may be told `reset`."""
         self.excused: set[Viewer] = set()
         """Viewers that are not expected at the end, because the fault is theirs."""
         self.stack = AsyncExitStack()
@@ -268,9 +270,8 @@ class Round:
                 if self.scenario.keeps_connections:
                     self._broken += [(one.sid, Broken("connection", how)) for how in viewer.lost]
                 resets += sum(event.name == "reset" for event in viewer.events)
-                found = check_transcript(
-                    viewer.events, frames, one.asked, incarnation, resets=self.scenario.resets, whole=whole
-                )
+                earned = not whole or one.sid in self.renamed
+                found = check_transcript(viewer.events, frames, one.asked, incarnation, resets=earned, whole=whole)
                 self._broken += [(one.sid, broken) for broken in found]
         return tokens, generations, taken, resets
 

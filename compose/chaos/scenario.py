@@ -18,7 +18,7 @@ Play = Callable[["Round"], Awaitable[None]]
 class Scenario:
     """`bound`: p99 of the gap that a viewer sees, seconds; None where the failure table names none.
 
-    `resets`: viewers may be told `reset`. `takeovers`: another worker may take over; where not, one is a violation.
+    `takeovers`: another worker may take over; where not, one is a violation.
     `keeps_connections`: it hurts only what is behind the ingress, so that a viewer's connection lasts until the end,
     unless he is told to come again later. `links`: it hurts what passes between the system's own parts.
     `weight`: how often it is drawn, beside the others.
@@ -29,7 +29,6 @@ class Scenario:
     play: Play
     world: World = SINGLE
     bound: float | None = None
-    resets: bool = False
     takeovers: bool = False
     links: bool = False
     keeps_connections: bool = False
@@ -52,7 +51,6 @@ class Catalogue(dict[str, Scenario]):
         *,
         world: World = SINGLE,
         bound: float | None = None,
-        resets: bool = False,
         takeovers: bool = False,
         links: bool = False,
         keeps_connections: bool = False,
@@ -63,9 +61,7 @@ class Catalogue(dict[str, Scenario]):
         def add(play: Play) -> Play:
             name = getattr(play, "__name__", "").replace("_", "-")
             assert name not in self, name
-            self[name] = Scenario(
-                name, sentence, play, world, bound, resets, takeovers, links, keeps_connections, weight
-            )
+            self[name] = Scenario(name, sentence, play, world, bound, takeovers, links, keeps_connections, weight)
             return play
 
         return add

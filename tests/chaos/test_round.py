@@ -18,7 +18,7 @@ from compose.chaos.faults import abort
 from compose.chaos.round import Round, Spoiled, Verdict
 from compose.chaos.scenario import Play, Scenario
 from compose.chaos.subject import Running
-from compose.chaos.viewer import Viewer, ViewerRefused
+from compose.chaos.viewer import Seen, Viewer, ViewerRefused
 
 
 async def _whole() -> None:
@@ -39,6 +39,10 @@ async def silent() -> str:
 
 async def refuted() -> str:
     raise DidNotHappen("nothing was seen")
+
+
+async def no_log(bus: Bus, sid: str) -> tuple[list[Frame], str]:
+    return [], "abcd1234"
 
 
 async def play(scenario: Play, *, control: bool = False, keeps_connections: bool = False) -> Verdict:
@@ -165,9 +169,6 @@ async def test_clients_that_are_kept_waiting_break_off_as_well(monkeypatch: pyte
 async def test_a_lost_connection_is_a_violation_where_only_what_is_behind_it_was_hurt(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    async def no_log(bus: Bus, sid: str) -> tuple[list[Frame], str]:
-        return [], "abcd1234"
-
     async def scenario(round: Round) -> None:
         kept, lost = (Viewer(lambda: "", "sid", "token") for _ in range(2))
         lost.lost.append("ended in good order")
@@ -177,3 +178,18 @@ async def test_a_lost_connection_is_a_violation_where_only_what_is_behind_it_was
     monkeypatch.setattr(module, "read_log", no_log)
     assert rules(await play(scenario, keeps_connections=True)).count("connection") == 1
     assert "connection" not in rules(await play(scenario))
+
+
+async def test_only_who_lost_frames_may_be_told_reset(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(round: Round) -> None:
+        round.purged.add("purged")
+        round.renamed.add("renamed")
+        for sid in ("purged", "renamed", "beside"):
+            viewer = Viewer(lambda: "", sid, "token")
+            viewer._take(Seen(1.0, "reset", "", b'{"earliest":"abcd1234-0"}'))
+            watching = [asyncio.create_task(nothing())]
+            round.crowd.watched.append(Watched(sid, "token", [Asked("g1", None)], [viewer], watching))
+
+    monkeypatch.setattr(module, "read_log", no_log)
+    verdict = await play(scenario)
+    assert [one.session for one in verdict.record.violations if one.rule == "reset"] == ["beside"]

@@ -33,7 +33,6 @@ async def consumer_delete(round: Round) -> None:
 @scenario(
     "the beginning of a log is taken away under live viewers, and under one who is behind",
     world=TIGHT,
-    resets=True,
     keeps_connections=True,
     weight=3,
 )
@@ -67,7 +66,7 @@ def _missed(viewer: Viewer, behind: int) -> int:
     return sum(event.seq > behind for event in viewer.stored())
 
 
-@scenario("a whole log is purged under its writer and its viewers", world=TIGHT, resets=True, takeovers=True, weight=1)
+@scenario("a whole log is purged under its writer and its viewers", world=TIGHT, takeovers=True, weight=1)
 async def log_purged(round: Round) -> None:
     watched = await round.work(3)
     session = round.rng.choice(watched)
@@ -79,7 +78,6 @@ async def log_purged(round: Round) -> None:
 @scenario(
     "a partition's stream is deleted and made anew, with another incarnation",
     world=TIGHT,
-    resets=True,
     takeovers=True,
     weight=1,
 )
