@@ -69,7 +69,12 @@ class Asked:
 
 
 def check_log(frames: Sequence[Frame], asked: Sequence[Asked], *, whole: bool = True) -> list[Broken]:
-    """The log itself, in order of sequence. `whole` False: its beginning was purged, so the first answer is cut."""
+    """The log itself, in order of sequence. `whole` False: its beginning was purged, so the first answer is cut.
+
+    Where all of it was, the answers had ended, and nobody owes it anything: what viewers saw says whether they had.
+    """
+    if not whole and not frames:
+        return []
     broken = []
     chain = Chain(0 if whole or not frames else frames[0].prev)
     for frame in frames:
@@ -130,8 +135,8 @@ def check_transcript(
     if told:
         after, wrong = _check_place(told[-1], frames)
         broken += wrong
-    if not whole and frames:  # seen before it was taken away: the script is what is left to hold it against
-        last = [event for event in last if event.seq >= frames[0].seq]
+    if not whole:  # seen before it was taken away: the script is what is left to hold it against
+        last = [event for event in last if frames and event.seq >= frames[0].seq]
     leaving = bool(told) and _has_ended(segments[-2], asked)
     broken += _check_against(last, [frame for frame in frames if frame.seq > after], incarnation, to_end=not leaving)
     return broken

@@ -168,6 +168,15 @@ def test_who_had_seen_the_end_does_not_stay_for_what_a_reset_brings() -> None:
     assert "reset" in _rules(seen)
 
 
+def test_who_had_seen_the_end_before_all_of_the_log_went_is_held_against_the_script() -> None:
+    seen = _seen(_frames())
+    assert check_log([], ASKED, whole=False) == []
+    assert _rules(seen, [], resets=True, whole=False) == set()
+    assert _rules([*seen, _reset(15)], [], resets=True, whole=False) == set()
+    assert _rules(seen[:-1], [], resets=True, whole=False) == {"terminal"}
+    assert _rules([*seen[:2], _told(seen[2], text="3.0 3.9 "), *seen[3:]], [], resets=True, whole=False) == {"script"}
+
+
 def test_the_text_of_a_log_without_its_beginning_is_held_against_the_script() -> None:
     frames = _frames()
     assert check_log(frames[3:], ASKED, whole=False) == []
