@@ -24,7 +24,6 @@ everything that went wrong.
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -35,7 +34,7 @@ from broker.bus.chain import Chain
 from broker.bus.errors import ChainBroken
 from broker.bus.frames import ATTEMPT, DONE, REASONING, START, TERMINAL, TOKEN, Frame
 from broker.bus.script import Script
-from compose.chaos.viewer import Seen
+from compose.chaos.viewer import PLACE, Seen
 
 
 class Broken(NamedTuple):
@@ -56,7 +55,6 @@ class _Told(msgspec.Struct):
 
 
 _decode = msgspec.json.Decoder(_Told).decode
-_ID = re.compile(r".+-\d+", re.ASCII)
 
 
 @dataclass
@@ -152,7 +150,7 @@ def _told(data: bytes) -> _Told | None:
 
 def _readable(event: Seen) -> bool:
     """It has what every event has, and what every stored one has: a place in the log."""
-    return _told(event.data) is not None and (not event.stored or _ID.fullmatch(event.id) is not None)
+    return _told(event.data) is not None and (not event.stored or PLACE.fullmatch(event.id) is not None)
 
 
 def _segments(seen: Sequence[Seen]) -> list[list[Seen]]:
@@ -184,12 +182,12 @@ def _check_foreign(events: Sequence[Seen], asked: Sequence[Asked]) -> list[Broke
 
 def _check_place(reset: Seen, frames: Sequence[Frame]) -> tuple[int, list[Broken]]:
     """The place that a `reset` says it goes on from: a frame before it would be skipped without a word."""
-    place = _decode(reset.data).earliest
-    if not _ID.fullmatch(place):
+    place = PLACE.fullmatch(_decode(reset.data).earliest)
+    if place is None:
         return 0, [Broken("reset", f"it says not where it goes on: {reset.data[:200].decode(errors='replace')}")]
-    after = int(place.rpartition("-")[2])
+    after = int(place[1])
     before = [frame.seq for frame in frames if frame.seq <= after]
-    return after, [Broken("reset", f"the log begins behind {place}, it says, and has {before[:5]} …")] if before else []
+    return after, [Broken("reset", f"the log begins behind {after}, it says, and has {before[:5]} …")] if before else []
 
 
 def _has_ended(events: Sequence[Seen], asked: Sequence[Asked]) -> bool:

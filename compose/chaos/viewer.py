@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import json
 import random
+import re
 import ssl
 import time
 from collections.abc import Callable
@@ -24,6 +25,8 @@ from broker.bus.frames import ATTEMPT, START, TERMINAL, TOKEN
 from compose.chaos.http import Connection
 
 UNSTORED = frozenset({"hello", "served_by", "queued", "caught_up", "reset", "reconnect", "closed"})
+PLACE = re.compile(r".+-(\d{1,20})", re.ASCII)
+"""The id of a stored event: its log's incarnation, and its sequence in it."""
 HEARTBEATS_MISSED = 25.0
 """Seconds of silence after which a connection is given up: the system sends something every 10 s."""
 CONNECT_TIMEOUT = 10.0
@@ -58,8 +61,8 @@ class Seen(NamedTuple):
     @property
     def seq(self) -> int:
         """0 where its id has none."""
-        number = self.id.rpartition("-")[2]
-        return int(number) if number.isascii() and number.isdecimal() else 0
+        place = PLACE.fullmatch(self.id)
+        return int(place[1]) if place is not None else 0
 
     def fields(self) -> dict[str, Any]:
         """Its data as it is read; {} where that is no JSON object."""

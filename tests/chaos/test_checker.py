@@ -70,6 +70,7 @@ def test_a_takeover_is_told_with_those_who_took_part() -> None:
         (lambda seen: [*seen[:2], seen[2]._replace(id=f"other000-{seen[2].seq}"), *seen[3:]], "bytes"),
         (lambda seen: [*seen[:5], seen[5]._replace(id=""), *seen[6:]], "bytes"),
         (lambda seen: [*seen[:5], seen[5]._replace(id="a-b"), *seen[6:]], "bytes"),
+        (lambda seen: [*seen[:5], seen[5]._replace(id="a-" + 5000 * "1"), *seen[6:]], "bytes"),
         (lambda seen: [*seen[:2], seen[2]._replace(data=b"{"), *seen[3:]], "bytes"),
         (lambda seen: [*seen[:2], seen[2]._replace(data=b"[]"), *seen[3:]], "bytes"),
         (lambda seen: [*seen[:2], _told(seen[2], text=1), *seen[3:]], "bytes"),
