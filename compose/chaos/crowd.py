@@ -176,16 +176,16 @@ class Crowd:
         await asyncio.wait(tasks, timeout=OTHERS_TIMEOUT)
 
     async def over(self, timeout: float) -> list[Viewer]:
-        """Wait until everybody's answer has ended; who is left when the time is over. Raises what a viewer raised."""
-        tasks = [task for one in self.watched for task in one.tasks]
+        """Wait until everybody's answer has ended; who has not seen that when the time is over, or gave up before."""
+        tasks = self._tasks()
         if tasks:
-            await asyncio.wait(tasks, timeout=timeout)
-        for task in tasks:
-            if task.done() and not task.cancelled():
-                task.result()
-        return [
-            viewer
-            for one in self.watched
-            for viewer, task in zip(one.viewers, one.tasks, strict=True)
-            if not task.done()
-        ]
+            await asyncio.wait(tasks.values(), timeout=timeout)
+        return [viewer for viewer, task in tasks.items() if not task.done() or self.failure(viewer) is not None]
+
+    def failure(self, viewer: Viewer) -> BaseException | None:
+        """What a viewer gave up with; None where it has not."""
+        task = self._tasks()[viewer]
+        return task.exception() if task.done() and not task.cancelled() else None
+
+    def _tasks(self) -> dict[Viewer, asyncio.Task[None]]:
+        return {viewer: task for one in self.watched for viewer, task in zip(one.viewers, one.tasks, strict=True)}

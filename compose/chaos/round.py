@@ -13,6 +13,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import NoReturn
 
+from broker.bus.errors import FrameMalformed
 from broker.bus.script import Script
 from compose.chaos.answers import FAILED
 from compose.chaos.checker import Broken, check_log, check_transcript, takeovers
@@ -24,7 +25,7 @@ from compose.chaos.record import Round as Record
 from compose.chaos.scenario import Scenario
 from compose.chaos.subject import Running
 from compose.chaos.system import System
-from compose.chaos.viewer import Viewer, ViewerRefused
+from compose.chaos.viewer import Viewer
 from compose.chaos.whole import NotBack, Process
 
 UNDERWAY_TIMEOUT = 45.0
@@ -89,7 +90,9 @@ class Round:
         """Where viewers connect; a scenario may put a link there."""
         self.figures: dict[str, list[float]] = {}
         self.purged: set[str] = set()
-        """Sessions whose log lost its beginning: judged from where it begins now."""
+        """Sessions whose log lost its beginning: judged from where it begins now; their viewers may be told `reset`."""
+        self.renamed: set[str] = set()
+        """Sessions whose log is of another incarnation: their viewers may be told `reset`."""
         self.excused: set[Viewer] = set()
         """Viewers that are not expected at the end, because the fault is theirs."""
         self.stack = AsyncExitStack()
@@ -203,7 +206,7 @@ class Round:
                 self._spoiled(str(why))
             except TimeoutError as error:
                 self.broken("stuck", "", f"the scenario ran out of time: {error}")
-            except (*FAILED, KeyError) as error:
+            except (*FAILED, KeyError, ValueError) as error:
                 self.broken("stuck", "", f"a question of the scenario failed: {error!r}")
             except NotAdmitted as error:
                 self.broken("stuck", "", f"not admitted: {error}")
@@ -215,12 +218,11 @@ class Round:
                 viewer.go_on()
             scripts = [asked.script for one in self.crowd.watched for asked in one.asked if asked.script is not None]
             longest = max((script.tokens / (script.rate or script.tokens or 1) for script in scripts), default=0.0)
-            try:
-                for late in await self.crowd.over(OVER_TIMEOUT + longest):
-                    if late not in self.excused:
-                        self.broken("stuck", late.sid, f"{len(late.events)} events, then none: {late.events[-1:]}")
-            except ViewerRefused as error:
-                self.broken("stuck", "", str(error))
+            for late in await self.crowd.over(OVER_TIMEOUT + longest):
+                if late not in self.excused:
+                    failure = self.crowd.failure(late)
+                    then = "none" if failure is None else repr(failure)
+                    self.broken("stuck", late.sid, f"{len(late.events)} events, then {then}: {late.events[-1:]}")
             over = self._loop.time()
             tokens, generations, taken, resets = await self._judge()
         return self._verdict(began, over, tokens, generations, taken, resets)
@@ -252,6 +254,9 @@ class Round:
             except FAILED:
                 self.broken("stuck", one.sid, "the log could not be read")
                 continue
+            except FrameMalformed as error:
+                self.broken("chain", one.sid, str(error))
+                continue
             whole = one.sid not in self.purged
             generations += len(one.asked)
             tokens += sum(frame.n for frame in frames)
@@ -264,10 +269,11 @@ class Round:
             for viewer in one.viewers:
                 if viewer in self.excused:
                     continue
+                if self.scenario.keeps_connections:
+                    self._broken += [(one.sid, Broken("connection", how)) for how in viewer.lost]
                 resets += sum(event.name == "reset" for event in viewer.events)
-                found = check_transcript(
-                    viewer.events, frames, one.asked, incarnation, resets=self.scenario.resets, whole=whole
-                )
+                earned = not whole or one.sid in self.renamed
+                found = check_transcript(viewer.events, frames, one.asked, incarnation, resets=earned, whole=whole)
                 self._broken += [(one.sid, broken) for broken in found]
         return tokens, generations, taken, resets
 

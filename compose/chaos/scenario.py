@@ -19,8 +19,10 @@ class Scenario:
     """`bound`: p99 of the gap that a viewer sees, seconds; None where the failure table names none. `figures`: the same
     of what else it measures, by name.
 
-    `resets`: viewers may be told `reset`. `takeovers`: another worker may take over; where not, one is a violation.
-    `links`: it hurts what passes between the system's own parts. `weight`: how often it is drawn, beside the others.
+    `takeovers`: another worker may take over; where not, one is a violation.
+    `keeps_connections`: it hurts only what is behind the ingress, so that a viewer's connection lasts until the end,
+    unless he is told to come again later. `links`: it hurts what passes between the system's own parts.
+    `weight`: how often it is drawn, beside the others.
     """
 
     name: str
@@ -28,9 +30,9 @@ class Scenario:
     play: Play
     world: World = SINGLE
     bound: float | None = None
-    resets: bool = False
     takeovers: bool = False
     links: bool = False
+    keeps_connections: bool = False
     weight: int = 4
     figures: Mapping[str, float] = field(default_factory=dict)
 
@@ -51,9 +53,9 @@ class Catalogue(dict[str, Scenario]):
         *,
         world: World = SINGLE,
         bound: float | None = None,
-        resets: bool = False,
         takeovers: bool = False,
         links: bool = False,
+        keeps_connections: bool = False,
         weight: int = 4,
         figures: Mapping[str, float] | None = None,
     ) -> Callable[[Play], Play]:
@@ -62,7 +64,9 @@ class Catalogue(dict[str, Scenario]):
         def add(play: Play) -> Play:
             name = getattr(play, "__name__", "").replace("_", "-")
             assert name not in self, name
-            self[name] = Scenario(name, sentence, play, world, bound, resets, takeovers, links, weight, figures or {})
+            self[name] = Scenario(
+                name, sentence, play, world, bound, takeovers, links, keeps_connections, weight, figures or {}
+            )
             return play
 
         return add

@@ -68,6 +68,13 @@ def test_a_takeover_is_told_with_those_who_took_part() -> None:
         (lambda seen: [*seen[:2], _told(seen[2], text="3.0 3.9 "), *seen[3:]], "bytes"),
         (lambda seen: [*seen[:2], seen[2]._replace(data=seen[2].data + b" "), *seen[3:]], "bytes"),
         (lambda seen: [*seen[:2], seen[2]._replace(id=f"other000-{seen[2].seq}"), *seen[3:]], "bytes"),
+        (lambda seen: [*seen[:5], seen[5]._replace(id=""), *seen[6:]], "bytes"),
+        (lambda seen: [*seen[:5], seen[5]._replace(id="a-b"), *seen[6:]], "bytes"),
+        (lambda seen: [*seen[:5], seen[5]._replace(id="a-" + 5000 * "1"), *seen[6:]], "bytes"),
+        (lambda seen: [*seen[:2], seen[2]._replace(data=b"{"), *seen[3:]], "bytes"),
+        (lambda seen: [*seen[:2], seen[2]._replace(data=b"[]"), *seen[3:]], "bytes"),
+        (lambda seen: [*seen[:2], _told(seen[2], text=1), *seen[3:]], "bytes"),
+        (lambda seen: [seen[0]._replace(data=b"\xff"), *seen[1:]], "bytes"),
         (lambda seen: seen[:-1], "terminal"),
         (lambda seen: [*seen, seen[-1]._replace(id=f"{INCARNATION}-16")], "terminal"),
         (lambda seen: [*seen, seen[4]._replace(id=f"{INCARNATION}-16")], "terminal"),
@@ -86,6 +93,13 @@ def test_what_the_log_itself_has_wrong_is_found() -> None:
     failed = frames[-1].data.replace(b"finish_reason", b"code")
     ended = Frame(15, "failed", "g1", 2, "b", 14, 4, 0, failed)
     assert {one.rule for one in check_log([*frames[:-1], ended], ASKED)} == {"terminal"}
+
+
+def test_a_log_that_cannot_be_read_is_found() -> None:
+    frames = _frames()
+    unread = [_but(frames[0], data=b"{"), *frames[1:]]
+    assert {one.rule for one in check_log(unread, ASKED)} == {"bytes"}
+    assert takeovers(unread) == ["g1: v went on behind  at token 2, epoch 2"]
 
 
 def test_a_text_that_no_engine_said_is_found_though_viewer_and_log_agree() -> None:
@@ -111,10 +125,69 @@ def test_epochs_that_jump_are_found() -> None:
 def test_after_an_earned_reset_the_viewer_is_held_against_what_is_left() -> None:
     frames = _frames()
     left = frames[3:]
-    seen = [*_seen(frames[:2]), Seen(20.0, "reset", "", b"{}"), *_seen(left)[1:]]
+    seen = [*_seen(frames[:2]), _reset(12), *_seen(left)[1:]]
     assert _rules(seen, left, resets=True, whole=False) == set()
     assert "gap" in _rules([*seen[:-2], seen[-1]], left, resets=True, whole=False)
     assert "repeat" in _rules([*seen[:-1], seen[-2], seen[-1]], left, resets=True, whole=False)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "rule"),
+    [
+        (lambda seen: [*seen[:2], _told(seen[2], text="3.0 3.9 "), *seen[3:]], "script"),
+        (lambda seen: [seen[0], *seen[2:]], "gap"),
+        (lambda seen: [*seen[:2], seen[3], *seen[3:]], "script"),
+        (lambda seen: [*seen[:3], _told(seen[3], epoch=3), *seen[4:]], "epoch"),
+        (lambda seen: [*seen[:4], *seen[6:]], "gap"),
+        (lambda seen: [*seen[:5], *seen[6:]], "gap"),
+        (lambda seen: [*seen[:4], _reset(13), *seen[6:]], "reset"),
+        (lambda seen: [*seen[:4], _reset(12, b"{}"), *seen[5:]], "reset"),
+        (lambda seen: [*seen[:4], _reset(12, b'{"earliest":"12"}'), *seen[5:]], "reset"),
+        (lambda seen: [*seen[:2], _reset(10), seen[3], _told(seen[2], text="3.0 3.9 "), *seen[4:]], "script"),
+    ],
+)
+def test_what_a_reset_parts_is_held_against_the_script_and_the_log(
+    spoil: Callable[[list[Seen]], list[Seen]], rule: str
+) -> None:
+    frames = _frames()
+    seen = [*_seen(frames[:3]), _reset(12), *_seen(frames[3:])[1:]]
+    assert _rules(seen, frames[3:], resets=True, whole=False) == set()
+    assert rule in _rules(spoil(seen), frames[3:], resets=True, whole=False)
+
+
+def test_who_is_told_reset_twice_may_begin_anywhere_between() -> None:
+    frames = _frames()
+    seen = [*_seen(frames[:1]), _reset(10), *_seen(frames[1:3])[1:], _reset(12), *_seen(frames[3:])[1:]]
+    assert _rules(seen, frames[3:], resets=True, whole=False) == set()
+
+
+def test_who_had_seen_the_end_does_not_stay_for_what_a_reset_brings() -> None:
+    frames = _frames()
+    seen = [*_seen(frames), Seen(20.0, "reset", "", b'{"earliest":"other000-0"}')]
+    assert _rules(seen, frames[3:], resets=True, whole=False) == set()
+    assert "gap" in _rules([*seen[:-2], seen[-1]], frames[3:], resets=True, whole=False)
+    assert "reset" in _rules(seen)
+
+
+def test_who_had_seen_the_end_before_all_of_the_log_went_is_held_against_the_script() -> None:
+    seen = _seen(_frames())
+    assert check_log([], ASKED, whole=False) == []
+    assert _rules(seen, [], resets=True, whole=False) == set()
+    assert _rules([*seen, _reset(15)], [], resets=True, whole=False) == set()
+    assert _rules(seen[:-1], [], resets=True, whole=False) == {"terminal"}
+    assert _rules([*seen[:2], _told(seen[2], text="3.0 3.9 "), *seen[3:]], [], resets=True, whole=False) == {"script"}
+
+
+def test_the_text_of_a_log_without_its_beginning_is_held_against_the_script() -> None:
+    frames = _frames()
+    assert check_log(frames[3:], ASKED, whole=False) == []
+    wrong = [_but(frames[3], data=frames[3].data.replace(b"3.2", b"3.7")), *frames[4:]]
+    assert {one.rule for one in check_log(wrong, ASKED, whole=False)} == {"script"}
+
+
+def _reset(after: int, data: bytes = b"") -> Seen:
+    told = data or b'{"earliest":"%s-%d","reason":"expired_or_foreign"}' % (INCARNATION.encode(), after)
+    return Seen(20.0, "reset", "", told)
 
 
 def _but(frame: Frame, **fields: object) -> Frame:

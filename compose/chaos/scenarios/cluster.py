@@ -51,6 +51,7 @@ async def _busiest(round: Round) -> Process:
     world=CLUSTER,
     bound=ELECTION + 1,
     takeovers=True,
+    keeps_connections=True,
     weight=3,
 )
 async def leader_kill(round: Round) -> None:
@@ -64,6 +65,7 @@ async def leader_kill(round: Round) -> None:
     "the server that leads the job queue is killed: every held job is delivered again, and nobody takes over",
     world=CLUSTER,
     bound=ELECTION + 1,
+    keeps_connections=True,
     weight=3,
 )
 async def jobs_leader_kill(round: Round) -> None:
@@ -73,7 +75,7 @@ async def jobs_leader_kill(round: Round) -> None:
     await round.system.back(victim)
 
 
-@scenario("the leader of a log lets another server lead", world=CLUSTER, bound=1.0, weight=6)
+@scenario("the leader of a log lets another server lead", world=CLUSTER, bound=1.0, keeps_connections=True, weight=6)
 async def leader_stepdown(round: Round) -> None:
     watched = await round.work(4)
     for session in round.rng.sample(watched, min(3, len(watched))):
@@ -83,7 +85,13 @@ async def leader_stepdown(round: Round) -> None:
         await round.hurt(fault, session.viewers)
 
 
-@scenario("a server enters lame duck mode; its clients move before it ends", world=CLUSTER, bound=0.25, weight=3)
+@scenario(
+    "a server enters lame duck mode; its clients move before it ends",
+    world=CLUSTER,
+    bound=0.25,
+    keeps_connections=True,
+    weight=3,
+)
 async def nats_lame_duck(round: Round) -> None:
     await round.work(6)
     victim = round.pick("nats")
@@ -95,7 +103,11 @@ async def nats_lame_duck(round: Round) -> None:
 
 
 @scenario(
-    "a server is cut off from the two others, with everybody who hangs on it", world=CLUSTER, takeovers=True, weight=2
+    "a server is cut off from the two others, with everybody who hangs on it",
+    world=CLUSTER,
+    takeovers=True,
+    keeps_connections=True,
+    weight=2,
 )
 async def minority_cut(round: Round) -> None:
     await round.work(14)
@@ -105,7 +117,13 @@ async def minority_cut(round: Round) -> None:
     await round.heal(fault)
 
 
-@scenario("viewers come back while a replica that lags answers for the log", world=CLUSTER, takeovers=True, weight=2)
+@scenario(
+    "viewers come back while a replica that lags answers for the log",
+    world=CLUSTER,
+    takeovers=True,
+    keeps_connections=True,
+    weight=2,
+)
 async def replica_lags(round: Round) -> None:
     watched = await round.work(12)
     busiest = (await _busiest(round)).id

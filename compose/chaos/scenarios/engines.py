@@ -36,18 +36,18 @@ async def _beside(round: Round, ends: Sequence[str], sign: bytes, what: str, **s
     await round.hurt(Fault(f"the engine of {session.sid}", strike, lambda: shows(shown, what, timeout)), others)
 
 
-@scenario("an engine raises in the middle of an answer", bound=0.25)
+@scenario("an engine raises in the middle of an answer", bound=0.25, keeps_connections=True)
 async def engine_raises(round: Round) -> None:
     await _beside(round, ["failed"], b'"code":"engine_failed"', "the answer failed with engine_failed", fail_at=20)
 
 
-@scenario("an engine says what is no answer, again and again", bound=0.25, takeovers=True)
+@scenario("an engine says what is no answer, again and again", bound=0.25, takeovers=True, keeps_connections=True)
 async def engine_broken(round: Round) -> None:
     sign = b'"code":"attempts_exhausted"'
     await _beside(round, ["failed"], sign, "the answer failed with attempts_exhausted", broken_at=20)
 
 
-@scenario("an engine stands still for a while; nobody takes over")
+@scenario("an engine stands still for a while; nobody takes over", keeps_connections=True)
 async def engine_stalls(round: Round) -> None:
     await round.work(3)
     others = round.crowd.running()

@@ -39,32 +39,32 @@ def _settle(round: Round, gid: str, reply: str) -> Fault:
     return settle(round.system.bus, gid, aim, lambda: not viewer.ended, wrong=round.control)
 
 
-@scenario("a job is in the queue twice", bound=0.25)
+@scenario("a job is in the queue twice", bound=0.25, keeps_connections=True)
 async def job_duplicated(round: Round) -> None:
     gid, _ = await _held(round)
     await round.hurt(duplicate(round.system.bus, gid, wrong=round.control))
 
 
-@scenario("a delivery is given back although its worker lives", bound=0.25)
+@scenario("a delivery is given back although its worker lives", bound=0.25, keeps_connections=True)
 async def job_redelivered(round: Round) -> None:
     gid, reply = await _held(round)
     await round.hurt(_redeliver(round, gid, reply))
 
 
-@scenario("an old delivery is given back after a newer one", bound=0.25)
+@scenario("an old delivery is given back after a newer one", bound=0.25, keeps_connections=True)
 async def job_stale_nak(round: Round) -> None:
     gid, reply = await _held(round)
     await round.hurt(_redeliver(round, gid, reply))
     await round.hurt(_redeliver(round, gid, reply))
 
 
-@scenario("an old delivery is acknowledged: the job is gone, its worker goes on", bound=0.25)
+@scenario("an old delivery is acknowledged: the job is gone, its worker goes on", bound=0.25, keeps_connections=True)
 async def job_stale_ack(round: Round) -> None:
     gid, reply = await _held(round)
     await round.hurt(_settle(round, gid, reply))
 
 
-@scenario("a job is lost from the queue, then its worker is killed", takeovers=True, weight=1)
+@scenario("a job is lost from the queue, then its worker is killed", takeovers=True, keeps_connections=True, weight=1)
 async def job_lost_with_worker(round: Round) -> None:
     gid, reply = await _held(round)
     await round.hurt(_settle(round, gid, reply), [])

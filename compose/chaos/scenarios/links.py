@@ -132,22 +132,35 @@ async def reader_trickles(round: Round) -> None:
 # -- ingress and node ------------------------------------------------------------------------------------------------
 
 
-@scenario("every connection between ingresses and a node is broken by RST", bound=0.25, links=True, weight=8)
+@scenario(
+    "every connection between ingresses and a node is broken by RST",
+    bound=0.25,
+    links=True,
+    keeps_connections=True,
+    weight=8,
+)
 async def node_link_reset(round: Round) -> None:
     await _break(round, NODE, "http", faults.reset)
 
 
-@scenario("every connection between ingresses and a node is closed", bound=0.25, links=True, weight=8)
+@scenario(
+    "every connection between ingresses and a node is closed", bound=0.25, links=True, keeps_connections=True, weight=8
+)
 async def node_link_cut(round: Round) -> None:
     await _break(round, NODE, "http", faults.cut)
 
 
-@scenario("the way between ingresses and a node is half open", bound=1.5, links=True)
+@scenario("the way between ingresses and a node is half open", bound=1.5, links=True, keeps_connections=True)
 async def node_link_half_open(round: Round) -> None:
     await _half_open(round, f"{NODE}.http", NODE)
 
 
-@scenario("everything between ingresses and a node takes 200 ms longer each way", bound=0.5, links=True)
+@scenario(
+    "everything between ingresses and a node takes 200 ms longer each way",
+    bound=0.5,
+    links=True,
+    keeps_connections=True,
+)
 async def node_link_delay(round: Round) -> None:
     link = round.system.links[f"{NODE}.http"]
     through = await _through(round, NODE, 2.5)
@@ -158,17 +171,19 @@ async def node_link_delay(round: Round) -> None:
 # -- roles and NATS --------------------------------------------------------------------------------------------------
 
 
-@scenario("a node's connection to NATS is broken by RST", bound=0.5, links=True, weight=6)
+@scenario("a node's connection to NATS is broken by RST", bound=0.5, links=True, keeps_connections=True, weight=6)
 async def node_nats_reset(round: Round) -> None:
     await _break(round, NODE, "nats", faults.reset)
 
 
-@scenario("a node's connection to NATS is half open; its viewers are moved", bound=2.5, links=True)
+@scenario(
+    "a node's connection to NATS is half open; its viewers are moved", bound=2.5, links=True, keeps_connections=True
+)
 async def node_nats_half_open(round: Round) -> None:
     await _half_open(round, f"{NODE}.nats", NODE, silent=LONG_SILENT)
 
 
-@scenario("a worker's connection to NATS is broken by RST", bound=0.5, links=True, weight=6)
+@scenario("a worker's connection to NATS is broken by RST", bound=0.5, links=True, keeps_connections=True, weight=6)
 async def worker_nats_reset(round: Round) -> None:
     await _break(round, WORKER, "nats", faults.reset)
 
@@ -178,6 +193,7 @@ async def worker_nats_reset(round: Round) -> None:
     bound=2.0,
     takeovers=True,
     links=True,
+    keeps_connections=True,
 )
 async def worker_two_believe(round: Round) -> None:
     await _half_open(round, f"{WORKER}.nats", WORKER, seconds=5.0)
@@ -211,7 +227,13 @@ async def _lost(
     return fault
 
 
-@scenario("a publish is stored, its ack is lost, and a longer one is behind it", bound=1.5, links=True, weight=6)
+@scenario(
+    "a publish is stored, its ack is lost, and a longer one is behind it",
+    bound=1.5,
+    links=True,
+    keeps_connections=True,
+    weight=6,
+)
 async def ack_lost(round: Round) -> None:
     for _ in range(2):
         await _lost(round, WORKER, wire.is_ack, "an ack", 3)
@@ -219,12 +241,14 @@ async def ack_lost(round: Round) -> None:
             return
 
 
-@scenario("a frame is lost on its way to a node", bound=1.5, links=True, weight=6)
+@scenario("a frame is lost on its way to a node", bound=1.5, links=True, keeps_connections=True, weight=6)
 async def frame_lost(round: Round) -> None:
     await _lost(round, NODE, wire.is_token, "a frame", 3)
 
 
-@scenario("the last frame of an answer is lost on its way to a node", bound=1.5, links=True, weight=6)
+@scenario(
+    "the last frame of an answer is lost on its way to a node", bound=1.5, links=True, keeps_connections=True, weight=6
+)
 async def last_frame_lost(round: Round) -> None:
     await _lost(round, NODE, wire.is_terminal, "the last frame of an answer", 3)
 
@@ -233,6 +257,7 @@ async def last_frame_lost(round: Round) -> None:
     "what is asked for from the log is answered by a replica that has nothing",
     world=TIGHT,
     links=True,
+    keeps_connections=True,
     figures={"attached_to_first_event": 0.5},
 )
 async def page_refused(round: Round) -> None:

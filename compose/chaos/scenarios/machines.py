@@ -46,7 +46,13 @@ async def disk_full(round: Round) -> None:
     await round.system.back(victim)
 
 
-@scenario("clocks are minutes apart, and a node and a worker are killed", world=SKEWED, takeovers=True, weight=3)
+@scenario(
+    "clocks are minutes apart, and a node and a worker are killed",
+    world=SKEWED,
+    takeovers=True,
+    keeps_connections=True,
+    weight=3,
+)
 async def clocks_apart(round: Round) -> None:
     watched = await round.work(5)
     for role in ("node", "worker"):

@@ -22,17 +22,17 @@ async def _strike(round: Round, role: str, end: Callable[[Process, Process], Fau
     await round.system.back(victim)
 
 
-@scenario("a stream node is killed; its viewers go on over another leg", bound=0.25, weight=12)
+@scenario("a stream node is killed; its viewers go on over another leg", bound=0.25, keeps_connections=True, weight=12)
 async def node_kill(round: Round) -> None:
     await _strike(round, "node", kill, 2.5)
 
 
-@scenario("a stream node is asked to end; it hands its viewers over", bound=0.1, weight=8)
+@scenario("a stream node is asked to end; it hands its viewers over", bound=0.1, keeps_connections=True, weight=8)
 async def node_drain(round: Round) -> None:
     await _strike(round, "node", terminate, 2.5)
 
 
-@scenario("a stream node is frozen and thaws again", bound=1.5, weight=6)
+@scenario("a stream node is frozen and thaws again", bound=1.5, keeps_connections=True, weight=6)
 async def node_freeze(round: Round) -> None:
     await round.work(4)
     victim = round.busiest("node")
@@ -42,12 +42,23 @@ async def node_freeze(round: Round) -> None:
     await round.heal(fault)
 
 
-@scenario("a worker is killed; another one decodes on from the prefix", bound=2.0, takeovers=True, weight=8)
+@scenario(
+    "a worker is killed; another one decodes on from the prefix",
+    bound=2.0,
+    takeovers=True,
+    keeps_connections=True,
+    weight=8,
+)
 async def worker_kill(round: Round) -> None:
     await _strike(round, "worker", kill, 3.5)
 
 
-@scenario("a worker is asked to end; it finishes what it can, and gives back the rest", takeovers=True, weight=4)
+@scenario(
+    "a worker is asked to end; it finishes what it can, and gives back the rest",
+    takeovers=True,
+    keeps_connections=True,
+    weight=4,
+)
 async def worker_drain(round: Round) -> None:
     await _strike(round, "worker", terminate, 3.5)
 
@@ -56,6 +67,7 @@ async def worker_drain(round: Round) -> None:
     "a worker is frozen until others took over, then comes back and tries to publish",
     bound=2.0,
     takeovers=True,
+    keeps_connections=True,
     weight=4,
 )
 async def worker_freeze(round: Round) -> None:
@@ -77,7 +89,12 @@ async def ingress_drain(round: Round) -> None:
     await _strike(round, "ingress", terminate, 2.5)
 
 
-@scenario("every replica of OKOME is killed; what runs goes on, and viewers attach meanwhile", bound=0.25, weight=6)
+@scenario(
+    "every replica of OKOME is killed; what runs goes on, and viewers attach meanwhile",
+    bound=0.25,
+    keeps_connections=True,
+    weight=6,
+)
 async def control_kill(round: Round) -> None:
     watched = await round.work(3)
     for victim in round.system.processes("control"):
@@ -86,7 +103,7 @@ async def control_kill(round: Round) -> None:
         round.crowd.watch(session)  # attaching needs no OKOME
 
 
-@scenario("Redis is killed; caches miss, limits are counted by each", bound=0.25, weight=4)
+@scenario("Redis is killed; caches miss, limits are counted by each", bound=0.25, keeps_connections=True, weight=4)
 async def redis_kill(round: Round) -> None:
     await round.work(2.5)
     victim = round.pick("redis")
@@ -94,7 +111,7 @@ async def redis_kill(round: Round) -> None:
     await round.system.back(victim)
 
 
-@scenario("Redis does not answer", bound=0.25, weight=4)
+@scenario("Redis does not answer", bound=0.25, keeps_connections=True, weight=4)
 async def redis_freeze(round: Round) -> None:
     watched = await round.work(3)
     victim = round.pick("redis")
@@ -106,7 +123,7 @@ async def redis_freeze(round: Round) -> None:
     await round.heal(fault)
 
 
-@scenario("the only NATS server is killed and started again on its store", bound=2.0, weight=6)
+@scenario("the only NATS server is killed and started again on its store", bound=2.0, keeps_connections=True, weight=6)
 async def nats_kill(round: Round) -> None:
     await round.work(4)
     victim = round.pick("nats")
@@ -115,7 +132,7 @@ async def nats_kill(round: Round) -> None:
 
 
 # A worker may be suspected though it lives, when everybody was deaf: that costs an epoch, never a frame.
-@scenario("the only NATS server stands still and goes on", takeovers=True, weight=3)
+@scenario("the only NATS server stands still and goes on", takeovers=True, keeps_connections=True, weight=3)
 async def nats_freeze(round: Round) -> None:
     await round.work(4)
     victim = round.pick("nats")

@@ -52,7 +52,6 @@ async def everything_killed(round: Round) -> None:
     "power is lost, and with it the ends of some logs, of running answers and of one that had ended",
     world=RECOVERY,
     takeovers=True,
-    resets=True,
     weight=3,
 )
 async def store_cut(round: Round) -> None:
@@ -76,8 +75,10 @@ async def store_cut(round: Round) -> None:
     incarnations = await asyncio.gather(*(_incarnation(system, one) for one in round.crowd.watched))
     before = dict(zip((one.sid for one in round.crowd.watched), incarnations, strict=True))
     running = round.crowd.running()
-    await round.hurt(fault)
     cut_off = {partition_of(one.sid) for one in hurt}
+    if not round.control:
+        round.renamed.update(one.sid for one in round.crowd.watched if power or partition_of(one.sid) in cut_off)
+    await round.hurt(fault)
     for viewer in round.crowd.viewers:
         if _over_at(viewer, moment.killed) and (power or partition_of(viewer.sid) in cut_off):
             round.excused.add(viewer)  # it left with what it had come for; what is told to one who returns counts

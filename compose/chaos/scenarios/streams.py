@@ -18,7 +18,7 @@ NOBODY = "00" + "0" * 20  # a session that does not exist: what a control run st
 MISSED = 40  # frames that a late viewer has not seen: more than any ring of this world has
 
 
-@scenario("the consumer of a node's tail is deleted under it", bound=1.5, weight=6)
+@scenario("the consumer of a node's tail is deleted under it", bound=1.5, keeps_connections=True, weight=6)
 async def consumer_delete(round: Round) -> None:
     watched = await round.work(3)
     session = round.rng.choice(watched)
@@ -33,7 +33,7 @@ async def consumer_delete(round: Round) -> None:
 @scenario(
     "the beginning of a log is taken away under live viewers, and under one who is behind",
     world=TIGHT,
-    resets=True,
+    keeps_connections=True,
     weight=3,
 )
 async def frames_purged(round: Round) -> None:
@@ -66,7 +66,7 @@ def _missed(viewer: Viewer, behind: int) -> int:
     return sum(event.seq > behind for event in viewer.stored())
 
 
-@scenario("a whole log is purged under its writer and its viewers", world=TIGHT, resets=True, takeovers=True, weight=1)
+@scenario("a whole log is purged under its writer and its viewers", world=TIGHT, takeovers=True, weight=1)
 async def log_purged(round: Round) -> None:
     watched = await round.work(3)
     session = round.rng.choice(watched)
@@ -78,7 +78,6 @@ async def log_purged(round: Round) -> None:
 @scenario(
     "a partition's stream is deleted and made anew, with another incarnation",
     world=TIGHT,
-    resets=True,
     takeovers=True,
     weight=1,
 )
