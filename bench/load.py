@@ -22,6 +22,7 @@ import msgspec
 import uvloop
 
 from bench.ask import MAX_TOKENS, MODEL, TOKEN, Ask
+from bench.body import HEAD_END, Body
 from bench.contender import Dialect
 from bench.histogram import Histogram
 from bench.record import Loaded, Shape
@@ -235,6 +236,7 @@ class Viewer(asyncio.Protocol):
         self._load = load
         self._transport: asyncio.Transport | None = None
         self.block = self.before = b""  # the last two that were read
+        self._body = Body()
         self._rest = b""
         self._next = -1
 
@@ -255,13 +257,16 @@ class Viewer(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         now = time.monotonic_ns() // 1000
+        data = self._body.take(data)
+        if not self.there.is_set():
+            if not self._body.head:
+                return
+            self._answered(self._body.head + data, b" 200 ")
         end = data.rfind(b"\n") + 1
         if not end:
             self._rest += data
             return
         block, self._rest = self._rest + data[:end], data[end:]
-        if not self.there.is_set():
-            self._answered(block, b" 200 ")
         self._seen(block, now)
 
     def _answered(self, head: bytes, wanted: bytes) -> None:
@@ -302,7 +307,7 @@ class SocketViewer(Viewer):
         data = self._rest + data
         at = 0
         if not self.there.is_set():
-            at = data.find(b"\r\n\r\n") + 4
+            at = data.find(HEAD_END) + 4
             if at < 4:
                 self._rest = data
                 return
