@@ -104,9 +104,18 @@ def _row(runs: Sequence[Run]) -> Row:
         cores=median(_cores(run) for run in runs),
         wrong=sum(one.wrong for one in loads),
         lost=sum(one.lost for one in loads),
-        lag={role(name): _worst([run.lag.get(name) for run in runs]) for name in runs[0].lag},
+        lag=_lag(runs),
         curve=[median(points) for points in zip(*(one.latency.curve for one in loads), strict=True)],
     )
+
+
+def _lag(runs: Sequence[Run]) -> dict[str, float | None]:
+    """Of the worst process of each role, in the worst round."""
+    lags: dict[str, list[float | None]] = {}
+    for run in runs:
+        for name, late in run.lag.items():
+            lags.setdefault(role(name), []).append(late)
+    return {name: _worst(late) for name, late in lags.items()}
 
 
 def _worst(lags: Sequence[float | None]) -> float | None:

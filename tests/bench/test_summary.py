@@ -40,6 +40,14 @@ def test_costs_are_medians_of_rounds_by_role() -> None:
     assert row.rounds == 3
 
 
+def test_a_role_is_as_late_as_the_worst_of_its_processes_in_the_worst_round() -> None:
+    one = run("okome", {"node-1": 1.0, "node-2": 1.0})
+    first = msgspec.structs.replace(one, lag={"node-1": 10.0, "node-2": 2.5, "ingress-1": None, "ingress-2": 1.0})
+    second = msgspec.structs.replace(one, round=1, lag={"node-1": 1.0, "node-2": 5.0, "ingress-2": 1.0})
+    (row,) = rows([first, second])[SHAPE]
+    assert row.lag == {"node": 10.0, "ingress": None}
+
+
 @pytest.mark.parametrize(
     ("found", "doubt"),
     [
