@@ -7,7 +7,6 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import median
 
 from bench import capacity, first, fluidity_page, plan_page, plot, record, relay
 from bench import page as pages
@@ -19,7 +18,7 @@ from bench.ours import Okome
 from bench.pacing import PeerFailed, pacings
 from bench.peers import Direct, peers
 from bench.record import Shape
-from bench.summary import PATH, per_stream, rows
+from bench.summary import PATH, attach, per_stream, rows
 from bench.trace import jittered, recorded, steady
 from compose import folder
 
@@ -124,6 +123,8 @@ def resume(text: str, name: str, resumes: float, history: int, rounds: int, seco
     (okome,) = chosen([name], "--contender")
     if not isinstance(okome, Okome) or okome.published:
         raise WrongUse(f"--contender {name}: nothing there that one could come back to")
+    if okome.websocket:
+        raise WrongUse(f"--contender {name}: who comes back does so with a cursor of an event stream")
     folder.make(report, "--report")
     file = report / RECORDS
     timing = relay.Timing(ramp=RESUME_RAMP, window=seconds)
@@ -166,20 +167,17 @@ def plan(file: Path, demand: capacity.Demand, contender: str, storm: float, with
     if not (points := capacity.points(found, contender)):
         raise ValueError(f"{file} holds nothing of {contender!r}")
     fits = {role: capacity.fit(points, role) for role in PATH}
-    resumed = [one for one in lines if isinstance(one, record.Resumed) and one.attach]
-    if not resumed:
-        raise ValueError(f"{file} does not say what coming back costs: `okome bench resume` measures it")
+    cost = attach([one for one in lines if isinstance(one, record.Resumed)], contender)
     slopes = per_stream(found, pages.OURS)
     memory = max(slopes.values(), key=lambda one: one.get("node", 0.0), default={})
     planned = capacity.plan(demand, fits, memory)
-    attach = median(sum(one.attach[role] for role in ("node-1", "ingress-1")) for one in resumed) / 1e6
     node = next(share for share in planned.shares if share.role == "node")
     fleet = Fleet(
         machines=max(2, node.machines),
         processes=demand.cores,
         partitions=max(planned.partitions, node.machines),
         sessions=demand.sessions,
-        attach=attach,
+        attach=cost,
         free=1.0 - capacity.BUSY,
     )
     return plan_page.page(

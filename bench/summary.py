@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from bench.record import Run, Shape
+from bench.record import Resumed, Run, Shape
 
 ENGINE = "engine"
 PATH = ("worker", "nats", "node", "ingress")
@@ -160,3 +160,22 @@ def per_stream(found: Mapping[Shape, Sequence[Row]], contender: str) -> dict[flo
             less, more = of_streams[few].memory, of_streams[many].memory
             slopes[rate] = {name: (more[name] - less[name]) / (many - few) for name in less}
     return slopes
+
+
+def attach(resumed: Sequence[Resumed], contender: str) -> float:
+    """Seconds of CPU that one who comes back costs node and ingress, all processes of them: the median of the rounds.
+
+    Raises ValueError where that was not measured, or is less than nothing.
+    """
+    found = [
+        sum(cost for name, cost in one.attach.items() if role(name) in ("node", "ingress"))
+        for one in resumed
+        if one.contender == contender and one.attach
+    ]
+    if not found:
+        raise ValueError(
+            f"the records do not say what coming back costs {contender!r}: `okome bench resume` measures it"
+        )
+    if (middle := median(found)) <= 0:
+        raise ValueError(f"coming back cost {contender!r} {middle:.0f} µs: the rounds differ by more than it costs")
+    return middle / 1e6

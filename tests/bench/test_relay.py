@@ -10,7 +10,7 @@ import pytest
 
 from bench import first, record, relay, resume
 from bench.child import child
-from bench.contender import Contender, Running, mock_engine
+from bench.contender import Contender, NotStarted, Running, mock_engine
 from bench.load import Order
 from bench.ours import Okome
 from bench.peers import Direct
@@ -106,6 +106,16 @@ async def test_whoever_comes_back_is_timed_and_the_others_are_watched(tmp_path: 
     assert found.seconds
     assert 100 < found.events <= 4000
     assert all(one.count > 100 for one in (found.quiet, found.resuming, found.replaying))
+
+
+async def test_it_is_an_error_when_nobody_came_back(tmp_path: Path) -> None:
+    """What a WebSocket says has no cursor of an event stream; 0.0 ms is not what coming back took."""
+    file, timing = tmp_path / "runs.jsonl", relay.Timing(ramp=0.1, warm=0.1, window=0.5)
+    okome = Okome(synced="1s", websocket=True)
+    async with asyncio.timeout(DEADLINE):
+        with pytest.raises(NotStarted, match="nobody came back"):
+            await resume.measure(okome, Shape(2, 20.0), 20.0, 1000, 1, timing, file, lambda line: None)
+    assert not file.exists()
 
 
 async def test_first_tokens_are_timed_one_after_another(tmp_path: Path) -> None:

@@ -7,8 +7,8 @@ import pytest
 
 from bench import cli, page, record
 from bench.histogram import Histogram
-from bench.record import Failed, First, Held, Line, Loaded, Missing, Run, Shape
-from bench.summary import per_stream, rows
+from bench.record import Failed, First, Held, Line, Loaded, Missing, Resumed, Run, Shape
+from bench.summary import attach, per_stream, rows
 
 SHAPE = Shape(500, 20.0)
 
@@ -109,6 +109,22 @@ def test_the_memory_of_a_stream_is_a_difference() -> None:
     assert "### 1000 × 2/s" in text
 
 
+def resumed(contender: str, **attach: float) -> Resumed:
+    times = Histogram().told()
+    costs = {name.replace("_", "-"): cost for name, cost in attach.items()}
+    return Resumed(SHAPE, 0, "2026", "a machine", times, 1, 1, [1.0], times, times, times, 0, 0, costs, contender)
+
+
+def test_what_coming_back_costs_is_that_of_one_contender_and_of_all_processes_of_both_roles() -> None:
+    costs = {"node_1": 500.0, "node_2": 300.0, "ingress_1": 100.0, "ingress_2": 100.0, "nats_1": -50.0}
+    found = [resumed("okome", **costs), resumed("okome, synced every 1s", node_1=9000.0), resumed("okome")]
+    assert attach(found, "okome") == pytest.approx(0.001)
+    with pytest.raises(ValueError, match="okome bench resume"):
+        attach(found, "okome over WebSocket")
+    with pytest.raises(ValueError, match="differ by more"):
+        attach([resumed("okome", node_1=-3.0)], "okome")
+
+
 def test_nothing_can_be_asked_of_peers_when_nothing_is_asked(tmp_path: Path) -> None:
     with pytest.raises(cli.WrongUse, match="--only okome"):
         cli.measure(["1000x0"], [], 1, 1.0, tmp_path / "report")
@@ -116,6 +132,8 @@ def test_nothing_can_be_asked_of_peers_when_nothing_is_asked(tmp_path: Path) -> 
         cli.resume("1000x0", "okome", 1.0, 1000, 1, 1.0, tmp_path / "report")
     with pytest.raises(cli.WrongUse, match="come back to"):
         cli.resume("1000x2", "engine alone", 1.0, 1000, 1, 1.0, tmp_path / "report")
+    with pytest.raises(cli.WrongUse, match="cursor of an event stream"):
+        cli.resume("1000x2", "okome over WebSocket", 1.0, 1000, 1, 1.0, tmp_path / "report")
     with pytest.raises(cli.WrongUse, match="--contender nobody: one of engine alone, okome"):
         cli.resume("1000x2", "nobody", 1.0, 1000, 1, 1.0, tmp_path / "report")
     assert not (tmp_path / "report").exists()
