@@ -80,7 +80,7 @@ def turned(contenders: list[Contender], number: int) -> list[Contender]:
 
 
 async def once(contender: Contender, shape: Shape, number: int, timing: Timing) -> Run:
-    """One run, everything started for it and ended with it."""
+    """One run, everything started for it and ended with it. Raises NotStarted, TimeoutError."""
     began = datetime.now(UTC).isoformat(timespec="seconds")
     with tempfile.TemporaryDirectory(prefix="okome-bench-", ignore_cleanup_errors=True) as name:
         directory = Path(name)
@@ -96,10 +96,13 @@ async def once(contender: Contender, shape: Shape, number: int, timing: Timing) 
                 assert load.stderr is not None
                 if await load.stdout.readline() != b"begin\n":
                     raise NotStarted(f"{contender.name}: {last_line(await load.stderr.read())}")
-                looked, before = await looks(running.metrics), used(processes)
-                await load.stdout.readline()
-                after = used(processes)
-                lag = late(looked, await looks(running.metrics))
+                try:
+                    looked, before = await looks(running.metrics), used(processes)
+                    await load.stdout.readline()
+                    after = used(processes)
+                    lag = late(looked, await looks(running.metrics))
+                except (OSError, EOFError) as error:
+                    raise NotStarted(f"{contender.name}: in the measured window: {error}") from error
                 assert load.stdin is not None
                 load.stdin.close()
                 if not (told := await load.stdout.readline()):

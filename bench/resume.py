@@ -81,12 +81,15 @@ async def once(okome: Okome, shape: Shape, resumes: float, history: int, number:
 
 
 async def _window(load: asyncio.subprocess.Process, processes: Mapping[str, int]) -> dict[str, Held]:
-    """What was used in the load's next window. Raises NotStarted with its last words where it has ended."""
+    """What was used in the load's next window. Raises NotStarted where it or a process has ended."""
     assert load.stdout is not None
     assert load.stderr is not None
     readings = []
     for word in (b"begin\n", b"end\n"):
         if await load.stdout.readline() != word:
             raise NotStarted(f"resume: {last_line(await load.stderr.read())}")
-        readings.append(used(processes))
+        try:
+            readings.append(used(processes))
+        except ProcessLookupError as error:
+            raise NotStarted(f"resume: {error}") from error
     return between(*readings)

@@ -1,16 +1,17 @@
 """A measurement, small: the real processes, every token checked, and whoever is not here named."""
 
 import asyncio
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from bench import first, record, relay, resume
+from bench import first, peers, record, relay, resume
 from bench.child import child
-from bench.contender import Contender, NotStarted, Running, mock_engine
+from bench.contender import Contender, NotStarted, Running, mock_engine, process
 from bench.load import Order
 from bench.ours import Okome
 from bench.peers import Direct
@@ -72,6 +73,61 @@ async def test_a_contender_that_refuses_is_named_with_its_words_and_the_others_g
     assert "refused" in failed.why.lower()
     assert [one.contender for one in record.runs(others)] == ["engine alone"] * 2
     assert len(others) == 2
+
+
+async def test_who_dies_while_it_is_measured_has_failed_and_the_others_go_on(tmp_path: Path) -> None:
+    """Of two contenders the first loses a process in its window."""
+
+    @dataclass(frozen=True)
+    class Dying(Absent):
+        name: str = "dying"
+        missing: str = ""
+
+        @asynccontextmanager
+        async def start(self, engine: str, directory: Path) -> AsyncIterator[Running]:
+            log = directory / "sleep.log"
+            async with process(["sleep", str(TIMING.ramp + TIMING.warm + TIMING.window / 2 + 1)], log) as one:
+                yield Running("chat", engine, "", {"node-1": one.pid})
+
+    file = tmp_path / "runs.jsonl"
+    async with asyncio.timeout(DEADLINE):
+        await relay.measure([Dying(), Direct()], [Shape(1, 20.0)], 1, TIMING, file, lambda line: None)
+    failed, other = record.read(file)
+    assert isinstance(failed, Failed)
+    assert "node-1 has ended" in failed.why
+    assert isinstance(other, Run)
+
+
+async def test_a_program_that_may_not_be_run_has_failed_and_the_others_go_on(tmp_path: Path) -> None:
+    @dataclass(frozen=True)
+    class Broken(Absent):
+        name: str = "broken"
+        missing: str = ""
+
+        @asynccontextmanager
+        async def start(self, engine: str, directory: Path) -> AsyncIterator[Running]:
+            async with process([directory / "nothing"], directory / "nothing.log"):
+                yield Running("chat", engine, "", {})
+
+    file = tmp_path / "runs.jsonl"
+    async with asyncio.timeout(DEADLINE):
+        await relay.measure([Broken(), Direct()], [Shape(1, 20.0)], 1, TIMING, file, lambda line: None)
+    failed, other = record.read(file)
+    assert isinstance(failed, Failed)
+    assert "nothing" in failed.why
+    assert isinstance(other, Run)
+
+
+def test_a_peer_without_its_program_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers, "HOME", tmp_path)
+    home = tmp_path / "vllm-router" / "bin"
+    home.mkdir(parents=True)
+    python, program = home / "python", home / "vllm-router"
+    python.write_text("#!/bin/sh\necho 1.0\n")
+    python.chmod(0o700)
+    assert peers.VllmRouter().missing == peers.CURE
+    program.touch(0o700)
+    assert peers.VllmRouter().missing == ""
 
 
 async def test_the_mock_engine_ends_with_its_block(tmp_path: Path) -> None:
