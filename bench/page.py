@@ -134,6 +134,8 @@ step at once, as in real engines; *of 8 engines*: an eighth of them, then the ne
 rounds. CPU is what the operating system says of each process, per token that a viewer got. Latency is from the engine's
 write of a token to the client's read of it.
 
+Behind a ratio, *?*: the router's own figure is not to be believed.
+
 *Cores used* is what everything used together, engine and client among it: where that is all that the machine has,
 latencies are those of a queue.
 
@@ -176,7 +178,7 @@ def _head(measured: Sequence[Run], when: str, command: str) -> str:
 
 
 def _table(found: Sequence[Row]) -> str:
-    best = min((row.whole for row in found if row.contender in RUST), default=0.0)
+    router = min((row for row in found if row.contender in RUST), key=lambda row: row.whole, default=None)
     heads = [
         "",
         "version",
@@ -190,11 +192,11 @@ def _table(found: Sequence[Row]) -> str:
     lines = [heads]
     for row in found:
         latency, ttft = f"{row.p50:.2f} / {row.p99:.2f} ms", f"{row.ttft_p50:.1f} / {row.ttft_p99:.1f} ms"
-        cells = [row.contender, row.version, f"{row.rate:.0f}", _cost(row.whole), _ratio(row.whole, best)]
+        cells = [row.contender, row.version, f"{row.rate:.0f}", _cost(row.whole), _ratio(row.whole, router)]
         lines.append([*cells, latency, ttft, f"{row.cores:.1f}"])
         if row.contender.startswith(OURS):
             for name, cost in (("… node alone", row.costs.get("node", 0.0)), ("… the path a token takes", path(row))):
-                lines.append([name, "", "", _cost(cost), _ratio(cost, best), "", "", ""])
+                lines.append([name, "", "", _cost(cost), _ratio(cost, router), "", "", ""])
             each = ", ".join(f"{name} {cost:.1f}" for name, cost in row.costs.items())
             lines.append([f"… each: {each} µs", *[""] * (len(heads) - 1)])
             if row.lag:
@@ -212,8 +214,10 @@ def _cost(microseconds: float) -> str:
     return f"{microseconds:.1f} µs" if microseconds else "–"
 
 
-def _ratio(cost: float, best: float) -> str:
-    return f"{cost / best:.2f} ×" if best and cost else "–"
+def _ratio(cost: float, router: Row | None) -> str:
+    if router is None or not router.whole or not cost:
+        return "–"
+    return f"{cost / router.whole:.2f} ×" + " ?" * bool(router.doubts)
 
 
 def _rounds(measured: Sequence[Run]) -> int:

@@ -97,7 +97,8 @@ async def once(contender: Contender, shape: Shape, number: int, timing: Timing) 
                 if await load.stdout.readline() != b"begin\n":
                     raise NotStarted(f"{contender.name}: {last_line(await load.stderr.read())}")
                 try:
-                    looked, before = await looks(running.metrics), used(processes)
+                    before = used(processes)  # first at both ends, as close to the load's window as can be
+                    looked = await looks(running.metrics)
                     await load.stdout.readline()
                     after = used(processes)
                     lag = late(looked, await looks(running.metrics))

@@ -84,6 +84,13 @@ def test_the_page_compares_with_the_best_rust_router_and_names_who_is_not_here(t
     assert picture.read_text().count("<polyline") == 3
 
 
+def test_a_ratio_to_a_figure_that_is_doubted_is_marked() -> None:
+    okome, router = run("okome", {"node-1": 2.0}), run("vllm-router", {"vllm-router": 4.0})
+    assert "| 20.0 µs | 0.50 × |" in page.page([okome, router], "a command")
+    doubted = run("vllm-router", {"vllm-router": 4.0}, wrong=1)
+    assert "| 20.0 µs | 0.50 × ? |" in page.page([okome, doubted], "a command")
+
+
 @pytest.mark.parametrize("text", ["", "1000", "0x20", "10x10x0", "-1x5", "1e3x20", "10x20of0", "10of2"])
 def test_a_shape_that_is_none_is_refused(text: str) -> None:
     with pytest.raises(cli.WrongUse):

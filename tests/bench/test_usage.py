@@ -4,10 +4,21 @@ import asyncio
 import os
 import signal
 import sys
+import time
 
 import pytest
 
 from bench.usage import used
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="others tell hundredths of a second")
+def test_less_cpu_than_a_tick_of_the_clock_is_seen() -> None:
+    """A tick is 10 ms; at a thousand tokens a second that is more than a token costs."""
+    before, began = used({"me": os.getpid()})["me"].cpu, time.process_time()
+    while time.process_time() < began + 0.003:
+        pass
+    took, after = time.process_time() - began, used({"me": os.getpid()})["me"].cpu
+    assert took - 1e-4 <= after - before <= took + 0.005, "and what reading it takes"
 
 
 async def test_a_process_that_has_ended_is_named() -> None:
