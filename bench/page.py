@@ -170,9 +170,11 @@ def _when(lines: Sequence[Line]) -> str:
 def _head(measured: Sequence[Run], when: str, command: str) -> str:
     first = measured[0]
     rounds = _rounds(measured)
+    commits = ", ".join(dict.fromkeys(run.commit for run in measured if run.commit))
+    where = f"commit {commits}, {first.machine}" if commits else first.machine
     return (
         "# What a token costs, beside what else there is\n\n"
-        f"Written by `{command}` (measured {when}, {first.machine}; {rounds} rounds in turned order, "
+        f"Written by `{command}` (measured {when}, {where}; {rounds} rounds in turned order, "
         f"{first.loaded.seconds:.0f} s measured in each after a warm-up).\n\n{_INTRODUCTION}"
     )
 
@@ -230,17 +232,25 @@ def _fewer(found: Sequence[Row], rounds: int) -> list[str]:
 
 
 def _apart(measured: Sequence[Run]) -> list[str]:
-    """Those whose rounds were all before or all behind everybody else's: the machine may have been another then."""
+    """Those whose rounds did not overlap the router's, nor those of anybody who overlaps it, and so on: the machine may
+    have been another then."""
     spans: dict[str, tuple[str, str]] = {}
     for one in measured:
         first, last = spans.get(one.contender, (one.began, one.began))
         spans[one.contender] = (min(first, one.began), max(last, one.began))
+    groups: list[list[str]] = []
+    over = ""
+    for name, (first, last) in sorted(spans.items(), key=lambda item: item[1]):
+        if not groups or over < first:
+            groups.append([])
+        groups[-1].append(name)
+        over = max(over, last)
+    reference = next((name for name in RUST if name in spans), "")
+    with_it = next((group for group in groups if reference in group), max(groups, key=len, default=[]))
     return [
-        f"{name}: not measured in turn with the others of this table."
+        f"{name}: not measured in turn with {reference or 'the others of this table'}."
         for name, (first, last) in spans.items()
-        if first < last
-        and len(spans) > 1
-        and all(last < begun or over < first for other, (begun, over) in spans.items() if other != name)
+        if name not in with_it and first < last  # one round has no length that could overlap
     ]
 
 

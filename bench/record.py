@@ -56,7 +56,8 @@ class Held(msgspec.Struct, frozen=True):
 
 class Run(msgspec.Struct, frozen=True, tag="run", tag_field="kind"):
     """One contender under one load. `processes` by name, the mock engine's among them. lag: milliseconds by which 99 of
-    100 looks at an event loop were late at most, of the processes that count it; None: by more than they tell apart."""
+    100 looks at an event loop were late at most, of the processes that count it; None: by more than they tell apart.
+    commit: of what was measured, "" where that is not known."""
 
     contender: str
     version: str
@@ -67,6 +68,7 @@ class Run(msgspec.Struct, frozen=True, tag="run", tag_field="kind"):
     loaded: Loaded
     processes: dict[str, Held]
     lag: dict[str, float | None] = {}
+    commit: str = ""
 
 
 class Missing(msgspec.Struct, frozen=True, tag="missing", tag_field="kind"):

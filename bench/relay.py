@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import functools
+import subprocess
 import tempfile
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -11,7 +13,7 @@ from pathlib import Path
 import msgspec
 
 from bench.child import child
-from bench.contender import Contender, NotStarted, mock_engine
+from bench.contender import ROOT, Contender, NotStarted, mock_engine
 from bench.lag import late, looks
 from bench.load import Order
 from bench.record import Failed, Loaded, Missing, Run, Shape, write
@@ -19,6 +21,7 @@ from bench.usage import between, used
 from compose.chaos.run import machine
 
 RUN_TIMEOUT = 300.0
+GIT_TIMEOUT = 30.0
 ENGINE = "engine"
 
 
@@ -111,7 +114,28 @@ async def once(contender: Contender, shape: Shape, number: int, timing: Timing) 
                 seen = msgspec.json.decode(told, type=Loaded)
                 await load.wait()
             held = between(before, after)
-    return Run(contender.name, contender.version, shape, number, began, machine(), seen, held, lag)
+    return Run(
+        contender.name,
+        contender.version,
+        shape,
+        number,
+        began,
+        machine(),
+        loaded=seen,
+        processes=held,
+        lag=lag,
+        commit=commit(),
+    )
+
+
+@functools.cache
+def commit() -> str:
+    """Of the working tree, with a `+` where it is another; "" where git or its history is not there."""
+    try:
+        asked = ["git", "-C", str(ROOT), "describe", "--always", "--exclude=*", "--dirty=+"]
+        return subprocess.run(asked, capture_output=True, text=True, timeout=GIT_TIMEOUT).stdout.strip()
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
 
 
 def last_line(words: bytes) -> str:

@@ -50,6 +50,7 @@ async def test_every_token_of_the_durable_path_is_seen_once_and_paid_for(tmp_pat
         assert isinstance(run, Run)
         names.append(run.contender)
         assert all(run.processes[f"{role}-1"].cpu > 0 for role in ("worker", "nats", "node", "ingress"))
+    assert {run.commit for run in record.runs([direct, *ours])} == {relay.commit()}
     assert names == ["okome over WebSocket, synced every 1s"]
 
 

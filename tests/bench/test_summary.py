@@ -190,6 +190,14 @@ def test_first_tokens_are_held_against_the_quickest() -> None:
     assert "| okome | 3 × 1 | 9.00 / 9.00 ms | 8.00 / 8.00 ms |" in text
 
 
+def test_the_page_says_which_commits_were_measured() -> None:
+    runs = [
+        msgspec.structs.replace(run("okome", {"node-1": 1.0}), commit=commit) for commit in ("abc", "", "abc", "def")
+    ]
+    assert "commit abc, def, a machine" in page.page(runs, "a command")
+    assert "commit" not in page.page([run("okome", {"node-1": 1.0})], "").split("\n\n")[1]
+
+
 def test_who_was_measured_at_another_time_than_the_rest_of_a_table_is_named() -> None:
     def rounds(contender: str, *times: str) -> list[Run]:
         made = [run(contender, {"node-1": 1.0}, number) for number in range(len(times))]
@@ -199,6 +207,10 @@ def test_who_was_measured_at_another_time_than_the_rest_of_a_table_is_named() ->
     assert "not measured in turn" not in page.page(in_turn, "a command")
     text = page.page([*in_turn, *rounds("haproxy", "11:00", "11:01", "11:02")], "a command")
     assert text.count("not measured in turn") == 1
-    assert "haproxy: not measured in turn with the others of this table." in text
+    assert "haproxy: not measured in turn with vllm-router." in text
+    together = [*in_turn, *rounds("haproxy", "11:00", "11:02"), *rounds("litellm", "11:01", "11:03")]
+    assert page.page(together, "a command").count("not measured in turn") == 2, "they overlap one another"
+    joined = [*together, *rounds("redis-streams", "10:02", "11:00")]
+    assert "not measured in turn" not in page.page(joined, "a command"), "one overlaps both"
     one_round = [*rounds("okome", "10:00"), *rounds("vllm-router", "10:01")]
     assert "not measured in turn" not in page.page(one_round, "a command")
