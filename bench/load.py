@@ -31,6 +31,7 @@ from compose.chaos.http import call
 AT_ONCE = 32  # connections that are made at the same time
 READY_TIMEOUT = 120.0
 WINDOWS = 3  # at most
+STALLED_STEPS, STALLED = 5, 2.0  # so many, and so many seconds, without a token: a viewer who gets none any more
 SPARE = 60.0  # seconds of tokens that nobody reads any more
 PING = 0x9
 PONG = b"\x8a\x80\x00\x00\x00\x00"  # empty, masked with nothing
@@ -143,7 +144,23 @@ class Load:
         self.measuring = False
         print("end", flush=True)
         seconds, cpu = time.monotonic() - since, time.process_time() - cpu
-        return Loaded(self.tokens, seconds, cpu, self.wrong, self.lost, self.latency.told(), self.ttft.told())
+        return Loaded(
+            self.tokens,
+            seconds,
+            cpu,
+            self.wrong,
+            self.lost,
+            self.latency.told(),
+            self.ttft.told(),
+            self.stalled(time.monotonic_ns() // 1000),
+        )
+
+    def stalled(self, now: int) -> int:
+        """Viewers who should have had a token since, now being microseconds."""
+        if not self.order.shape.rate:
+            return 0
+        since = now - int(1e6 * max(STALLED, STALLED_STEPS / self.order.shape.rate))
+        return sum(watching.viewer.last_at < since for watching in self.watching)
 
     def leave(self) -> None:
         self.over = True
@@ -232,6 +249,7 @@ class Viewer(asyncio.Protocol):
 
     def __init__(self, load: Load) -> None:
         self.asked_at = 0
+        self.last_at = 0  # when it had its newest token
         self.there = asyncio.Event()
         self._load = load
         self._transport: asyncio.Transport | None = None
@@ -281,6 +299,7 @@ class Viewer(asyncio.Protocol):
         if not found:
             return
         self.before, self.block = self.block, block
+        self.last_at = now
         load = self._load
         expected = self._next
         if expected < 0:

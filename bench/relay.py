@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import os
 import subprocess
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,12 +19,13 @@ from bench.contender import ROOT, Contender, NotStarted, mock_engine
 from bench.lag import late, looks
 from bench.load import Order
 from bench.record import Failed, Loaded, Missing, Run, Shape, write
-from bench.usage import between, used
+from bench.usage import between, busy, cores, used
 from compose.chaos.run import machine
 
 RUN_TIMEOUT = 300.0
 GIT_TIMEOUT = 30.0
 ENGINE = "engine"
+WHOLE = "the run"  # this process, and whatever it has started
 
 
 class Timing(msgspec.Struct, frozen=True):
@@ -93,17 +96,18 @@ async def once(contender: Contender, shape: Shape, number: int, timing: Timing) 
             asyncio.timeout(RUN_TIMEOUT),
         ):
             order = Order(running.dialect, running.url, running.key, shape, timing.ramp, timing.warm, timing.window)
-            processes = {ENGINE: pid, **running.processes}
+            processes = {ENGINE: pid, **running.processes, WHOLE: os.getpid()}
             async with child("bench.load", order) as load:
                 assert load.stdout is not None
                 assert load.stderr is not None
                 if await load.stdout.readline() != b"begin\n":
                     raise NotStarted(f"{contender.name}: {last_line(await load.stderr.read())}")
                 try:
-                    before = used(processes)  # first at both ends, as close to the load's window as can be
+                    # These first at both ends, as close to the load's window as can be.
+                    before, busy_before, began_at = used(processes), busy(), time.monotonic()
                     looked = await looks(running.metrics)
                     await load.stdout.readline()
-                    after = used(processes)
+                    after, busy_after, ended_at = used(processes), busy(), time.monotonic()
                     lag = late(looked, await looks(running.metrics))
                 except (OSError, EOFError) as error:
                     raise NotStarted(f"{contender.name}: in the measured window: {error}") from error
@@ -114,6 +118,7 @@ async def once(contender: Contender, shape: Shape, number: int, timing: Timing) 
                 seen = msgspec.json.decode(told, type=Loaded)
                 await load.wait()
             held = between(before, after)
+            theirs = busy_after - busy_before - held.pop(WHOLE).cpu
     return Run(
         contender.name,
         contender.version,
@@ -125,6 +130,7 @@ async def once(contender: Contender, shape: Shape, number: int, timing: Timing) 
         processes=held,
         lag=lag,
         commit=commit(),
+        others=max(0.0, theirs / (ended_at - began_at) / len(cores())),
     )
 
 

@@ -1,4 +1,4 @@
-"""From runs to what a table says: medians of the rounds, and whether they may be believed. Pure."""
+"""From runs to what a table says: medians of the rounds, and whether they may be believed. Pure, but for the traces."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from bench.record import Resumed, Run, Shape
+from bench.record import Loaded, Resumed, Run, Shape
+from bench.trace import named
 
 ENGINE = "engine"
 PATH = ("worker", "nats", "node", "ingress")
@@ -17,6 +18,10 @@ SATURATED = 0.85
 """Of a core that the load client used, above which it measured itself."""
 KEPT_UP = 0.97
 """Of the tokens asked for, below which a contender was behind when the window ended."""
+AHEAD = 1.03
+"""Of them, above which it was behind when the window began, and what had piled up was counted."""
+OTHERS = 0.1
+"""Of the machine's CPU, above which somebody else was measured, too."""
 
 
 @dataclass(frozen=True)
@@ -25,8 +30,8 @@ class Row:
 
     kept_up: the share of the tokens asked for that came. costs: by role, and `whole`: all of its processes.
     memory: resident bytes by role. client: share of a core that the load client used. cores: that everything used
-    together, client and engine among it. lag: of the event loops, by role, in the worst round. spread: (highest −
-    lowest) ÷ median of `whole` over the rounds.
+    together, client and engine among it. others: share of the machine that went to somebody else. lag: of the event
+    loops, by role, in the worst round. spread: (highest − lowest) ÷ median of `whole` over the rounds.
     """
 
     contender: str
@@ -46,6 +51,8 @@ class Row:
     cores: float
     wrong: int
     lost: int
+    stalled: int
+    others: float
     curve: list[float]
     lag: dict[str, float | None]
 
@@ -59,6 +66,12 @@ class Row:
             doubts.append(f"{self.lost} connections lost")
         if self.kept_up < KEPT_UP:
             doubts.append(f"only {self.kept_up:.0%} of the tokens arrived in their time")
+        if self.kept_up > AHEAD:
+            doubts.append(f"{self.kept_up:.0%} of the tokens of its time arrived, held up before")
+        if self.stalled:
+            doubts.append(f"{self.stalled} viewers had stopped getting any")
+        if self.others > OTHERS:
+            doubts.append(f"others used {self.others:.0%} of the machine")
         if self.client > SATURATED:
             doubts.append(f"the load client used {self.client:.0%} of a core")
         if self.spread > SPREAD:
@@ -89,9 +102,8 @@ def _row(runs: Sequence[Run]) -> Row:
         contender=runs[0].contender,
         version=runs[0].version,
         rounds=len(runs),
-        rate=(rate := median(one.tokens / one.seconds for one in loads)),
-        # A trace has silences, and a window may have one more or less of them.
-        kept_up=rate / asked if (asked := runs[0].shape.asked) and not runs[0].shape.trace else 1.0,
+        rate=median(one.tokens / one.seconds for one in loads),
+        kept_up=median(_kept_up(run.shape, run.loaded) for run in runs),
         costs={name: median(cost.get(name, 0.0) for cost in costs) for name in costs[0]},
         memory={name: median(_memory(run).get(name, 0.0) for run in runs) for name in costs[0]},
         whole=whole,
@@ -104,9 +116,23 @@ def _row(runs: Sequence[Run]) -> Row:
         cores=median(_cores(run) for run in runs),
         wrong=sum(one.wrong for one in loads),
         lost=sum(one.lost for one in loads),
+        stalled=sum(one.stalled for one in loads),
+        others=median(run.others for run in runs),
         lag=_lag(runs),
         curve=[median(points) for points in zip(*(one.latency.curve for one in loads), strict=True)],
     )
+
+
+def _kept_up(shape: Shape, loaded: Loaded) -> float:
+    """A trace has silences, and a window may have one more or less of them: neither is behind or ahead."""
+    if not shape.asked:
+        return 1.0
+    if not shape.trace:
+        return loaded.tokens / loaded.seconds / shape.asked
+    if (trace := named(shape.trace)) is None:
+        return 1.0
+    least, most = (tokens * shape.streams * shape.viewers for tokens in trace.within(loaded.seconds))
+    return loaded.tokens / min(max(loaded.tokens, least), most)
 
 
 def _lag(runs: Sequence[Run]) -> dict[str, float | None]:

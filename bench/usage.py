@@ -1,8 +1,10 @@
-"""What processes have used, from the operating system: CPU seconds and resident bytes, their children's with theirs."""
+"""What processes have used, from the operating system: CPU seconds and resident bytes, their children's with theirs.
+And what the whole machine has."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import time
 from collections.abc import Mapping
@@ -11,6 +13,7 @@ import psutil
 
 from bench.record import Held
 
+_WORK = ("user", "nice", "system", "irq", "softirq", "steal")
 CPU_CLOCK = 2
 """Of a process, in the number of a clock: what clock_getcpuclockid(3) gives, which Python does not have."""
 
@@ -43,6 +46,17 @@ def _cpu(one: psutil.Process) -> float:
             return time.clock_gettime((~one.pid << 3) | CPU_CLOCK)
     times = one.cpu_times()
     return times.user + times.system
+
+
+def cores() -> list[int]:
+    """That this process may run on, and those of a benchmark with it."""
+    return sorted(os.sched_getaffinity(0)) if sys.platform == "linux" else list(range(psutil.cpu_count() or 1))
+
+
+def busy() -> float:
+    """CPU seconds of these cores that anybody has used, or another guest of the host has taken."""
+    each = psutil.cpu_times(percpu=True)
+    return sum(getattr(each[core], kind, 0.0) for core in cores() for kind in _WORK)
 
 
 def between(before: Mapping[str, Held], after: Mapping[str, Held]) -> dict[str, Held]:

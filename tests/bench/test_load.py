@@ -6,7 +6,7 @@ import pytest
 
 from bench.body import Body
 from bench.contender import Dialect
-from bench.load import Load, Order, Viewer
+from bench.load import Load, Order, Viewer, Watching
 from bench.record import Shape
 from bench.replay import Replay
 
@@ -47,6 +47,19 @@ def test_a_chunk_that_ends_within_a_token_is_no_gap(reads: Callable[[bytes, Call
         replay = Replay(b"", "first")
         reads(HEAD + sent, replay.data_received)
         assert (replay.tokens, replay.events) == (3, 3)
+
+
+def test_a_viewer_who_gets_no_more_tokens_is_counted() -> None:
+    """Two seconds, or five steps where these are longer."""
+    for rate, seconds in ((20.0, 2), (1.0, 5)):
+        load = Load(order(Shape(2, rate)))
+        load.watching = [Watching(Viewer(load), b""), Watching(Viewer(load), b"")]
+        load.watching[0].viewer.data_received(HEAD + chunk(EVENTS))
+        last = load.watching[0].viewer.last_at
+        load.watching[1].viewer.last_at = last + 1_000_000
+        assert load.stalled(last + seconds * 1_000_000) == 0
+        assert load.stalled(last + seconds * 1_000_000 + 1) == 1
+    assert Load(order(Shape(2, 0.0))).stalled(10**9) == 0
 
 
 def test_a_body_is_what_it_is_without_chunks_too() -> None:

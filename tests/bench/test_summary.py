@@ -1,6 +1,7 @@
 """From records to a table that says when it is not to be believed."""
 
 from pathlib import Path
+from typing import cast
 
 import msgspec
 import pytest
@@ -9,6 +10,7 @@ from bench import cli, page, record
 from bench.histogram import Histogram
 from bench.record import Failed, First, Held, Line, Loaded, Missing, Resumed, Run, Shape
 from bench.summary import attach, per_stream, rows
+from bench.trace import Token, Trace, named
 
 SHAPE = Shape(500, 20.0)
 
@@ -21,14 +23,16 @@ def run(
     client: float = 3.0,
     wrong: int = 0,
     tokens: int = 100_000,
+    stalled: int = 0,
+    others: float = 0.0,
 ) -> Run:
     """`cpu`: seconds of each process in a window of 10 s in which 100 000 tokens came: 1 s is 10 µs per token."""
     histogram = Histogram()
     histogram.add(1000)
     times = histogram.told()
     processes = {name: Held(seconds, 1) for name, seconds in cpu.items()} | {"engine": Held(1.0, 1)}
-    loaded = Loaded(tokens, 10.0, client, wrong, 0, times, times)
-    return Run(contender, "1", SHAPE, number, "2026", "a machine", loaded, processes)
+    loaded = Loaded(tokens, 10.0, client, wrong, 0, times, times, stalled)
+    return Run(contender, "1", SHAPE, number, "2026", "a machine", loaded, processes, others=others)
 
 
 def test_costs_are_medians_of_rounds_by_role() -> None:
@@ -54,6 +58,9 @@ def test_a_role_is_as_late_as_the_worst_of_its_processes_in_the_worst_round() ->
         ([run("x", {"x": 1.0}, client=9.0)], "the load client used 90% of a core"),
         ([run("x", {"x": 1.0}), run("x", {"x": 2.0}, 1)], "rounds differ by 67%"),
         ([run("x", {"x": 1.0}, tokens=90_000)], "only 90% of the tokens arrived in their time"),
+        ([run("x", {"x": 1.0}, tokens=125_000)], "125% of the tokens of its time arrived, held up before"),
+        ([run("x", {"x": 1.0}, stalled=2)], "2 viewers had stopped getting any"),
+        ([run("x", {"x": 1.0}, others=0.25)], "others used 25% of the machine"),
         ([run("x", {"x": 1.0}, wrong=3)], "3 tokens out of order, twice or missing"),
     ],
 )
@@ -82,6 +89,19 @@ def test_the_page_compares_with_the_best_rust_router_and_names_who_is_not_here(t
     picture = tmp_path / "performance" / "latency-500x20x1.svg"
     assert "(performance/latency-500x20x1.svg)" in text
     assert picture.read_text().count("<polyline") == 3
+
+
+def test_a_rhythm_is_kept_where_some_window_of_the_trace_has_so_many_tokens() -> None:
+    trace = Trace("two", [[Token(0.0, "a"), Token(0.1, "b"), Token(1.95, "c")], [Token(0.0, "a")]])
+    assert trace.period == 2.0
+    assert trace.within(0.5) == (0.0, 2.0), "the last one and both first, and the second; or nothing"
+    assert trace.within(4.5) == (4.0, 6.0)
+    assert trace.within(2.0) == (2.0, 2.0)
+    shape = cli.shape("8xvllm_8_streams")
+    least, most = (8 * tokens for tokens in cast(Trace, named("vllm_8_streams")).within(10.0))
+    for tokens, kept_up in ((least, 1.0), (most, 1.0), (least / 2, 0.5), (2 * most, 2.0)):
+        one = msgspec.structs.replace(run("x", {"x": 1.0}, tokens=round(tokens)), shape=shape)
+        assert rows([one])[shape][0].kept_up == pytest.approx(kept_up, rel=0.01)
 
 
 def test_a_ratio_to_a_figure_that_is_doubted_is_marked() -> None:

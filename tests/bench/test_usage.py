@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from bench.usage import used
+from bench.usage import busy, used
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="others tell hundredths of a second")
@@ -28,3 +28,10 @@ async def test_a_process_that_has_ended_is_named() -> None:
     await child.wait()
     with pytest.raises(ProcessLookupError, match="node-1 has ended"):
         used({"node-1": child.pid})
+
+
+def test_the_machine_is_at_least_as_busy_as_what_runs_on_it() -> None:
+    before, began = busy(), time.process_time()
+    while time.process_time() < began + 0.3:
+        pass
+    assert busy() - before >= 0.2, "in ticks of 10 ms"
