@@ -135,7 +135,7 @@ def resume(text: str, name: str, resumes: float, history: int, rounds: int, seco
 def write(file: Path, where: Path, command: str) -> None:
     """The page, and beside it its plots and the records. Raises OSError, ValueError."""
     lines = list(record.read(file))
-    where.write_text(pages.page(lines, command))
+    where.write_text(pages.page(lines, command, where.stem))
     beside = where.parent / where.stem
     beside.mkdir(exist_ok=True)
     if file.resolve() != (kept := beside / RECORDS).resolve():

@@ -15,8 +15,8 @@ RUST = ("vllm-router", "sglang-router")
 """The routers that our figures are held against."""
 
 
-def page(lines: Sequence[Line], command: str) -> str:
-    """The whole page. `command`: what writes it again."""
+def page(lines: Sequence[Line], command: str, plots: str = "performance") -> str:
+    """The whole page. `command`: what writes it again. plots: the folder beside it that they are in."""
     measured = runs(lines)
     if not measured:
         raise ValueError("no run in these records")
@@ -34,7 +34,7 @@ def page(lines: Sequence[Line], command: str) -> str:
         parts += [f"### {shape.name}", _table(found), *_verdicts(found), *_fewer(found, _rounds(measured))]
         parts += _apart([one for one in measured if one.shape == shape and PUBLISHED not in one.contender])
         parts += [_failure(one) for one in failures if one.shape == shape and PUBLISHED not in one.contender]
-        parts.append(f"![latency](performance/{picture(shape)})")
+        parts.append(f"![latency]({plots}/{picture(shape)})")
     published = [one for one in failures if PUBLISHED in one.contender]
     if published or any(PUBLISHED in row.contender for found in summed.values() for row in found):
         parts += ["### From a token's publish to its reader", _PUBLISHED, *_published(summed, _rounds(measured))]

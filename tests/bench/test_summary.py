@@ -81,13 +81,13 @@ def test_the_page_compares_with_the_best_rust_router_and_names_who_is_not_here(t
     for line in lines:
         record.write(file, line)
     assert list(record.read(file)) == lines
-    cli.write(file, tmp_path / "performance.md", "a command")
-    text = (tmp_path / "performance.md").read_text()
+    cli.write(file, tmp_path / "measured.md", "a command")
+    text = (tmp_path / "measured.md").read_text()
     assert "litellm (`make bench-peers`)" in text
     assert "| … node alone |  |  | 20.0 µs | 0.50 × |" in text
     assert "| … the path a token takes |  |  | 60.0 µs | 1.50 × |" in text
-    picture = tmp_path / "performance" / "latency-500x20x1.svg"
-    assert "(performance/latency-500x20x1.svg)" in text
+    picture = tmp_path / "measured" / "latency-500x20x1.svg"
+    assert "(measured/latency-500x20x1.svg)" in text
     assert picture.read_text().count("<polyline") == 3
 
 
