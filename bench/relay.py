@@ -23,6 +23,7 @@ from bench.usage import between, busy, cores, used
 from compose.chaos.run import machine
 
 RUN_TIMEOUT = 300.0
+"""Seconds that a run may take longer than was ordered, from the first connection to the last word."""
 GIT_TIMEOUT = 30.0
 ENGINE = "engine"
 WHOLE = "the run"  # this process, and whatever it has started
@@ -34,6 +35,10 @@ class Timing(msgspec.Struct, frozen=True):
     ramp: float = 3.0
     warm: float = 3.0
     window: float = 15.0
+
+    def within(self, windows: int = 1) -> float:
+        """Seconds in which a run of so many windows is over."""
+        return RUN_TIMEOUT + self.ramp + self.warm + windows * self.window
 
 
 async def measure(
@@ -58,7 +63,7 @@ async def measure(
                 try:
                     run = await once(one, shape, number, timing)
                 except (NotStarted, TimeoutError) as error:
-                    why = str(error) or f"not done in {RUN_TIMEOUT:g} s"
+                    why = str(error) or f"not done in {timing.within():g} s"
                     write(file, Failed(one.name, one.version, shape, number, why))
                     said(f"{shape.name:<14} {one.name:<14} does not carry it: {why}")
                     able.remove(one)
@@ -93,7 +98,7 @@ async def once(contender: Contender, shape: Shape, number: int, timing: Timing) 
         async with (
             mock_engine(directory) as (engine, pid),
             contender.start(engine, directory) as running,
-            asyncio.timeout(RUN_TIMEOUT),
+            asyncio.timeout(timing.within()),
         ):
             order = Order(running.dialect, running.url, running.key, shape, timing.ramp, timing.warm, timing.window)
             processes = {ENGINE: pid, **running.processes, WHOLE: os.getpid()}

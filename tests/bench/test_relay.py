@@ -131,6 +131,21 @@ def test_a_peer_without_its_program_is_missing(tmp_path: Path, monkeypatch: pyte
     assert peers.VllmRouter().missing == ""
 
 
+async def test_a_run_may_take_as_long_as_was_ordered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With next to nothing beyond it: the longest that can be ordered is over in time."""
+    assert relay.Timing(ramp=10.0, warm=3.0, window=600.0).within(3) > 10.0 + 3.0 + 3 * 600.0
+    monkeypatch.setattr(relay, "RUN_TIMEOUT", 0.0)
+    timing, file = relay.Timing(ramp=0.0, warm=0.0, window=0.1), tmp_path / "runs.jsonl"
+    async with asyncio.timeout(DEADLINE):
+        await relay.measure([Direct()], [Shape(1, 20.0)], 1, timing, file, lambda line: None)
+        monkeypatch.setattr(first, "RUN_TIMEOUT", 0.0)
+        found = await first.once(Direct(), 10, 0)
+    (failed,) = record.read(file)
+    assert isinstance(failed, Failed)
+    assert failed.why == "not done in 0.1 s"
+    assert found.times.count == 10, "a second each, and not 0 s together"
+
+
 async def test_the_mock_engine_ends_with_its_block(tmp_path: Path) -> None:
     async with asyncio.timeout(DEADLINE), mock_engine(tmp_path) as (url, pid):
         assert url.startswith("http://127.0.0.1:")
