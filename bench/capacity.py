@@ -77,9 +77,11 @@ def points(found: Mapping[Shape, Sequence[Row]], contender: str) -> list[Point]:
 
 
 def fit(measured: Sequence[Point], role: str) -> Fit:
-    """Raises ValueError where fewer than three points were measured."""
+    """Raises ValueError where fewer than three points were measured, or the role used nothing in one."""
     if len(measured) < 3:
         raise ValueError(f"{len(measured)} shapes were measured; the model needs three")
+    if idle := [one.shape.name for one in measured if not one.cores[role]]:
+        raise ValueError(f"no {role} used anything where {', '.join(idle)} was measured: it has no part in that path")
     rows = [(one.tokens, float(one.shape.streams), 1.0) for one in measured]
     wanted = [one.cores[role] * 1e6 for one in measured]
     best: tuple[float, tuple[float, ...]] = (math.inf, (0.0, 0.0, 0.0))
@@ -165,14 +167,27 @@ class Plan:
     warnings: Sequence[str]
 
 
-def plan(demand: Demand, fits: Mapping[str, Fit], memory: Mapping[str, float]) -> Plan:
-    """`memory`: bytes that one stream more costs each role, as measured."""
-    shares = [_share(role, demand, fits[role], memory.get(role, 0.0)) for role in PATH]
+def plan(demand: Demand, fits: Mapping[str, Fit], memory: Mapping[str, float], balance: float = 1.0) -> Plan:
+    """`memory`: bytes that one stream more costs each role, as measured. balance: sessions of the fullest node machine,
+    as a multiple of the mean."""
+    shares = [_share(role, demand, fits[role], memory.get(role, 0.0), balance) for role in PATH]
     node = next(share for share in shares if share.role == "node")
     partitions = min(MAX_PARTITIONS, max(TAILS, 4 * node.machines, math.ceil(demand.tokens / FRAMES)))
     warnings = []
     frames = demand.tokens / partitions
-    if partitions < 4 * node.machines:
+    if frames > FRAMES:
+        warnings.append(
+            f"{frames:,.0f} frames/s are more than the {FRAMES:,} that one partition's stream is planned for, and "
+            f"{partitions} partitions are the most there can be: answers have to be written in fewer frames "
+            "(OKOME_WORKER_FRAME_INTERVAL), or by more than one system"
+        )
+    if node.machines > MAX_PARTITIONS:
+        warnings.append(
+            f"{node.machines} node machines are more than there are partitions, {MAX_PARTITIONS}: some would hold "
+            "nothing. Machines of more cores are wanted, or more than one system; what happens when one dies is not "
+            "simulated"
+        )
+    elif partitions < 4 * node.machines:
         warnings.append(
             f"{node.machines} node machines share {MAX_PARTITIONS} partitions, the most there can be: placement is by "
             "partition, so machines of more cores are wanted, each running a process per core behind one port"
@@ -180,13 +195,15 @@ def plan(demand: Demand, fits: Mapping[str, Fit], memory: Mapping[str, float]) -
     return Plan(demand, partitions, frames, shares, warnings)
 
 
-def _share(role: str, demand: Demand, fit: Fit, memory: float) -> Share:
+def _share(role: str, demand: Demand, fit: Fit, memory: float, balance: float) -> Share:
     tokens = demand.tokens
     copies = demand.replicas if role == "nats" else 1
     room = BUSY - (fit.base / 1e6 if role != "nats" else 0.0)
     needs = {"CPU": copies * fit.cores(tokens, demand.sessions, 0) / max(0.05, room)}
-    if role in ("node", "ingress"):
+    if role == "ingress":
         needs[f"{demand.streams} streams a process"] = demand.sessions / demand.streams
+    if role == "node":  # placement is by partition: not all machines have as much
+        needs[f"{demand.streams} streams a process of the fullest"] = balance * demand.sessions / demand.streams
     if role == "nats":
         needs["copies"] = float(demand.replicas * demand.cores)
     bound = max(needs, key=lambda name: needs[name])

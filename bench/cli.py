@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from bench import capacity, first, fluidity_page, plan_page, plot, record, relay
 from bench import page as pages
 from bench import resume as resuming
 from bench.contender import Contender
-from bench.fleet import Fleet, simulate
+from bench.fleet import Fleet, Found, simulate
 from bench.fluidity import fluidity as compared
 from bench.ours import Okome
 from bench.pacing import PeerFailed, pacings
@@ -20,6 +20,7 @@ from bench.peers import Direct, peers
 from bench.record import Shape
 from bench.summary import PATH, attach, per_stream, rows
 from bench.trace import jittered, recorded, steady
+from broker.bus.subjects import MAX_PARTITIONS
 from compose import folder
 
 __all__ = ["PeerFailed", "WrongUse", "firsts", "fluidity", "measure", "plan", "resume", "write"]
@@ -29,6 +30,8 @@ RECORDS = "runs.jsonl"
 RESUME_RAMP = 10.0  # seconds in which the answers begin that are watched meanwhile
 JITTER = 5.0
 QUICK = (300.0, 10.0)  # words a second, seconds
+GROWTH = 1.02
+"""Of what a fleet is planned for, until its fullest machine has room: what is fullest differs by chance."""
 _SHAPE = re.compile(r"(\d{1,5})x(?:(\d{1,4})(?:x(\d))?(?:of(\d{1,2}))?|([a-z]\w+))")
 
 
@@ -170,16 +173,36 @@ def plan(file: Path, demand: capacity.Demand, contender: str, storm: float, with
     cost = attach([one for one in lines if isinstance(one, record.Resumed)], contender)
     slopes = per_stream(found, pages.OURS)
     memory = max(slopes.values(), key=lambda one: one.get("node", 0.0), default={})
-    planned = capacity.plan(demand, fits, memory)
-    node = next(share for share in planned.shares if share.role == "node")
-    fleet = Fleet(
-        machines=max(2, node.machines),
-        processes=demand.cores,
-        partitions=max(planned.partitions, node.machines),
-        sessions=demand.sessions,
-        attach=cost,
-        free=1.0 - capacity.BUSY,
-    )
-    return plan_page.page(
-        planned, fits, contender, fleet, simulate(fleet, storm=storm, within=within), storm, within, command
-    )
+    planned, fleet, found_then = balanced(demand, fits, memory, cost, storm, within)
+    return plan_page.page(planned, fits, contender, fleet, found_then, storm, within, command)
+
+
+def balanced(
+    demand: capacity.Demand,
+    fits: Mapping[str, capacity.Fit],
+    memory: Mapping[str, float],
+    attach: float,
+    storm: float,
+    within: float,
+) -> tuple[capacity.Plan, Fleet | None, Found | None]:
+    """A plan in which the fullest node machine holds no more than it may, also when another has died; and what was
+    simulated for it: None where there are more machines than can be placed on."""
+    balance = 1.0
+    while True:
+        planned = capacity.plan(demand, fits, memory, balance)
+        node = next(share for share in planned.shares if share.role == "node")
+        if node.machines > MAX_PARTITIONS:
+            return planned, None, None
+        fleet = Fleet(
+            machines=(machines := max(2, node.machines)),
+            processes=demand.cores,
+            partitions=max(planned.partitions, machines),
+            sessions=demand.sessions,
+            attach=attach,
+            free=1.0 - capacity.BUSY,
+        )
+        found = simulate(fleet, storm=storm, within=within)
+        fullest = max(found.balance, found.after * machines / (machines - 1))
+        if fullest * demand.sessions <= node.machines * demand.cores * demand.streams:
+            return planned, fleet, found
+        balance = max(balance * GROWTH, fullest)

@@ -40,15 +40,15 @@ _FLEET = """\
 
 A simulation, event by event, of {machines} node machines with the product's own placement (`bench/fleet.py`): a viewer
 who comes back costs node and ingress {attach:.2f} ms of CPU, as measured, and each process has {free:.0%} of its core
-left for that."""
+left for that. There are so many machines that the fullest holds no more than it may, also when another one has died."""
 
 
 def page(
     plan: Plan,
     fits: Mapping[str, Fit],
     contender: str,
-    fleet: Fleet,
-    found: Found,
+    fleet: Fleet | None,
+    found: Found | None,
     storm: float,
     within: float,
     command: str,
@@ -72,9 +72,10 @@ def page(
         _shares(plan),
         _NETWORK.format(stored=STORED, shown=SHOWN, partitions=plan.partitions, frames=plan.frames),
         *(f"**{warning}.**" for warning in plan.warnings),
-        _FLEET.format(machines=fleet.machines, attach=1000 * fleet.attach, free=fleet.free),
-        _found(found, storm, within),
     ]
+    if fleet and found:
+        parts.append(_FLEET.format(machines=fleet.machines, attach=1000 * fleet.attach, free=fleet.free))
+        parts.append(_found(found, storm, within))
     return "\n\n".join(parts) + "\n"
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench import capacity
+from bench import capacity, cli, plan_page
 from bench.capacity import BUSY, Demand, Fit, Point
 from bench.ours import AT_ONCE
 from bench.record import Shape
@@ -62,6 +62,7 @@ def test_two_shapes_are_not_enough() -> None:
 
 
 FITS = {role: Fit(20.0, 10.0, 10_000.0, {}) for role in PATH}
+FITS_WITH_ERRORS = {role: Fit(20.0, 10.0, 10_000.0, {"50 × 20/s": 0.1}) for role in PATH}
 
 
 @given(st.integers(1, 20_000_000), st.floats(min_value=1, max_value=50), st.floats(min_value=0.01, max_value=1))
@@ -84,3 +85,34 @@ def test_more_machines_than_partitions_can_feed_are_warned_of() -> None:
     crowded = capacity.plan(Demand(10_000_000, 20, 0.1, 1, 3, 5000), FITS, {})
     assert "partition" in crowded.warnings[0]
     assert not capacity.plan(Demand(100_000, 20, 0.1, 16, 3, 5000), FITS, {}).warnings
+
+
+def test_more_frames_than_a_partition_is_planned_for_are_warned_of() -> None:
+    (warning,) = capacity.plan(Demand(10_000_000, 20, 0.1, 64, 3, 5000), FITS, {}).warnings
+    assert warning.startswith("15,432 frames/s are more than the 10,000")
+
+
+@pytest.mark.parametrize("sessions", [1000, 50_000, 1_000_000])
+def test_the_fullest_node_machine_holds_no_more_than_it_may_when_another_has_died(sessions: int) -> None:
+    demand = Demand(sessions, 20, 0.1, 16, 3, 5000)
+    planned, fleet, found = cli.balanced(demand, FITS, {}, 0.001, 0.1, 1.0)
+    node = next(share for share in planned.shares if share.role == "node")
+    assert fleet is not None
+    assert found is not None
+    assert found.balance * sessions / fleet.machines <= 16 * 5000
+    assert found.after * sessions / max(1, fleet.machines - 1) <= 16 * 5000
+    assert fleet.machines == max(2, node.machines)
+
+
+def test_what_cannot_be_placed_is_warned_of_and_not_simulated() -> None:
+    planned, fleet, found = cli.balanced(Demand(10_000_000, 20, 0.1, 1, 3, 5000), FITS, {}, 0.001, 0.1, 1.0)
+    assert "not simulated" in planned.warnings[-1]
+    assert fleet is found is None
+    text = plan_page.page(planned, FITS_WITH_ERRORS, "okome", fleet, found, 0.1, 1.0, "a command")
+    assert "not simulated.**" in text
+    assert "If a machine dies" not in text
+
+
+def test_a_role_that_a_contender_does_not_have_is_said_in_a_sentence() -> None:
+    with pytest.raises(ValueError, match="no nats used anything where 50 × 20/s"):
+        capacity.fit([Point(shape, shape.asked, {"nats": 0.0}) for shape in SHAPES], "nats")
