@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import resource
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from bench.peers import Direct, peers
 from bench.record import Shape
 from bench.summary import PATH, attach, per_stream, rows
 from bench.trace import jittered, recorded, steady
+from broker.bus.lifecycle import raise_file_limit
 from broker.bus.subjects import MAX_PARTITIONS
 from compose import folder
 
@@ -28,6 +30,7 @@ __all__ = ["PeerFailed", "WrongUse", "firsts", "fluidity", "measure", "plan", "r
 SHAPES = ("300x20", "1000x20", "300x100")
 RECORDS = "runs.jsonl"
 RESUME_RAMP = 10.0  # seconds in which the answers begin that are watched meanwhile
+SPARE_FILES = 200  # of a process: its files, and its other connections
 JITTER = 5.0
 QUICK = (300.0, 10.0)  # words a second, seconds
 GROWTH = 1.02
@@ -76,6 +79,16 @@ def chosen(only: Sequence[str], option: str = "--only") -> list[Contender]:
     return [one for name, one in there.items() if (name in only if only else name not in by_itself)]
 
 
+def open_files(shapes: Sequence[Shape]) -> None:
+    """As many as the machine allows, for whatever is started from now on: okome's roles see to that by themselves, peers
+    do not. Raises WrongUse where that is not enough: a viewer is two connections of a relay."""
+    raise_file_limit()
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    for one in shapes:
+        if (needed := 2 * one.streams * one.viewers + SPARE_FILES) > limit:
+            raise WrongUse(f"{one.name}: needs {needed} open files, and {limit} are allowed here (ulimit -n)")
+
+
 def measure(shapes: Sequence[str], only: Sequence[str], rounds: int, seconds: float, report: Path) -> Path:
     """Run it; where the records are. Raises WrongUse, Unusable."""
     contenders = chosen(only)
@@ -84,6 +97,7 @@ def measure(shapes: Sequence[str], only: Sequence[str], rounds: int, seconds: fl
         raise WrongUse("a shape in which nothing is asked is for sessions: --only okome")
     if any(one.trace or one.engines > 1 for one in wanted) and any(_asks_nobody(one) for one in contenders):
         raise WrongUse("a rhythm of engines is for contenders that ask one")
+    open_files(wanted)
     folder.make(report, "--report")
     file = report / RECORDS
     if file.exists():
@@ -101,6 +115,7 @@ def firsts(only: Sequence[str], asks: int, rounds: int, report: Path) -> Path:
     contenders = chosen(only)
     if any(_asks_nobody(one) for one in contenders):
         raise WrongUse("first tokens are held against those of an engine: only for contenders that ask one")
+    open_files([])
     folder.make(report, "--report")
     file = report / RECORDS
     asyncio.run(first.measure(contenders, asks, rounds, file, _said))
@@ -128,6 +143,7 @@ def resume(text: str, name: str, resumes: float, history: int, rounds: int, seco
         raise WrongUse(f"--contender {name}: nothing there that one could come back to")
     if okome.websocket:
         raise WrongUse(f"--contender {name}: who comes back does so with a cursor of an event stream")
+    open_files([watched])
     folder.make(report, "--report")
     file = report / RECORDS
     timing = relay.Timing(ramp=RESUME_RAMP, window=seconds)

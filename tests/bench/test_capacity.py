@@ -107,7 +107,7 @@ def test_the_fullest_node_machine_holds_no_more_than_it_may_when_another_has_die
 def test_what_cannot_be_placed_is_warned_of_and_not_simulated() -> None:
     planned, fleet, found = cli.balanced(Demand(10_000_000, 20, 0.1, 1, 3, 5000), FITS, {}, 0.001, 0.1, 1.0)
     assert "not simulated" in planned.warnings[-1]
-    assert fleet is found is None
+    assert (fleet, found) == (None, None)
     text = plan_page.page(planned, FITS_WITH_ERRORS, "okome", fleet, found, 0.1, 1.0, "a command")
     assert "not simulated.**" in text
     assert "If a machine dies" not in text
