@@ -173,11 +173,11 @@ def _memory(run: Run) -> dict[str, float]:
 
 def per_stream(found: Mapping[Shape, Sequence[Row]], contender: str) -> dict[float, dict[str, float]]:
     """Bytes that one stream more costs each role, by rate: between the fewest and the most streams of that rate, one
-    viewer each. What a process needs for itself is in both, and so in neither."""
+    viewer each and of one engine. What a process needs for itself is in both, and so in neither."""
     by_rate: dict[float, dict[int, Row]] = {}
     for shape, measured in found.items():
         for row in measured:
-            if row.contender == contender and shape.viewers == 1:
+            if row.contender == contender and shape.viewers == 1 and shape.engines == 1 and not shape.trace:
                 by_rate.setdefault(shape.rate, {})[shape.streams] = row
     slopes = {}
     for rate, of_streams in sorted(by_rate.items()):

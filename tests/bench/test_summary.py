@@ -130,6 +130,9 @@ def test_the_memory_of_a_stream_is_a_difference() -> None:
     base = 50 * 1024 * 1024
     found = [held(1000, 0, base + 1000 * 10_240), held(5000, 0, base + 5000 * 10_240), held(1000, 2, base)]
     assert per_stream(rows(found), "okome") == {0: {"node": pytest.approx(10_240)}}
+    for other in (Shape(5000, 0, engines=8), Shape(5000, 0, trace="vllm_8_streams"), Shape(5000, 0, viewers=3)):
+        unlike = msgspec.structs.replace(held(5000, 0, 0), shape=other)
+        assert per_stream(rows([*found, unlike]), "okome") == {0: {"node": pytest.approx(10_240)}}
     text = page.page(found, "a command")
     assert "| 0 | 0.0 KiB | 0.0 KiB | 10.0 KiB | 0.0 KiB |" in text
     assert "### 1000 × 0/s" not in text
