@@ -67,21 +67,23 @@ def chosen(only: Sequence[str], option: str = "--only") -> list[Contender]:
         Okome(synced="1s", frames=0.2),
         Okome(synced="1s", collecting=False),
         Okome(synced="1s", processes=2),
+        Okome(servers=3),
         Okome(websocket=True),
         Okome(published=True),
         Okome(published=True, synced="1s"),
     ]
     all_there: list[Contender] = [Direct(), *ours, *peers()]
     there = {one.name: one for one in all_there}
-    by_itself = {one.name for one in ours if one.published}  # beside whom nobody can be put: it asks no engine
+    # Beside whom nobody can be put, because it asks no engine; and three servers, which want a machine each.
+    by_itself = {one.name for one in ours if one.published or one.servers > 1}
     if unknown := [name for name in only if name not in there]:
         raise WrongUse(f"{option} {', '.join(unknown)}: one of {', '.join(there)}")
     return [one for name, one in there.items() if (name in only if only else name not in by_itself)]
 
 
 def open_files(shapes: Sequence[Shape]) -> None:
-    """As many as the machine allows, for whatever is started from now on: okome's roles see to that by themselves, peers
-    do not. Raises WrongUse where that is not enough: a viewer is two connections of a relay."""
+    """As many as the machine allows, for whatever is started from now on: okome's roles see to that by themselves,
+    peers do not. Raises WrongUse where that is not enough: a viewer is two connections of a relay."""
     raise_file_limit()
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     for one in shapes:

@@ -132,7 +132,20 @@ Every contender relays the same answers of the same mock engine (`bench/mock_eng
 step at once, as in real engines; *of 8 engines*: an eighth of them, then the next eighth) to the same load client
 (`bench/load.py`), one after the other on one machine whose cores all of them share. The figures are medians of the
 rounds. CPU is what the operating system says of each process, per token that a viewer got. Latency is from the engine's
-write of a token to the client's read of it.
+write of a token to the client's read of it. *× 3 viewers*: of okome three watch one answer; a router keeps none, so its
+three viewers ask for an answer each, which the engine makes three times.
+
+What the harness itself takes is in the latencies of all: *engine alone*, where a table has it, is the same client on
+the engine without a relay. *TTFT* is from the request for an answer to its first token, of all answers; they are asked
+for one after another, while those before them run already. The wait for the engine's next step is in it (at 20 tokens/s
+25 ms on average), and a new connection: the viewer's own, but with okome, whose viewers are connected before, that of
+the request, and with durable-streams both. okome's viewers ask for no pacing (`pace=0`); else it is `okome up` with its
+defaults, but one node and limits that refuse nobody.
+
+*synced every 1s* is okome with one NATS server whose files are synced once a second instead of before every
+acknowledgement. If the machine loses its power, the last second of answers may be lost with it. Who wants to be spared
+that without a sync for every token runs three servers, which sync once a second by default and each store every
+frame; that costs more, and is in these tables only where a line says *3 NATS servers*.
 
 Behind a ratio, *?*: the router's own figure is not to be believed.
 

@@ -8,6 +8,7 @@ import pytest
 
 from bench import cli, page, record
 from bench.histogram import Histogram
+from bench.ours import Okome
 from bench.record import Failed, First, Held, Line, Loaded, Missing, Resumed, Run, Shape
 from bench.summary import attach, per_stream, rows
 from bench.trace import Token, Trace, named
@@ -117,6 +118,19 @@ def test_a_shape_that_is_none_is_refused(text: str) -> None:
         cli.shape(text)
     assert cli.shape("300x20x3") == Shape(300, 20.0, 3)
     assert cli.shape("500x20of8") == Shape(500, 20.0, engines=8)
+
+
+def test_what_the_harness_itself_takes_is_measured_and_has_a_row() -> None:
+    assert "engine alone" in [one.name for one in cli.chosen([])]
+    text = page.page([run("engine alone", {}), run("vllm-router", {"vllm-router": 4.0})], "a command")
+    assert "| engine alone | 1 | 10000 | – | – | 1.02 / 1.02 ms |" in text
+
+
+def test_three_servers_are_measured_where_they_are_asked_for() -> None:
+    (three,) = cli.chosen(["okome, 3 NATS servers"])
+    assert isinstance(three, Okome)
+    assert three.servers == 3
+    assert three not in cli.chosen([])
 
 
 def test_the_memory_of_a_stream_is_a_difference() -> None:
