@@ -1,5 +1,5 @@
 """Our own path as a contender: `okome up` with its defaults but one node and limits that refuse nobody, its worker
-asking the same engine. Viewers are not paced (`bench.load`): what is measured is a token's way, not what a reader is spared.
+asking the same engine. Viewers are not paced (`bench.load`): a token's way is measured, not what a reader is spared.
 """
 
 from __future__ import annotations

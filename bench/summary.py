@@ -28,10 +28,10 @@ OTHERS = 0.1
 class Row:
     """One contender under one shape. Times in milliseconds, costs in microseconds of CPU per token that a viewer got.
 
-    kept_up: the share of the tokens asked for that came. costs: by role, and `whole`: all of its processes.
-    memory: resident bytes by role. client: share of a core that the load client used. cores: that everything used
-    together, client and engine among it. others: share of the machine that went to somebody else. lag: of the event
-    loops, by role, in the worst round. spread: (highest − lowest) ÷ median of `whole` over the rounds.
+    kept_up: the share of the tokens asked for that came. costs: by role, and `whole`: all of its processes. used:
+    cores, by role. memory: resident bytes by role. client: share of a core that the load client used. cores: that all
+    used together, client and engine among it. others: share of the machine that went to somebody else. lag: of the
+    event loops, by role, in the worst round. spread: (highest − lowest) ÷ median of `whole` over the rounds.
     """
 
     contender: str
@@ -40,6 +40,7 @@ class Row:
     rate: float
     kept_up: float
     costs: dict[str, float]
+    used: dict[str, float]
     memory: dict[str, float]
     whole: float
     spread: float
@@ -105,6 +106,7 @@ def _row(runs: Sequence[Run]) -> Row:
         rate=median(one.tokens / one.seconds for one in loads),
         kept_up=median(_kept_up(run.shape, run.loaded) for run in runs),
         costs={name: median(cost.get(name, 0.0) for cost in costs) for name in costs[0]},
+        used={name: median(_used(run).get(name, 0.0) for run in runs) for name in costs[0]},
         memory={name: median(_memory(run).get(name, 0.0) for run in runs) for name in costs[0]},
         whole=whole,
         spread=(max(wholes) - min(wholes)) / whole if whole else 0.0,
@@ -157,6 +159,14 @@ def _costs(run: Run) -> dict[str, float]:
         if name != ENGINE:
             costs[role(name)] = costs.get(role(name), 0.0) + 1e6 * held.cpu / max(1, run.loaded.tokens)
     return costs
+
+
+def _used(run: Run) -> dict[str, float]:
+    """Cores, by role."""
+    used: dict[str, float] = {}
+    for name, held in run.processes.items():
+        used[role(name)] = used.get(role(name), 0.0) + held.cpu / run.loaded.seconds
+    return used
 
 
 def _cores(run: Run) -> float:
