@@ -67,12 +67,16 @@ async def process(
 ) -> AsyncIterator[asyncio.subprocess.Process]:
     """A child that is ended with the block: asked first, killed after END_TIMEOUT. What it says goes to `log`.
 
-    It dies with this process too. Raises PermissionError, FileNotFoundError.
+    It dies with this process too. Raises NotStarted where the program may not be run.
     """
     program = Path(shutil.which(argv[0]) or argv[0])
+    try:
+        command = tethered(program, [str(word) for word in argv[1:]])
+    except PermissionError as error:
+        raise NotStarted(str(error)) from error
     with log.open("wb") as file:
         child = await asyncio.create_subprocess_exec(
-            *tethered(program, [str(word) for word in argv[1:]]),
+            *command,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=file,
             stderr=asyncio.subprocess.STDOUT,

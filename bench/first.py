@@ -19,6 +19,8 @@ from bench.record import First, Shape, write
 from bench.relay import RUN_TIMEOUT, last_line, present, turned
 from compose.chaos.run import machine
 
+ASK_TIMEOUT = 1.0  # of an answer in the middle of all of them: a first token, and the pause behind it
+
 
 async def measure(
     contenders: Sequence[Contender], asks: int, rounds: int, file: Path, said: Callable[[str], None]
@@ -39,7 +41,7 @@ async def once(contender: Contender, asks: int, number: int) -> First:
         async with (
             mock_engine(directory) as (engine, _),
             contender.start(engine, directory) as running,
-            asyncio.timeout(RUN_TIMEOUT),
+            asyncio.timeout(RUN_TIMEOUT + asks * ASK_TIMEOUT),
         ):
             order = Order(running.dialect, running.url, running.key, Shape(1, RATE), ramp=0.0, warm=0.0, window=0.0)
             async with child("bench.first_load", FirstOrder(order, asks)) as load:

@@ -16,7 +16,7 @@ ENOUGH = 0.99
 
 
 async def looks(metrics: Mapping[str, str]) -> dict[str, Buckets]:
-    """By process, of those that count it. Raises OSError."""
+    """By process, of those that count it. Raises OSError, EOFError."""
     found = {}
     for name, url in metrics.items():
         text = (await call(url.removesuffix("/metrics"), "GET", "/metrics", "")).body.decode()
@@ -31,7 +31,7 @@ def late(before: Mapping[str, Buckets], after: Mapping[str, Buckets]) -> dict[st
     found: dict[str, float | None] = {}
     for name, counts in after.items():
         since = {bound: count - before.get(name, {}).get(bound, 0.0) for bound, count in counts.items()}
-        if most := max(since.values(), default=0.0):
+        if (most := max(since.values(), default=0.0)) > 0:
             bound = min(bound for bound, count in since.items() if count >= ENOUGH * most)
             found[name] = None if math.isinf(bound) else 1000 * bound
     return found

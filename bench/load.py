@@ -22,6 +22,7 @@ import msgspec
 import uvloop
 
 from bench.ask import MAX_TOKENS, MODEL, TOKEN, Ask
+from bench.body import HEAD_END, Body
 from bench.contender import Dialect
 from bench.histogram import Histogram
 from bench.record import Loaded, Shape
@@ -30,6 +31,7 @@ from compose.chaos.http import call
 AT_ONCE = 32  # connections that are made at the same time
 READY_TIMEOUT = 120.0
 WINDOWS = 3  # at most
+STALLED_STEPS, STALLED = 5, 2.0  # so many, and so many seconds, without a token: a viewer who gets none any more
 SPARE = 60.0  # seconds of tokens that nobody reads any more
 PING = 0x9
 PONG = b"\x8a\x80\x00\x00\x00\x00"  # empty, masked with nothing
@@ -142,7 +144,23 @@ class Load:
         self.measuring = False
         print("end", flush=True)
         seconds, cpu = time.monotonic() - since, time.process_time() - cpu
-        return Loaded(self.tokens, seconds, cpu, self.wrong, self.lost, self.latency.told(), self.ttft.told())
+        return Loaded(
+            self.tokens,
+            seconds,
+            cpu,
+            self.wrong,
+            self.lost,
+            self.latency.told(),
+            self.ttft.told(),
+            self.stalled(time.monotonic_ns() // 1000),
+        )
+
+    def stalled(self, now: int) -> int:
+        """Viewers who should have had a token since, now being microseconds."""
+        if not self.order.shape.rate:
+            return 0
+        since = now - int(1e6 * max(STALLED, STALLED_STEPS / self.order.shape.rate))
+        return sum(watching.viewer.last_at < since for watching in self.watching)
 
     def leave(self) -> None:
         self.over = True
@@ -231,10 +249,12 @@ class Viewer(asyncio.Protocol):
 
     def __init__(self, load: Load) -> None:
         self.asked_at = 0
+        self.last_at = 0  # when it had its newest token
         self.there = asyncio.Event()
         self._load = load
         self._transport: asyncio.Transport | None = None
         self.block = self.before = b""  # the last two that were read
+        self._body = Body()
         self._rest = b""
         self._next = -1
 
@@ -255,13 +275,16 @@ class Viewer(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         now = time.monotonic_ns() // 1000
+        data = self._body.take(data)
+        if not self.there.is_set():
+            if not self._body.head:
+                return
+            self._answered(self._body.head + data, b" 200 ")
         end = data.rfind(b"\n") + 1
         if not end:
             self._rest += data
             return
         block, self._rest = self._rest + data[:end], data[end:]
-        if not self.there.is_set():
-            self._answered(block, b" 200 ")
         self._seen(block, now)
 
     def _answered(self, head: bytes, wanted: bytes) -> None:
@@ -276,6 +299,7 @@ class Viewer(asyncio.Protocol):
         if not found:
             return
         self.before, self.block = self.block, block
+        self.last_at = now
         load = self._load
         expected = self._next
         if expected < 0:
@@ -302,7 +326,7 @@ class SocketViewer(Viewer):
         data = self._rest + data
         at = 0
         if not self.there.is_set():
-            at = data.find(b"\r\n\r\n") + 4
+            at = data.find(HEAD_END) + 4
             if at < 4:
                 self._rest = data
                 return

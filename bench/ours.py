@@ -1,4 +1,6 @@
-"""Our own path as a contender: `okome up` with its defaults but one node, its worker asking the same engine."""
+"""Our own path as a contender: `okome up` with its defaults but one node and limits that refuse nobody, its worker
+asking the same engine. Viewers are not paced (`bench.load`): a token's way is measured, not what a reader is spared.
+"""
 
 from __future__ import annotations
 
@@ -38,6 +40,7 @@ class Okome:
     """The whole durable path: worker, NATS with a file store, node, ingress; and what else runs beside them.
 
     synced: how often NATS syncs its files, as it does with three servers; "" is the default of one: before every ack.
+    servers: of NATS, that `okome up` starts; all of them store every frame.
     processes: nodes, and ingresses. published: the worker makes the tokens itself, just before it publishes them.
     frames: seconds between two frames of an answer (OKOME_WORKER_FRAME_INTERVAL). collecting: as is the default; else
     tokens never collect, however many there are.
@@ -45,6 +48,7 @@ class Okome:
 
     websocket: bool = False
     synced: str = ""
+    servers: int = 1
     processes: int = 1
     published: bool = False
     frames: float = 0.0
@@ -58,6 +62,7 @@ class Okome:
         what = "okome" + PUBLISHED * self.published + " over WebSocket" * self.websocket
         return (
             what
+            + f", {self.servers} NATS servers" * (self.servers > 1)
             + f", synced every {self.synced}" * bool(self.synced)
             + many
             + f", a frame every {self.frames:g} s" * bool(self.frames)
@@ -70,6 +75,8 @@ class Okome:
             argv = ["--engine", "openai", "--nodes", str(self.processes), "--ingresses", str(self.processes)]
             processes: dict[str, int] = {}
             environment: Mapping[str, str] = {}
+            if self.servers > 1:
+                argv += ["--nats", str(self.servers)]
             if self.synced:
                 url, pid = await self._own_nats(directory, stack)
                 argv += ["--nats-url", url]

@@ -15,8 +15,8 @@ RUST = ("vllm-router", "sglang-router")
 """The routers that our figures are held against."""
 
 
-def page(lines: Sequence[Line], command: str) -> str:
-    """The whole page. `command`: what writes it again."""
+def page(lines: Sequence[Line], command: str, plots: str = "performance") -> str:
+    """The whole page. `command`: what writes it again. plots: the folder beside it that they are in."""
     measured = runs(lines)
     if not measured:
         raise ValueError("no run in these records")
@@ -34,7 +34,7 @@ def page(lines: Sequence[Line], command: str) -> str:
         parts += [f"### {shape.name}", _table(found), *_verdicts(found), *_fewer(found, _rounds(measured))]
         parts += _apart([one for one in measured if one.shape == shape and PUBLISHED not in one.contender])
         parts += [_failure(one) for one in failures if one.shape == shape and PUBLISHED not in one.contender]
-        parts.append(f"![latency](performance/{picture(shape)})")
+        parts.append(f"![latency]({plots}/{picture(shape)})")
     published = [one for one in failures if PUBLISHED in one.contender]
     if published or any(PUBLISHED in row.contender for found in summed.values() for row in found):
         parts += ["### From a token's publish to its reader", _PUBLISHED, *_published(summed, _rounds(measured))]
@@ -132,7 +132,22 @@ Every contender relays the same answers of the same mock engine (`bench/mock_eng
 step at once, as in real engines; *of 8 engines*: an eighth of them, then the next eighth) to the same load client
 (`bench/load.py`), one after the other on one machine whose cores all of them share. The figures are medians of the
 rounds. CPU is what the operating system says of each process, per token that a viewer got. Latency is from the engine's
-write of a token to the client's read of it.
+write of a token to the client's read of it. *× 3 viewers*: of okome three watch one answer; a router keeps none, so its
+three viewers ask for an answer each, which the engine makes three times.
+
+What the harness itself takes is in the latencies of all: *engine alone*, where a table has it, is the same client on
+the engine without a relay. *TTFT* is from the request for an answer to its first token, of all answers; they are asked
+for one after another, while those before them run already. The wait for the engine's next step is in it (at 20 tokens/s
+25 ms on average), and a new connection: the viewer's own, but with okome, whose viewers are connected before, that of
+the request, and with durable-streams both. okome's viewers ask for no pacing (`pace=0`); else it is `okome up` with its
+defaults, but one node and limits that refuse nobody.
+
+*synced every 1s* is okome with one NATS server whose files are synced once a second instead of before every
+acknowledgement. If the machine loses its power, the last second of answers may be lost with it. Who wants to be spared
+that without a sync for every token runs three servers, which sync once a second by default and each store every
+frame; that costs more, and is in these tables only where a line says *3 NATS servers*.
+
+Behind a ratio, *?*: the router's own figure is not to be believed.
 
 *Cores used* is what everything used together, engine and client among it: where that is all that the machine has,
 latencies are those of a queue.
@@ -168,15 +183,17 @@ def _when(lines: Sequence[Line]) -> str:
 def _head(measured: Sequence[Run], when: str, command: str) -> str:
     first = measured[0]
     rounds = _rounds(measured)
+    commits = ", ".join(dict.fromkeys(run.commit for run in measured if run.commit))
+    where = f"commit {commits}, {first.machine}" if commits else first.machine
     return (
         "# What a token costs, beside what else there is\n\n"
-        f"Written by `{command}` (measured {when}, {first.machine}; {rounds} rounds in turned order, "
+        f"Written by `{command}` (measured {when}, {where}; {rounds} rounds in turned order, "
         f"{first.loaded.seconds:.0f} s measured in each after a warm-up).\n\n{_INTRODUCTION}"
     )
 
 
 def _table(found: Sequence[Row]) -> str:
-    best = min((row.whole for row in found if row.contender in RUST), default=0.0)
+    router = min((row for row in found if row.contender in RUST), key=lambda row: row.whole, default=None)
     heads = [
         "",
         "version",
@@ -190,11 +207,11 @@ def _table(found: Sequence[Row]) -> str:
     lines = [heads]
     for row in found:
         latency, ttft = f"{row.p50:.2f} / {row.p99:.2f} ms", f"{row.ttft_p50:.1f} / {row.ttft_p99:.1f} ms"
-        cells = [row.contender, row.version, f"{row.rate:.0f}", _cost(row.whole), _ratio(row.whole, best)]
+        cells = [row.contender, row.version, f"{row.rate:.0f}", _cost(row.whole), _ratio(row.whole, router)]
         lines.append([*cells, latency, ttft, f"{row.cores:.1f}"])
         if row.contender.startswith(OURS):
             for name, cost in (("… node alone", row.costs.get("node", 0.0)), ("… the path a token takes", path(row))):
-                lines.append([name, "", "", _cost(cost), _ratio(cost, best), "", "", ""])
+                lines.append([name, "", "", _cost(cost), _ratio(cost, router), "", "", ""])
             each = ", ".join(f"{name} {cost:.1f}" for name, cost in row.costs.items())
             lines.append([f"… each: {each} µs", *[""] * (len(heads) - 1)])
             if row.lag:
@@ -212,8 +229,10 @@ def _cost(microseconds: float) -> str:
     return f"{microseconds:.1f} µs" if microseconds else "–"
 
 
-def _ratio(cost: float, best: float) -> str:
-    return f"{cost / best:.2f} ×" if best and cost else "–"
+def _ratio(cost: float, router: Row | None) -> str:
+    if router is None or not router.whole or not cost:
+        return "–"
+    return f"{cost / router.whole:.2f} ×" + " ?" * bool(router.doubts)
 
 
 def _rounds(measured: Sequence[Run]) -> int:
@@ -226,17 +245,25 @@ def _fewer(found: Sequence[Row], rounds: int) -> list[str]:
 
 
 def _apart(measured: Sequence[Run]) -> list[str]:
-    """Those whose rounds were all before or all behind everybody else's: the machine may have been another then."""
+    """Those whose rounds did not overlap the router's, nor those of anybody who overlaps it, and so on: the machine may
+    have been another then."""
     spans: dict[str, tuple[str, str]] = {}
     for one in measured:
         first, last = spans.get(one.contender, (one.began, one.began))
         spans[one.contender] = (min(first, one.began), max(last, one.began))
+    groups: list[list[str]] = []
+    over = ""
+    for name, (first, last) in sorted(spans.items(), key=lambda item: item[1]):
+        if not groups or over < first:
+            groups.append([])
+        groups[-1].append(name)
+        over = max(over, last)
+    reference = next((name for name in RUST if name in spans), "")
+    with_it = next((group for group in groups if reference in group), max(groups, key=len, default=[]))
     return [
-        f"{name}: not measured in turn with the others of this table."
+        f"{name}: not measured in turn with {reference or 'the others of this table'}."
         for name, (first, last) in spans.items()
-        if first < last
-        and len(spans) > 1
-        and all(last < begun or over < first for other, (begun, over) in spans.items() if other != name)
+        if name not in with_it and first < last  # one round has no length that could overlap
     ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -36,10 +37,11 @@ class Direct:
 
 
 class _Installed:
-    """A Python package in an environment of its own."""
+    """A Python package in an environment of its own. program: of that environment, and its first arguments."""
 
     name = ""
     package = ""
+    program: tuple[str, ...] = ()
 
     @property
     def home(self) -> Path:
@@ -48,20 +50,23 @@ class _Installed:
     @cached_property
     def version(self) -> str:
         asked = f"import importlib.metadata as m; print(m.version({self.package!r}))"
-        done = subprocess.run([self.home / "bin/python", "-c", asked], capture_output=True, text=True, timeout=30)
-        return done.stdout.strip()
+        python = self.home / "bin/python"
+        if not os.access(python, os.X_OK):
+            return ""
+        return subprocess.run([python, "-c", asked], capture_output=True, text=True, timeout=30).stdout.strip()
 
     @property
     def missing(self) -> str:
-        return "" if (self.home / "bin/python").exists() else CURE
+        return "" if self.version and os.access(self.home / "bin" / self.program[0], os.X_OK) else CURE
 
     @asynccontextmanager
     async def _serve(
-        self, directory: Path, *argv: str | Path, ready: str = "/health", env: Mapping[str, str] | None = None
+        self, directory: Path, *more: str | Path, ready: str = "/health", env: Mapping[str, str] | None = None
     ) -> AsyncIterator[Running]:
-        """Run the program of its environment (the first of `argv`) until the block ends; `{port}` is its port."""
+        """Run the program with `more` arguments until the block ends; `{port}` is its port."""
         port, log = free_port(), directory / f"{self.name}.log"
-        program, *arguments = (str(word).replace("{port}", str(port)) for word in argv)
+        program, *first = self.program
+        arguments = [*first, *(str(word).replace("{port}", str(port)) for word in more)]
         async with process([self.home / "bin" / program, *arguments], log, env) as child:
             await listens(port, child, log, ready)
             yield Running("chat", f"http://{LOOPBACK}:{port}", KEY, {self.name: child.pid})
@@ -70,11 +75,10 @@ class _Installed:
 class _Router(_Installed):
     """Rust. Round robin, because there is one engine: its cheapest policy."""
 
-    program: tuple[str, ...] = ()
     quiet = ""  # its word for the log level
 
     def start(self, engine: str, directory: Path) -> AbstractAsyncContextManager[Running]:
-        argv = [*self.program, "--host", LOOPBACK, "--port", "{port}", "--worker-urls", engine]
+        argv = ["--host", LOOPBACK, "--port", "{port}", "--worker-urls", engine]
         argv += ["--policy", "round_robin", "--log-level", self.quiet, "--prometheus-port", str(free_port())]
         return self._serve(directory, *argv)
 
@@ -97,6 +101,7 @@ class LiteLLM(_Installed):
     """Python; one worker process, no database, logging off."""
 
     name = package = "litellm"
+    program = ("litellm",)
 
     def start(self, engine: str, directory: Path) -> AbstractAsyncContextManager[Running]:
         config = directory / "litellm.yaml"
@@ -111,7 +116,7 @@ class LiteLLM(_Installed):
             "LITELLM_LOCAL_MODEL_COST_MAP": "True",
             "DO_NOT_TRACK": "1",
         }
-        argv = ["litellm", "--config", str(config), "--host", LOOPBACK, "--port", "{port}"]
+        argv = ["--config", str(config), "--host", LOOPBACK, "--port", "{port}"]
         return self._serve(directory, *argv, ready="/health/liveliness", env=env)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from statistics import median
 
 from bench.capacity import BUSY, SHOWN, STORED, Fit, Plan
 from bench.fleet import SPREAD, Fleet, Found, Waits
@@ -15,14 +16,17 @@ Written by `{command}`, from the records of [performance.md](performance.md).
 
 ## The model
 
-What a role uses is taken to be linear in the tokens that viewers get and in the open streams, and every process has a
-base: what it does although nothing happens. Fitted to the measured shapes ({contender}), with each token at once also
-where a worker has so many that they would collect and cost less; none of the three is below zero."""
+What a role uses is taken to be linear in the tokens that viewers get, in the streams in an answer and in the open
+streams, and every process has a base: what it does although nothing happens. Fitted to the measured shapes
+({contender}), with each token at once also where a worker has so many that they would collect and cost less, and with
+sessions in which nothing was asked; none of the four is below zero. A worker knows nothing of a session in which
+nothing is asked."""
 
 _ERRORS = """\
 How far the model is from every point it was made of, model ÷ measured − 1. Where the machine was full, roles waited for
 one another and coalesced tokens, which makes each token cheaper than a line can say; where it was idle, each token woke
-everybody by itself. The median of these errors, without their signs, is {median:.0%}; the largest is {worst:.0%}."""
+everybody by itself. The median of these errors, without their signs, is {median:.0%}; the largest is {worst:.0%}.
+{planned}"""
 
 _PLAN = """\
 ## {sessions:,} sessions
@@ -40,15 +44,15 @@ _FLEET = """\
 
 A simulation, event by event, of {machines} node machines with the product's own placement (`bench/fleet.py`): a viewer
 who comes back costs node and ingress {attach:.2f} ms of CPU, as measured, and each process has {free:.0%} of its core
-left for that."""
+left for that. There are so many machines that the fullest holds no more than it may, also when another one has died."""
 
 
 def page(
     plan: Plan,
     fits: Mapping[str, Fit],
     contender: str,
-    fleet: Fleet,
-    found: Found,
+    fleet: Fleet | None,
+    found: Found | None,
     storm: float,
     within: float,
     command: str,
@@ -58,7 +62,7 @@ def page(
     parts = [
         _HEAD.format(command=command, contender=contender),
         _coefficients(fits),
-        _ERRORS.format(median=errors[len(errors) // 2], worst=errors[-1]),
+        _ERRORS.format(median=errors[len(errors) // 2], worst=errors[-1], planned=_at(demand.rate, fits)),
         _deviations(fits),
         _PLAN.format(
             sessions=demand.sessions,
@@ -72,22 +76,35 @@ def page(
         _shares(plan),
         _NETWORK.format(stored=STORED, shown=SHOWN, partitions=plan.partitions, frames=plan.frames),
         *(f"**{warning}.**" for warning in plan.warnings),
-        _FLEET.format(machines=fleet.machines, attach=1000 * fleet.attach, free=fleet.free),
-        _found(found, storm, within),
     ]
+    if fleet and found:
+        parts.append(_FLEET.format(machines=fleet.machines, attach=1000 * fleet.attach, free=fleet.free))
+        parts.append(_found(found, storm, within))
     return "\n\n".join(parts) + "\n"
 
 
 def _coefficients(fits: Mapping[str, Fit]) -> str:
-    rows = [["", "µs a token", "µs a second and open stream", "of a core, always"]]
-    rows += [[role, f"{fit.token:.1f}", f"{fit.stream:.1f}", f"{fit.base / 1e4:.1f} %"] for role, fit in fits.items()]
+    rows = [["", "µs a token", "µs a second and stream in an answer", "… and open stream", "of a core, always"]]
+    for role, fit in fits.items():
+        rows.append([role, f"{fit.token:.1f}", f"{fit.active:.1f}", f"{fit.open:.1f}", f"{fit.base / 1e4:.1f} %"])
     return table(rows)
+
+
+def _at(rate: float, fits: Mapping[str, Fit]) -> str:
+    """How far the model is where it is used."""
+    there = [error for fit in fits.values() for shape, error in fit.errors.items() if shape.rate == rate]
+    if not there:
+        return f"At {rate:g} tokens/s, which is planned for, nothing was measured."
+    return (
+        f"At {rate:g} tokens/s, which is planned for, they are from {min(there):+.0%} to {max(there):+.0%}, and their "
+        f"median with signs is {median(there):+.0%}: below zero, more is needed there than is planned."
+    )
 
 
 def _deviations(fits: Mapping[str, Fit]) -> str:
     shapes = next(iter(fits.values())).errors
-    rows = [["", *shapes]]
-    rows += [[role, *(f"{fit.errors[name]:+.0%}" for name in shapes)] for role, fit in fits.items()]
+    rows = [["", *(shape.name for shape in shapes)]]
+    rows += [[role, *(f"{fit.errors[shape]:+.0%}" for shape in shapes)] for role, fit in fits.items()]
     return table(rows)
 
 

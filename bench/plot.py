@@ -10,9 +10,11 @@ from bench.histogram import CURVE
 
 WIDTH, HEIGHT = 720, 300
 LEFT, RIGHT, TOP, BOTTOM = 60, 150, 16, 36
-GRID = (0.1, 1.0, 10.0, 100.0, 1000.0)
+GRID = (0.1, 1.0, 10.0, 100.0, 1000.0, 10_000.0, 100_000.0)
 SHARES = (0.5, 0.9, 0.99, 0.999)
 COLOURS = ("#0b6e4f", "#c44536", "#2660a4", "#8f5db7", "#b08900", "#555555", "#008b9a")
+DASHES = ("", "6 3", "2 3")
+"""Of a line, one after another where there are more lines than colours."""
 
 
 def curves(found: Mapping[str, list[float]]) -> str:
@@ -37,7 +39,7 @@ def curves(found: Mapping[str, list[float]]) -> str:
         if at <= top:
             parts.append(
                 f'<path d="M{LEFT} {y(at):.1f}H{WIDTH - RIGHT}" stroke="#ddd"/>'
-                f'<text x="{LEFT - 6}" y="{y(at) + 4:.1f}" text-anchor="end" fill="#444">{at:g} ms</text>'
+                f'<text x="{LEFT - 6}" y="{y(at) + 4:.1f}" text-anchor="end" fill="#444">{at:.12g} ms</text>'
             )
     for share in SHARES:
         parts.append(
@@ -45,12 +47,15 @@ def curves(found: Mapping[str, list[float]]) -> str:
             f'<text x="{x(share):.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle" fill="#444">{share:.1%}</text>'
         )
     labels: list[float] = []
-    for (name, points), colour in zip(sorted(found.items(), key=lambda one: -one[1][-2]), COLOURS, strict=False):
+    for number, (name, points) in enumerate(sorted(found.items(), key=lambda one: -one[1][-2])):
+        colour, dashes = COLOURS[number % len(COLOURS)], DASHES[number // len(COLOURS) % len(DASHES)]
         path = " ".join(f"{x(share):.1f},{y(point):.1f}" for share, point in zip(CURVE[:-1], points[:-1], strict=True))
-        at = max(y(points[-2]) + 4, labels[-1] + 14 if labels else 0.0)
+        below = len(found) - number - 1
+        at = min(max(y(points[-2]) + 4, labels[-1] + 14 if labels else 0.0), HEIGHT - 4 - 14 * below)
         labels.append(at)
+        dashed = f' stroke-dasharray="{dashes}"' if dashes else ""
         parts.append(
-            f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>'
+            f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"{dashed}/>'
             f'<text x="{WIDTH - RIGHT + 8}" y="{at:.1f}" fill="{colour}">{escape(name)}</text>'
         )
     return "".join([*parts, "</svg>\n"])

@@ -36,6 +36,7 @@ class Loaded(msgspec.Struct, frozen=True):
     """What the load client saw in its window. tokens: received, of all viewers. cpu: its own, seconds.
 
     wrong: tokens that came out of order, twice or not at all. lost: connections that ended before their time.
+    stalled: viewers who at its end had had no token for several steps.
     """
 
     tokens: int
@@ -45,6 +46,7 @@ class Loaded(msgspec.Struct, frozen=True):
     lost: int
     latency: Times
     ttft: Times
+    stalled: int = 0
 
 
 class Held(msgspec.Struct, frozen=True):
@@ -56,7 +58,9 @@ class Held(msgspec.Struct, frozen=True):
 
 class Run(msgspec.Struct, frozen=True, tag="run", tag_field="kind"):
     """One contender under one load. `processes` by name, the mock engine's among them. lag: milliseconds by which 99 of
-    100 looks at an event loop were late at most, of the processes that count it; None: by more than they tell apart."""
+    100 looks at an event loop were late at most, of the processes that count it; None: by more than they tell apart.
+    commit: of what was measured, "" where that is not known. others: share of the machine's CPU that went to whatever
+    does not belong to the run."""
 
     contender: str
     version: str
@@ -67,6 +71,8 @@ class Run(msgspec.Struct, frozen=True, tag="run", tag_field="kind"):
     loaded: Loaded
     processes: dict[str, Held]
     lag: dict[str, float | None] = {}
+    commit: str = ""
+    others: float = 0.0
 
 
 class Missing(msgspec.Struct, frozen=True, tag="missing", tag_field="kind"):

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import functools
+import os
+import subprocess
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,15 +15,18 @@ from pathlib import Path
 import msgspec
 
 from bench.child import child
-from bench.contender import Contender, NotStarted, mock_engine
+from bench.contender import ROOT, Contender, NotStarted, mock_engine
 from bench.lag import late, looks
 from bench.load import Order
 from bench.record import Failed, Loaded, Missing, Run, Shape, write
-from bench.usage import between, used
+from bench.usage import between, busy, cores, used
 from compose.chaos.run import machine
 
 RUN_TIMEOUT = 300.0
+"""Seconds that a run may take longer than was ordered, from the first connection to the last word."""
+GIT_TIMEOUT = 30.0
 ENGINE = "engine"
+WHOLE = "the run"  # this process, and whatever it has started
 
 
 class Timing(msgspec.Struct, frozen=True):
@@ -28,6 +35,10 @@ class Timing(msgspec.Struct, frozen=True):
     ramp: float = 3.0
     warm: float = 3.0
     window: float = 15.0
+
+    def within(self, windows: int = 1) -> float:
+        """Seconds in which a run of so many windows is over."""
+        return RUN_TIMEOUT + self.ramp + self.warm + windows * self.window
 
 
 async def measure(
@@ -52,7 +63,7 @@ async def measure(
                 try:
                     run = await once(one, shape, number, timing)
                 except (NotStarted, TimeoutError) as error:
-                    why = str(error) or f"not done in {RUN_TIMEOUT:g} s"
+                    why = str(error) or f"not done in {timing.within():g} s"
                     write(file, Failed(one.name, one.version, shape, number, why))
                     said(f"{shape.name:<14} {one.name:<14} does not carry it: {why}")
                     able.remove(one)
@@ -80,26 +91,31 @@ def turned(contenders: list[Contender], number: int) -> list[Contender]:
 
 
 async def once(contender: Contender, shape: Shape, number: int, timing: Timing) -> Run:
-    """One run, everything started for it and ended with it."""
+    """One run, everything started for it and ended with it. Raises NotStarted, TimeoutError."""
     began = datetime.now(UTC).isoformat(timespec="seconds")
     with tempfile.TemporaryDirectory(prefix="okome-bench-", ignore_cleanup_errors=True) as name:
         directory = Path(name)
         async with (
             mock_engine(directory) as (engine, pid),
             contender.start(engine, directory) as running,
-            asyncio.timeout(RUN_TIMEOUT),
+            asyncio.timeout(timing.within()),
         ):
             order = Order(running.dialect, running.url, running.key, shape, timing.ramp, timing.warm, timing.window)
-            processes = {ENGINE: pid, **running.processes}
+            processes = {ENGINE: pid, **running.processes, WHOLE: os.getpid()}
             async with child("bench.load", order) as load:
                 assert load.stdout is not None
                 assert load.stderr is not None
                 if await load.stdout.readline() != b"begin\n":
                     raise NotStarted(f"{contender.name}: {last_line(await load.stderr.read())}")
-                looked, before = await looks(running.metrics), used(processes)
-                await load.stdout.readline()
-                after = used(processes)
-                lag = late(looked, await looks(running.metrics))
+                try:
+                    # These first at both ends, as close to the load's window as can be.
+                    before, busy_before, began_at = used(processes), busy(), time.monotonic()
+                    looked = await looks(running.metrics)
+                    await load.stdout.readline()
+                    after, busy_after, ended_at = used(processes), busy(), time.monotonic()
+                    lag = late(looked, await looks(running.metrics))
+                except (OSError, EOFError) as error:
+                    raise NotStarted(f"{contender.name}: in the measured window: {error}") from error
                 assert load.stdin is not None
                 load.stdin.close()
                 if not (told := await load.stdout.readline()):
@@ -107,7 +123,30 @@ async def once(contender: Contender, shape: Shape, number: int, timing: Timing) 
                 seen = msgspec.json.decode(told, type=Loaded)
                 await load.wait()
             held = between(before, after)
-    return Run(contender.name, contender.version, shape, number, began, machine(), seen, held, lag)
+            theirs = busy_after - busy_before - held.pop(WHOLE).cpu
+    return Run(
+        contender.name,
+        contender.version,
+        shape,
+        number,
+        began,
+        machine(),
+        loaded=seen,
+        processes=held,
+        lag=lag,
+        commit=commit(),
+        others=max(0.0, theirs / (ended_at - began_at) / len(cores())),
+    )
+
+
+@functools.cache
+def commit() -> str:
+    """Of the working tree, with a `+` where it is another; "" where git or its history is not there."""
+    try:
+        asked = ["git", "-C", str(ROOT), "describe", "--always", "--exclude=*", "--dirty=+"]
+        return subprocess.run(asked, capture_output=True, text=True, timeout=GIT_TIMEOUT).stdout.strip()
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
 
 
 def last_line(words: bytes) -> str:

@@ -16,6 +16,7 @@ import msgspec
 import uvloop
 
 from bench.ask import TOKEN
+from bench.body import Body
 from bench.child import child
 
 LINE = 1024 * 1024  # bytes of an order or an answer, at most
@@ -58,6 +59,7 @@ class Replay(asyncio.Protocol):
         self._head = head
         self._until = until
         self._sent_at = 0
+        self._body = Body()
         self._rest = b""
         self._status = b""
         self._transport: asyncio.Transport | None = None
@@ -70,7 +72,7 @@ class Replay(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         took = (time.monotonic_ns() - self._sent_at) // 1000
         self._status = self._status or data[:20]
-        whole, _, self._rest = (self._rest + data).rpartition(b"\n")
+        whole, _, self._rest = (self._rest + self._body.take(data)).rpartition(b"\n")
         block = whole + b"\n"
         self.events += block.count(_EVENT)
         self.tokens += len(TOKEN.findall(block))

@@ -12,10 +12,10 @@ import msgspec
 
 from bench.child import child
 from bench.contender import NotStarted, mock_engine
-from bench.load import Order
+from bench.load import WINDOWS, Order
 from bench.ours import Okome
 from bench.record import Held, Resumed, Shape, write
-from bench.relay import RUN_TIMEOUT, Timing, last_line
+from bench.relay import Timing, last_line
 from bench.resume_load import HISTORY_RATE, ResumeOrder, Seen
 from bench.usage import between, used
 from compose.chaos.run import machine
@@ -49,11 +49,11 @@ async def once(okome: Okome, shape: Shape, resumes: float, history: int, number:
         async with (
             mock_engine(directory) as (engine, _),
             okome.start(engine, directory) as running,
-            asyncio.timeout(RUN_TIMEOUT + history / HISTORY_RATE),
+            asyncio.timeout(timing.within(WINDOWS) + history / HISTORY_RATE),
         ):
             order = Order(running.dialect, running.url, running.key, shape, timing.ramp, timing.warm, timing.window)
             async with child("bench.resume_load", ResumeOrder(order, resumes, history)) as load:
-                quiet, resuming, _ = [await _window(load, running.processes) for _ in range(3)]
+                quiet, resuming, _ = [await _window(load, running.processes) for _ in range(WINDOWS)]
                 assert load.stdout is not None
                 told = await load.stdout.read()
                 await load.wait()
@@ -81,12 +81,15 @@ async def once(okome: Okome, shape: Shape, resumes: float, history: int, number:
 
 
 async def _window(load: asyncio.subprocess.Process, processes: Mapping[str, int]) -> dict[str, Held]:
-    """What was used in the load's next window. Raises NotStarted with its last words where it has ended."""
+    """What was used in the load's next window. Raises NotStarted where it or a process has ended."""
     assert load.stdout is not None
     assert load.stderr is not None
     readings = []
     for word in (b"begin\n", b"end\n"):
         if await load.stdout.readline() != word:
             raise NotStarted(f"resume: {last_line(await load.stderr.read())}")
-        readings.append(used(processes))
+        try:
+            readings.append(used(processes))
+        except ProcessLookupError as error:
+            raise NotStarted(f"resume: {error}") from error
     return between(*readings)

@@ -62,6 +62,8 @@ class ResumeLoad:
                 window = tasks.create_task(load.watch())
                 tasks.create_task(self._come_back(replays, window))
             resuming = window.result()
+            if not self._ring.count:
+                raise ConnectionError("nobody came back")
             async with asyncio.TaskGroup() as tasks:
                 window = tasks.create_task(load.watch())
                 head = self._head(f"{path}?after=0&pace=0", token)

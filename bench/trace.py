@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+from bisect import bisect_left
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 from statistics import fmean
 from typing import NamedTuple
@@ -52,12 +54,33 @@ class Trace(NamedTuple):
         """Tokens a second of one stream, on average, played over and over."""
         return sum(map(len, self.streams)) / len(self.streams) / self.period
 
+    def within(self, seconds: float) -> tuple[float, float]:
+        """Tokens that one stream, on average, gets in so many seconds, played over and over: at least, and at most."""
+        once, period = self.steps, self.period
+        whole, part = divmod(seconds, period)
+        begins = [at for at, _ in once]
+        times = [*begins, *(at + period for at in begins)]
+        before = [0, *accumulate(len(streams) for _, streams in (*once, *once))]
+        counts = []
+        for first, at in enumerate(begins):  # a window that begins with a step, and one that begins behind it
+            end = bisect_left(times, at + part)
+            counts += [before[end] - before[first], before[max(end, first + 1)] - before[first + 1]]
+        least, most = (whole * before[len(once)] + count for count in (min(counts), max(counts)))
+        return least / len(self.streams), most / len(self.streams)
+
 
 class _Line(msgspec.Struct):
     stream: int
     index: int
     t_ns: int
     text: str
+
+
+@functools.cache
+def named(name: str) -> Trace | None:
+    """None where there is none of that name. Raises OSError, msgspec.DecodeError."""
+    file = DIRECTORY / f"{name}.jsonl"
+    return read(file) if file.is_file() else None
 
 
 _decoder = msgspec.json.Decoder(_Line)

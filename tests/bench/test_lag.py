@@ -17,6 +17,7 @@ def test_it_is_the_bound_under_which_99_of_100_looks_of_the_window_are() -> None
 def test_who_looked_at_nothing_says_nothing_and_who_is_new_counts_from_its_start() -> None:
     assert late(BEFORE, BEFORE) == {}
     assert late({}, BEFORE) == {"node-1": 1.0}
+    assert late(BEFORE, {"node-1": {0.001: 2.0, 0.01: 3.0, float("inf"): 3.0}}) == {}, "it was started again"
 
 
 def test_later_than_is_told_apart_is_said_so() -> None:
