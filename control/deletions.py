@@ -84,10 +84,7 @@ class Deletions:
         if session.running:
             await self._cancel(sid, session.running)
         await self._nudge(node_subject("all", "ended"), {"sid": sid, "reason": "deleted"})
-        records = set(await self._generations.all(f"{sid}.*"))
-        if session.running:  # the replica that listed them may not have it yet
-            records.add(f"{sid}.{session.running}")
-        for key in records:
+        for key in await self._generations.keys(f"{sid}.*"):
             await self._generations.delete(key)
         await self._purge(sid)  # whoever writes there loses its fence
         await self._revoked.put(f"sid.{sid}", encode(Revocation(now_ms(), "session deleted")))

@@ -7,8 +7,9 @@ buckets. `Watch` is a `Follow` that keeps a dict: it survives the loss of its co
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from datetime import datetime
 from typing import NamedTuple
 
@@ -20,7 +21,7 @@ from broker.bus.nats import Bus
 TOO_MANY_RESULTS = "413"
 CHANGE_TRIES = 20
 PROGRESS_TIMEOUT = 10.0  # seconds without a key, while many are read: the more there are, the longer it takes
-ALL_BYTES = 8 * 1024 * 1024  # of values in one direct get: more would be cut off by the server, or fill its buffers
+ALL_BYTES = 1024 * 1024  # of values in one direct get
 
 
 class Entry(NamedTuple):
@@ -114,14 +115,15 @@ class Bucket:
         raise BusUnavailable(f"{self.name}/{key} is being changed by too many at once")
 
     async def all(self, keys: str = ">") -> dict[str, Entry]:
-        """Every key that matches (NATS wildcards), in no order: one direct get, or a follow beyond 1 024 keys or 8 MiB.
+        """Every key that matches (NATS wildcards), in no order: one direct get, or a follow beyond 1 024 keys or 1 MiB.
 
         A replica may answer, so this may be a moment old; compare-and-set is not built on it.
         """
         question = {"multi_last": [self._prefix + keys], "batch": 1024, "max_bytes": ALL_BYTES}
-        messages = await self._bus.collect(
-            f"$JS.API.DIRECT.GET.{self.stream}", json.dumps(question).encode(), is_end_of_batch
-        )
+        async with _one_of(self._bus.reads):
+            messages = await self._bus.collect(
+                f"$JS.API.DIRECT.GET.{self.stream}", json.dumps(question).encode(), is_end_of_batch
+            )
         headers = messages[-1].headers or {}
         match headers.get("Status"):
             case "204" if int(headers.get("Nats-Num-Pending", 0)) > 0:
@@ -145,18 +147,30 @@ class Bucket:
             take(subject.removeprefix(self._prefix), _entry(Stored(seq, subject, data, headers)))
 
         follow = Follow(self._bus, self.stream, [self._prefix + keys], "list", hear, last_per_subject=True)
-        await follow.start()
-        try:
-            while not follow.caught_up.is_set():
-                seen = follow.seq
-                try:
-                    async with asyncio.timeout(PROGRESS_TIMEOUT):
-                        await follow.caught_up.wait()
-                except TimeoutError as error:
-                    if follow.seq == seen:
-                        raise BusUnavailable(f"the keys of {self.name} come no more") from error
-        finally:
-            await follow.close()
+        async with _one_of(self._bus.long_reads):
+            await follow.start()
+            try:
+                while not follow.caught_up.is_set():
+                    seen = follow.seq
+                    try:
+                        async with asyncio.timeout(PROGRESS_TIMEOUT):
+                            await follow.caught_up.wait()
+                    except TimeoutError as error:
+                        if follow.seq == seen:
+                            raise BusUnavailable(f"the keys of {self.name} come no more") from error
+            finally:
+                await follow.close()
+
+    async def keys(self, keys: str = ">") -> list[str]:
+        """The names of those that match, at the leader, and of those that were deleted there and are remembered."""
+        found: list[str] = []
+        while True:
+            question = {"subjects_filter": self._prefix + keys, "offset": len(found)}
+            answer = await self._bus.api(f"STREAM.INFO.{self.stream}", question)
+            page = answer["state"].get("subjects") or {}
+            found += [subject.removeprefix(self._prefix) for subject in page]
+            if not page or len(found) >= answer.get("total", 0):
+                return found
 
     async def _all_by_follow(self, keys: str) -> dict[str, Entry]:
         found: dict[str, Entry] = {}
@@ -248,6 +262,20 @@ class Watch:
             self.entries[key] = entry.value
         if self._on_change is not None:
             self._on_change(key, entry.value if entry else None)
+
+
+@contextlib.asynccontextmanager
+async def _one_of(slots: asyncio.Semaphore) -> AsyncIterator[None]:
+    """Raises BusUnavailable where none is free for PROGRESS_TIMEOUT."""
+    try:
+        async with asyncio.timeout(PROGRESS_TIMEOUT):
+            await slots.acquire()
+    except TimeoutError as error:
+        raise BusUnavailable("too much is being read at once") from error
+    try:
+        yield
+    finally:
+        slots.release()
 
 
 def _entry(message: Stored | None) -> Entry | None:

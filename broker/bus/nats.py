@@ -50,6 +50,9 @@ Answer = TypeVar("Answer")
 PING_INTERVAL = 0.25
 PING_TIMEOUT = 0.75
 CANCEL_INTERVAL = 0.1
+READS, LONG_READS = 16, 3
+"""Reads of many keys that are under way at once, of at most 1 MiB and of more: a server that has 64 MB for a connection
+to read cuts it."""
 GONE = (nats.errors.Error, OSError, RuntimeError)  # of a connection: the last is uvloop's word for its transport
 NOT_NOW = frozenset({10006, 10008, 10009, 10118})  # API errors of a cluster that starts, has no leader, or is cut
 
@@ -75,6 +78,7 @@ class Bus:
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
         self.storing = Storing()
+        self.reads, self.long_reads = asyncio.Semaphore(READS), asyncio.Semaphore(LONG_READS)
 
     @classmethod
     async def connect(cls, url: str, name: str, *, user: str = "", password: str = "", timeout: float = 10.0) -> Bus:

@@ -1,7 +1,7 @@
 """What standing pulls have in common: the request, the acknowledgement subject, and how a pull ends. Pure.
 
 nats-server 2.15: a pull with `idle_heartbeat` is answered by messages, by `100 Idle Heartbeat` while there are none,
-and at its end by 408 (expired) or 409 (batch done, consumer deleted, leadership change). 503: no such consumer.
+and at its end by 408 (expired) or 409 (batch done or full, consumer deleted, leadership change). 503: no such consumer.
 """
 
 from __future__ import annotations
@@ -11,6 +11,9 @@ from typing import NamedTuple
 
 HEARTBEAT = 0.5  # seconds; two missed ones mean that the consumer is gone
 EXPIRES = 30.0  # seconds until the server ends an unfilled pull
+MAX_BYTES = 10 * 1024 * 1024
+"""Of one pull, which then ends: above the largest message that a server takes (8 MB), and so far below what it holds
+for one connection (64 MB, `compose/nats/limits.conf`) that it does not cut the whole connection for a few of them."""
 _NANOSECONDS = 1_000_000_000
 
 
@@ -33,8 +36,9 @@ class End(Enum):
 
 
 def request(batch: int, *, expires: float = EXPIRES, heartbeat: float = HEARTBEAT) -> bytes:
-    return b'{"batch":%d,"expires":%d,"idle_heartbeat":%d}' % (
+    return b'{"batch":%d,"max_bytes":%d,"expires":%d,"idle_heartbeat":%d}' % (
         batch,
+        MAX_BYTES,
         int(expires * _NANOSECONDS),
         int(heartbeat * _NANOSECONDS),
     )

@@ -53,4 +53,9 @@ def test_every_status_means_one_thing(status: str, description: str, end: pull.E
 
 def test_a_pull_ends_by_itself_and_is_heard_meanwhile() -> None:
     asked = json.loads(pull.request(7))
-    assert asked == {"batch": 7, "expires": 30_000_000_000, "idle_heartbeat": 500_000_000}
+    assert asked == {
+        "batch": 7,
+        "max_bytes": 10 * 1024 * 1024,
+        "expires": 30_000_000_000,
+        "idle_heartbeat": 500_000_000,
+    }
