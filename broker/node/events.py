@@ -51,6 +51,13 @@ def make(name: str, data: dict[str, Any], cursor: str = "") -> Event:
     return Event(name, json_encode(data), cursor)
 
 
+def hello(sid: str, cursor: str, earliest: str, node: str, t: int) -> Event:
+    """The first event. `cursor`: the place that the stream begins behind; "" where it has none. `t` in milliseconds."""
+    place = {"cursor": cursor} if cursor else {}
+    data = {"session_id": sid, **place, "earliest": earliest, "node": node, "t": t}
+    return make("hello", data, cursor)
+
+
 def closed(code: str, message: str, retry_after: float | None = None) -> Event:
     """The last event of a connection that ends for a reason of the connection's; `retry_after` in seconds."""
     data: dict[str, Any] = {"code": code, "message": message}

@@ -12,22 +12,24 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from enum import StrEnum
 from functools import cached_property
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from broker.bus.chain import Chain
 from broker.bus.clock import now_ms
 from broker.bus.errors import BusError, ChainBroken
 from broker.bus.frames import TERMINAL
 from broker.node import metrics
-from broker.node.events import Event, closed, gid_of, make, of_frame
+from broker.node.events import Event, closed, gid_of, hello, make, of_frame
 from broker.node.history import History
 from broker.node.log_reader import Page
 from broker.node.pacer import Pacer
 from broker.node.ring import Ring
+from broker.node.sink import Sink
 from broker.node.start import Start
 from broker.node.tail import Tail
 
 BATCH = 128  # events in one write
+HELLO_WITHIN = 1.0  # seconds that hello waits for what it begins; an ingress that hears nothing tries another node
 LOW_WATER = 4  # who lagged keeps up again when no more than the fourth part of its ring is before it
 QUICK = 0.005  # seconds from one page to the next: the reader takes what he is given, and nobody else is busy
 LONG_AFTER = 4  # quick pages in a row: a long one begins with a consumer of its own, which few pages are not worth
@@ -47,16 +49,6 @@ class _Ahead(NamedTuple):
     incarnation: str
     after: int
     page: asyncio.Task[Page]
-
-
-class Sink(Protocol):
-    """Where live events may be written at once, without waking whoever reads `events()`."""
-
-    @property
-    def ready(self) -> bool:
-        """Whether it takes anything now."""
-
-    def write(self, batch: list[Event]) -> None: ...
 
 
 class Subscriber:
@@ -247,8 +239,16 @@ class Subscriber:
                 # Where some have no place, it has none either: who comes back before the last of them begins anew.
                 last = ring.last
                 self.seq = earliest = await self._earliest()
-                finished = await self._history.finished(self.sid, self._tail, earliest, last)
-                yield [self._hello(earliest, placed=finished.placed), *finished.events]
+                telling = asyncio.ensure_future(self._history.finished(self.sid, self._tail, earliest, last))
+                try:
+                    await asyncio.wait((telling,), timeout=HELLO_WITHIN)
+                    placed = telling.done() and (await telling).placed  # else it is not known, and none is never wrong
+                    yield [self._hello(earliest, placed=placed)]
+                    finished = await telling
+                finally:
+                    telling.cancel()
+                if finished.events:
+                    yield finished.events
                 self.seq = finished.after
 
     async def _stands(self, seq: int) -> bool:
@@ -486,14 +486,7 @@ class Subscriber:
 
     def _hello(self, earliest: int, *, placed: bool = True) -> Event:
         cursor = self.cursor if placed else ""
-        data = {
-            "session_id": self.sid,
-            **({"cursor": cursor} if cursor else {}),
-            "earliest": f"{self._incarnation}-{earliest}",
-            "node": self._node,
-            "t": now_ms(),
-        }
-        return make("hello", data, cursor)
+        return hello(self.sid, cursor, f"{self._incarnation}-{earliest}", self._node, now_ms())
 
     def _reset(self, reason: str) -> Event:
         metrics.resets.labels(reason).inc()
