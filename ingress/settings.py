@@ -56,7 +56,7 @@ class IngressSettings(RoleSettings):
     )
 
     key_limit: str = Field("12000/minute", description="requests per API key, token or login; empty: no limit")
-    session_limit: str = Field("600/minute", description="requests per session; empty: no limit")
+    session_limit: str = Field("600/minute", description="requests per session, of one caller; empty: no limit")
     ip_limit: str = Field("24000/minute", description="requests per client address; empty: no limit")
 
     @property
