@@ -28,6 +28,7 @@ from redis.exceptions import RedisError
 
 from broker.bus.breaker import Breaker
 from broker.bus.errors import Refusal
+from ingress.headers import counted_as
 from ingress.headroom import Headroom
 from ingress.metrics import Metrics
 from ingress.request import Request
@@ -92,9 +93,9 @@ class Limits:
 
     async def admit(self, request: Request) -> None:
         """Count one request; raises Refusal `rate_limited` with the seconds after which it is worth another try."""
-        shown = request.credentials
-        of_session = [f"{request.sid}/{each}" for each in shown or [request.ip]] if request.sid else []
-        callers = [*((KEY, each) for each in shown), *((SESSION, each) for each in of_session), (IP, request.ip)]
+        shown, address = request.credentials, counted_as(request.ip)
+        of_session = [f"{request.sid}/{each}" for each in shown or [address]] if request.sid else []
+        callers = [*((KEY, each) for each in shown), *((SESSION, each) for each in of_session), (IP, address)]
         asked = [(name, who) for name, who in callers if who and name in self._items]
         if not asked:
             return

@@ -57,7 +57,7 @@ class IngressSettings(RoleSettings):
 
     key_limit: str = Field("12000/minute", description="requests per API key, token or login; empty: no limit")
     session_limit: str = Field("600/minute", description="requests per session, of one caller; empty: no limit")
-    ip_limit: str = Field("24000/minute", description="requests per client address; empty: no limit")
+    ip_limit: str = Field("24000/minute", description="requests per client address, IPv6 by /64; empty: no limit")
 
     @property
     def origins(self) -> frozenset[str]:
