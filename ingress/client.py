@@ -13,14 +13,13 @@ from collections import deque
 from collections.abc import Callable
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Protocol, cast
-from urllib.parse import urlsplit
 
 import httptools
 
 from broker.bus.errors import Refusal
 from ingress import answer
 from ingress.headers import Field, client_of, is_forwarded, is_loopback, tokens, value
-from ingress.request import METHODS, Request, allowed
+from ingress.request import METHODS, Request, allowed, path_and_query
 
 if TYPE_CHECKING:
     from ingress.listener import Listener
@@ -32,7 +31,7 @@ AHEAD = 8
 PIECE = 2048
 """Bytes that are parsed at once: what they hold of requests may wait besides."""
 TO_SKIP = 256 * 1024
-"""Bytes of a refused body that are read and thrown away, so that the client sees the answer and not a reset."""
+"""Bytes that are read and thrown away besides a body that is refused, so that the client sees the answer, no reset."""
 LINGER = 5.0
 """Seconds that a connection whose last answer is written is kept, and as many more as its client goes on reading it."""
 PROGRESS = 4 * 1024
@@ -88,6 +87,7 @@ class ClientConnection(asyncio.Protocol):
         self._head_size = 0
         self._fields: list[Field] = []
         self._body = bytearray()
+        self._held = 0  # bytes of bodies that are being read or wait; what is in hand is counted by its request
         self._waits = False  # the client says its body when it is told to go on
         self._parsing = Phase.IDLE  # IDLE, HEAD or BODY, of the request being read
         self._read = 0  # bytes of the head, then of the body, chunk framing included
@@ -141,6 +141,11 @@ class ClientConnection(asyncio.Protocol):
         self._raw = sink
         self.stream()
 
+    def let_go(self, request: Request) -> None:
+        """Its body is not needed any more."""
+        self._listener.let_go(len(request.body))
+        request.body = b""
+
     def pause_reading(self) -> None:
         if self._transport is not None and not self._transport.is_closing() and self._transport.is_reading():
             self._transport.pause_reading()
@@ -189,7 +194,7 @@ class ClientConnection(asyncio.Protocol):
                 return
             case Phase.CLOSING:
                 self._skipped += len(data)
-                if self._skipped > TO_SKIP:
+                if self._skipped > TO_SKIP + self._settings.body_limit:
                     self.abort()
                 return
             case Phase.IDLE:
@@ -237,17 +242,8 @@ class ClientConnection(asyncio.Protocol):
                 # which the parser takes for the other protocol's.
                 self._waiting.pop()
                 self._parser = httptools.HttpRequestParser(self)
-                rest = memoryview(self._head_without_upgrade(request) + behind)
+                rest = memoryview(request.without_upgrade() + behind)
         self._unparsed = bytes(rest)
-
-    def _head_without_upgrade(self, request: Request) -> bytes:
-        version = b"1.1" if request.chunked_ok else b"1.0"
-        options = [token for token in tokens(self._fields, b"connection") if token.lower() != b"upgrade"]
-        fields = [field for field in self._fields if field[0] not in (b"upgrade", b"connection")]
-        if options:
-            fields.append((b"connection", b", ".join(options)))
-        lines = [b"%b %b HTTP/%b" % (request.method.encode(), self._url, version)]
-        return b"\r\n".join([*lines, *(b"%b: %b" % field for field in fields), b"", b""])
 
     def eof_received(self) -> bool:
         if self.phase is Phase.BUSY and not self._streaming:
@@ -261,7 +257,7 @@ class ClientConnection(asyncio.Protocol):
         self._parser = _SPENT  # it holds this connection, and would keep it until the garbage collector looks
         self._listener.lost(self)
         self.phase = Phase.CLOSING
-        self._waiting.clear()
+        self._forget()
         self._unparsed = b""
         self.gone.set()
         self._writable.set()
@@ -326,12 +322,16 @@ class ClientConnection(asyncio.Protocol):
     def on_body(self, data: bytes) -> None:
         if len(self._body) + len(data) > self._settings.body_limit:
             raise _Stop(self._too_large())
+        if not self._listener.hold(len(data)):
+            raise _Stop(Refusal("overloaded", "too much is being sent here just now", retry_after=1))
+        self._held += len(data)
         self._body += data
 
     def on_message_complete(self) -> None:
         self._parsing = Phase.IDLE
         self._read = 0
         self._waiting.append(self._request())
+        self._body = bytearray()  # not twice, and not until the next request
 
     def _head_too_large(self) -> Refusal:
         return Refusal("too_large", f"the head is limited to {self._settings.header_limit} bytes")
@@ -343,7 +343,7 @@ class ClientConnection(asyncio.Protocol):
         method = self._parser.get_method().decode("latin-1")
         try:
             target = self._url.decode("ascii")
-            path, query = _path_and_query(target)
+            path, query = path_and_query(target)
         except ValueError as error:
             raise _Stop(Refusal("malformed", "the request target is not a URL", param="target")) from error
         if method not in METHODS:
@@ -399,11 +399,13 @@ class ClientConnection(asyncio.Protocol):
         self.deadline = float("inf")
         if self._listener.draining or self._half_closed or self._deaf:
             request.keep_alive = False
+        self._held -= len(request.body)
         self._task = self._listener.handle(request, self)
         self._task.add_done_callback(lambda task: self._answered(task, request))
 
     def _answered(self, task: asyncio.Task[None], request: Request) -> None:
         self._task = None
+        self.let_go(request)
         self._streaming = False
         self.on_pause = self.on_resume = self.on_gone = None
         if self.phase is not Phase.BUSY:
@@ -460,25 +462,27 @@ class ClientConnection(asyncio.Protocol):
 
     def _refuse(self, refusal: Refusal, status: int = 0, allow: bytes = b"") -> None:
         """Answer what is not even a request, and close; an answer that is being written is broken off instead."""
+        if self._task is not None and refusal.code == "overloaded":
+            self._deaf = True  # which is no fault of the client's: it keeps the answer before
+            self._forget()
+            return
         if self._task is not None:
             self._task.cancel()
             self.abort()
             return
-        self._waiting.clear()
+        self._forget()
         self._listener.refused(refusal, self._peer, status)
         status, fields, body = answer.refused(refusal, "-", status=status, allow=allow)
         fields += answer.readable(self._fields, self._settings.origins)
         self.write(answer.whole(status, fields, body, keep_alive=False))
         self.close()
 
-
-def _path_and_query(target: str) -> tuple[str, str]:
-    """RFC 9112 §3.2; raises ValueError. What begins with a slash is a path, however many slashes follow."""
-    if target.startswith("/"):
-        path, _, query = target.partition("#")[0].partition("?")
-        return path, query
-    parts = urlsplit(target)
-    return parts.path or "/", parts.query
+    def _forget(self) -> None:
+        """What was read and is not begun will not be."""
+        self._waiting.clear()
+        self._body = bytearray()
+        self._listener.let_go(self._held)
+        self._held = 0
 
 
 class _Stop(Exception):

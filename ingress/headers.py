@@ -7,7 +7,7 @@ say to each other is neither believed from a client nor shown to one.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
 from broker.bus.credentials import ADMISSION_HEADER, CLOCK_HEADER, RELAY_HEADER
 
@@ -103,7 +103,7 @@ def client_of(peer: str, fields: list[Field], trusted: list[Network]) -> tuple[s
     for hop in reversed(tokens(fields, b"x-forwarded-for")):
         ip = hop.decode("latin-1")
         if not _within(ip, trusted):
-            return (ip if _is_address(ip) else peer), proto if proto in ("http", "https") else ""
+            return (ip if _address(ip) else peer), proto if proto in ("http", "https") else ""
     return peer, proto if proto in ("http", "https") else ""
 
 
@@ -112,23 +112,26 @@ def is_forwarded(fields: list[Field]) -> bool:
     return any(name in _IN_BETWEEN for name, _ in fields)
 
 
-def _is_address(text: str) -> bool:
+def counted_as(ip: str) -> str:
+    """By what an address is counted: itself, and of IPv6 its /64, which is the least that one client has."""
+    address = _address(ip)
+    if isinstance(address, IPv6Address):
+        return f"{IPv6Address(int(address) >> 64 << 64)}/64"
+    return str(address or ip)
+
+
+def _address(text: str) -> IPv4Address | IPv6Address | None:
+    """None where it is none; IPv4 that is written as IPv6 is IPv4."""
     try:
-        ip_address(text)
+        address = ip_address(text)
     except ValueError:
-        return False
-    return True
+        return None
+    return getattr(address, "ipv4_mapped", None) or address
 
 
 def _within(ip: str, networks: list[Network]) -> bool:
-    try:
-        address = ip_address(ip)
-    except ValueError:
-        return False
-    mapped = getattr(address, "ipv4_mapped", None)
-    if mapped is not None:
-        address = mapped
-    return any(address in network for network in networks)
+    address = _address(ip)
+    return address is not None and any(address in network for network in networks)
 
 
 _LOOPBACK = networks("127.0.0.0/8, ::1")

@@ -3,6 +3,9 @@
 Counted in Redis or Valkey, so that all ingresses count together. Without it (not configured, or silent for 50 ms) this
 process counts alone and grants its share of the quota: quota ÷ live ingresses. Which of the two it is, metrics tell.
 
+Nobody has looked yet whether a credential is good. So a session's requests are counted apart for each that is shown,
+or for the address where none is: else whoever knows a session's id could spend what its owner may ask.
+
 Who has asked this process for less than a quarter of that share does not wait for the count (`headroom.py`): it is made
 behind the request, for all of one caller's at once. Whoever comes back while thousands of streams run would else wait
 longer for it than for the stream. The price: a quota that is spent elsewhere is heard of with the first count that is
@@ -25,6 +28,7 @@ from redis.exceptions import RedisError
 
 from broker.bus.breaker import Breaker
 from broker.bus.errors import Refusal
+from ingress.headers import counted_as
 from ingress.headroom import Headroom
 from ingress.metrics import Metrics
 from ingress.request import Request
@@ -89,7 +93,9 @@ class Limits:
 
     async def admit(self, request: Request) -> None:
         """Count one request; raises Refusal `rate_limited` with the seconds after which it is worth another try."""
-        callers = [*((KEY, each) for each in request.credentials), (SESSION, request.sid), (IP, request.ip)]
+        shown, address = request.credentials, counted_as(request.ip)
+        of_session = [f"{request.sid}/{each}" for each in shown or [address]] if request.sid else []
+        callers = [*((KEY, each) for each in shown), *((SESSION, each) for each in of_session), (IP, address)]
         asked = [(name, who) for name, who in callers if who and name in self._items]
         if not asked:
             return

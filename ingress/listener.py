@@ -1,4 +1,4 @@
-"""The sockets of an ingress, its client connections and their deadlines.
+"""The sockets of an ingress, its client connections, their deadlines, and the memory that their bodies may take.
 
 Two ports: its own, and one that all ingresses of a machine share (SO_REUSEPORT: the kernel spreads the connections).
 """
@@ -43,6 +43,7 @@ class Listener:
         self._handler = handler
         self._servers: list[asyncio.Server] = []
         self._connections: set[ClientConnection] = set()
+        self._held = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._sweeper: asyncio.Task[None] | None = None
 
@@ -99,6 +100,19 @@ class Listener:
         self._connections.discard(connection)
         self._metrics.connections.set(len(self._connections))
         self._turnover.ended(len(self._connections))
+
+    def hold(self, size: int) -> bool:
+        """Whether there is room for so many more bytes of a body, which are then held until they are let go."""
+        if self._held + size > self.settings.body_memory:
+            return False
+        self._held += size
+        self._metrics.bodies.set(self._held)
+        return True
+
+    def let_go(self, size: int) -> None:
+        if size:
+            self._held -= size
+            self._metrics.bodies.set(self._held)
 
     def handle(self, request: Request, connection: ClientConnection) -> asyncio.Task[None]:
         task = asyncio.ensure_future(self._handle(request, connection))

@@ -13,6 +13,7 @@ class Metrics:
             "okome_ingress_requests_total", "Requests answered", ["kind", "status"], registry=registry
         )
         self.connections = Gauge("okome_ingress_connections", "Open client connections", registry=registry)
+        self.bodies = Gauge("okome_ingress_body_bytes", "Bytes of clients' bodies that are held", registry=registry)
         self.refused = Counter(
             "okome_ingress_refused_total", "Requests that the ingress itself refused", ["code"], registry=registry
         )

@@ -6,7 +6,7 @@ import hashlib
 import re
 from dataclasses import dataclass, field, replace
 from enum import Enum, auto
-from urllib.parse import parse_qsl, unquote, urlencode
+from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
 from broker.bus.credentials import LOGIN_COOKIE, SESSION_COOKIE
 from broker.bus.subjects import partition_of, random_id
@@ -119,6 +119,16 @@ class Request:
             self.headers = [field for field in self.headers if field[0] != b"idempotency-key"]
             self.headers.append((b"idempotency-key", b"i-" + random_id(24).encode()))
 
+    def without_upgrade(self) -> bytes:
+        """Its head, without that it wants another protocol."""
+        version = b"1.1" if self.chunked_ok else b"1.0"
+        options = [token for token in tokens(self.headers, b"connection") if token.lower() != b"upgrade"]
+        fields = [field for field in self.headers if field[0] not in (b"upgrade", b"connection")]
+        if options:
+            fields.append((b"connection", b", ".join(options)))
+        lines = [f"{self.method} {self.target} HTTP/".encode() + version]
+        return b"\r\n".join([*lines, *(b"%b: %b" % field for field in fields), b"", b""])
+
     @property
     def credentials(self) -> list[str]:
         """What may say who asks, each as a hash for counting: what a node would believe, as a node reads it, so that
@@ -150,6 +160,15 @@ class Request:
 def allowed(path: str) -> bytes:
     """What `Allow` says of a path, where a method is refused here."""
     return ", ".join(OWN_METHODS if unquote(path) in OWN_PATHS else METHODS).encode()
+
+
+def path_and_query(target: str) -> tuple[str, str]:
+    """RFC 9112 §3.2; raises ValueError. What begins with a slash is a path, however many slashes follow."""
+    if target.startswith("/"):
+        path, _, query = target.partition("#")[0].partition("?")
+        return path, query
+    parts = urlsplit(target)
+    return parts.path or "/", parts.query
 
 
 def with_query(path: str, query: str, **changes: str | None) -> str:

@@ -31,6 +31,9 @@ class IngressSettings(RoleSettings):
     header_limit: int = Field(32 * 1024, ge=1024, description="request line and header fields together")
     header_count_limit: int = Field(100, ge=8)
     body_limit: int = Field(1024 * 1024, ge=1024)
+    body_memory: int = Field(
+        128 * 1024 * 1024, ge=1024, description="of all bodies together, from their first byte until they are answered"
+    )
     header_timeout: float = Field(
         10.0, gt=0, description="from a request's first byte (or the connection) to its head's end"
     )
@@ -56,8 +59,8 @@ class IngressSettings(RoleSettings):
     )
 
     key_limit: str = Field("12000/minute", description="requests per API key, token or login; empty: no limit")
-    session_limit: str = Field("600/minute", description="requests per session; empty: no limit")
-    ip_limit: str = Field("24000/minute", description="requests per client address; empty: no limit")
+    session_limit: str = Field("600/minute", description="requests per session, of one caller; empty: no limit")
+    ip_limit: str = Field("24000/minute", description="requests per client address, IPv6 by /64; empty: no limit")
 
     @property
     def origins(self) -> frozenset[str]:
@@ -80,6 +83,8 @@ class IngressSettings(RoleSettings):
     def _pairs(self) -> Self:
         if (self.tls_cert is None) != (self.tls_key is None):
             raise ValueError("tls_cert and tls_key belong together")
+        if self.body_memory < self.body_limit:
+            raise ValueError("body_limit <= body_memory")
         if not self.check_interval < self.suspect_after < self.down_after:
             raise ValueError("check_interval < suspect_after < down_after")
         return self

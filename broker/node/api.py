@@ -124,7 +124,8 @@ def build(operations: Operations, access: Access, waiting: Waiting, tails: Tails
         return principal
 
     async def body_of(request: Request) -> bytes:
-        """The whole body; a media type that a form could send is refused, so that no other site's form posts here."""
+        """The whole body; a media type that another site's page can send unasked is refused, and so is none: it can
+        send that, too."""
         body = b""
         try:
             async with asyncio.timeout(settings.body_timeout):
@@ -136,7 +137,7 @@ def build(operations: Operations, access: Access, waiting: Waiting, tails: Tails
             refusal = Refusal("malformed", "the request's body did not arrive in time")
             refusal.status = 408  # which HTTP has for it
             raise refusal from error
-        if body and "json" not in request.headers.get("content-type", "application/json").partition(";")[0]:
+        if body and "json" not in request.headers.get("content-type", "").partition(";")[0]:
             raise Refusal("malformed", "the body must be application/json", param="content-type")
         return body
 
@@ -155,8 +156,11 @@ def build(operations: Operations, access: Access, waiting: Waiting, tails: Tails
 
     @app.post("/v1/login")
     async def login(request: Request) -> Response:
-        body = parse(LoginBody, await body_of(request))
         caller = caller_of(request)
+        if "origin" in caller.headers and not access.same_origin(caller):
+            # That page would log this browser in as whom it likes.
+            raise Refusal("forbidden", "a page that logs in needs an Origin that is allowed here")
+        body = parse(LoginBody, await body_of(request))
         if body.api_key or body.ticket:
             question = ops.Login(body.api_key, body.ticket)
         elif access.loopback_login(caller):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ingress.headers import Field, client_of, is_loopback, networks, to_client, to_node
+from ingress.headers import Field, client_of, counted_as, is_loopback, networks, to_client, to_node
 from ingress.request import Kind, Request, with_query
 
 
@@ -20,6 +20,14 @@ def test_only_a_trusted_proxy_is_believed() -> None:
 def test_loopback_in_all_its_spellings() -> None:
     assert all(map(is_loopback, ("127.0.0.1", "127.9.9.9", "::1", "::ffff:127.0.0.1")))
     assert not any(map(is_loopback, ("10.0.0.1", "", "localhost", "::ffff:8.8.8.8")))
+
+
+def test_of_ipv6_a_network_is_counted_as_one_address() -> None:
+    assert counted_as("192.0.2.7") == counted_as("::ffff:192.0.2.7") == "192.0.2.7"
+    assert {counted_as(f"2001:{name}:0:1::{n}") for name in ("db8", "DB8") for n in range(9)} == {"2001:db8:0:1::/64"}
+    assert counted_as("2001:db8:0:2::1") == "2001:db8:0:2::/64"
+    assert counted_as("fe80::1%eth0") == "fe80::/64"
+    assert counted_as("") == "", "it came by no address"
 
 
 def test_internal_fields_pass_in_neither_direction() -> None:

@@ -71,6 +71,29 @@ async def test_a_stream_beyond_the_limit_is_put_off_with_200(nodes: Any, ingress
     assert ended.value.rcvd.code == 4429
 
 
+async def test_who_only_knows_a_sessions_id_spends_nothing_of_what_its_owner_may_ask(nodes: Any, ingress: Make) -> None:
+    """Nobody has said yet whose a credential is, and whether it is one."""
+    relay = await ingress(nodes, session_limit="2/day")
+    path = f"/v1/sessions/{SID}"
+    for number in range(9):
+        assert (await get(relay.port, path, authorization=f"Bearer nobody{number}")).status == 200
+    assert [(await get(relay.port, path)).status for _ in range(3)] == [200, 200, 429], "without any: by the address"
+    assert [(await get(relay.port, path, authorization="Bearer k")).status for _ in range(3)] == [200, 200, 429]
+    cookies = [f"okome_s=random{number}; okome_login=k2" for number in range(3)]
+    assert [(await get(relay.port, path, cookie=cookie)).status for cookie in cookies] == [200, 200, 429]
+    assert (await get(relay.port, f"{path}x", authorization="Bearer k")).status == 200, "another session"
+
+
+async def test_a_client_of_ipv6_is_counted_by_its_network(nodes: Any, ingress: Make) -> None:
+    """It has more addresses than anybody could count."""
+    relay = await ingress(nodes, ip_limit="3/day", session_limit="2/day", trusted_proxies="127.0.0.1")
+    for network, path in (("2001:db8:0:1", "/v1/models"), ("2001:db8:0:2", f"/v1/sessions/{SID}")):
+        most = 3 if path == "/v1/models" else 2
+        for number in range(1, 5):
+            answer = await get(relay.port, path, x_forwarded_for=f"{network}::{number}")
+            assert (answer.status == 200) is (number <= most), (network, number)
+
+
 async def test_ingresses_count_together_in_valkey(
     nodes: Any, ingress: Make, valkey: ValkeyServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

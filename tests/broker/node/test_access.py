@@ -357,6 +357,21 @@ async def test_a_page_on_this_machine_logs_in_and_acts_with_its_cookie(plane: Pl
     assert (posted.status_code, posted.json()["error"]["param"]) == (400, "content-type")
 
 
+async def test_no_page_of_another_origin_logs_a_browser_in(plane: Plane) -> None:
+    """Of a subdomain, say, whose cookies count here; it need not read the answer."""
+    for origin, status in [("http://evil", 403), ("null", 403), (plane.node.url, 200)]:
+        answer = await plane.http.post("/v1/login", json={"api_key": "ok_first"}, headers={"origin": origin})
+        plane.http.cookies.clear()
+        assert (answer.status_code, "set-cookie" in answer.headers) == (status, status == 200), origin
+
+
+async def test_a_body_that_does_not_say_what_it_is_is_refused(plane: Plane) -> None:
+    """A page of any origin can send one, and the browser asks nobody before."""
+    answer = await plane.http.post("/v1/login", content=b'{"api_key": "ok_first"}')
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "content-type")
+    assert "set-cookie" not in answer.headers
+
+
 async def test_an_ingress_is_given_an_admission_and_nobody_else(node: RunningNode) -> None:
     author = await node.session()
     said = {"ingress": "i", "proto": "http", "loopback": False, "ip": "1.2.3.4", "t": now_ms()}

@@ -153,7 +153,8 @@ async def test_every_wrong_address_and_credential_is_refused_and_nothing_is_writ
         ("GET", f"{session}/events?until=never", mine, 400, "malformed"),
     ]:
         content = json.dumps(body) if method == "POST" else None
-        answer = await plane.http.request(method, path, content=content, headers={"x-request-id": "mine-7", **headers})
+        usual = {"x-request-id": "mine-7", "content-type": "application/json"}
+        answer = await plane.http.request(method, path, content=content, headers={**usual, **headers})
         error = error_of(answer)
         assert (answer.status_code, error["code"]) == (status, code), (method, path, headers)
         assert error["request_id"] == "mine-7"
@@ -183,7 +184,8 @@ async def knows(node: RunningNode, key: str) -> bool:
 )
 async def test_a_wrong_session_names_its_field(node: RunningNode, body: dict[str, Any], param: str) -> None:
     key = {"authorization": f"Bearer {node.api_key}"}
-    answer = await node.http.post("/v1/sessions", content=json.dumps(body), headers=key)
+    content = json.dumps(body)  # with what is no JSON, too
+    answer = await node.http.post("/v1/sessions", content=content, headers={**key, "content-type": "application/json"})
     assert (answer.status_code, error_of(answer)["param"]) == (400, param)
 
 
