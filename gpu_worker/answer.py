@@ -27,6 +27,7 @@ from broker.bus.subjects import random_id
 from gpu_worker import engines
 from gpu_worker.arbiter import Arbiter
 from gpu_worker.believed import believed, poured
+from gpu_worker.bound import Bound
 from gpu_worker.engines import Engine, EngineFailed, Finish, ModelCard, Piece, Pouring, Prefix, Prompt, Tap
 from gpu_worker.interruption import Interrupt, Interruption
 from gpu_worker.metrics import CANCELS, PAUSED, RESUMED, Measured
@@ -100,6 +101,7 @@ class Answer:
         self._wrote = False  # a frame of an attempt before this publisher's is in the log
         self._parts: list[str] = []
         self._spoken = 0  # tokens of those
+        self._bound = Bound(job.request.max_tokens or lane.card.default_max_tokens, place.settings.answer_limit)
         self._flowing = asyncio.Event()
         self._flowing.set()
         self._recheck: asyncio.TimerHandle | None = None
@@ -129,15 +131,23 @@ class Answer:
     # -- the three ways to write -------------------------------------------------------------------------------------
 
     async def write(
-        self, chain: Chain, messages: list[Message], *, said: tuple[str, ...] = (), spoken: int = 0, barren: int = 0
+        self,
+        chain: Chain,
+        messages: list[Message],
+        *,
+        said: tuple[str, ...] = (),
+        spoken: int = 0,
+        size: int = 0,
+        barren: int = 0,
     ) -> Outcome:
         """Every attempt that this worker makes, from behind `chain` to the terminal.
 
-        `said` is what the log already holds of the answer, frame by frame, and `spoken` its tokens; `barren`: how many
-        epochs in a row gave nothing so far.
+        `said` is what the log already holds of the answer, frame by frame, and `spoken` its tokens; `size`: bytes of
+        that and of the reasoning; `barren`: how many epochs in a row gave nothing so far.
         """
         self._parts, self._spoken = list(said), spoken
         self.tokens = chain.next_offset if chain.open else 0
+        self._bound.tokens, self._bound.size = self.tokens, size
         asked = [engines.Message(message.role, message.content) for message in messages]
         while True:
             before = chain.next_offset if chain.open else 0
@@ -212,9 +222,8 @@ class Answer:
         return await self._over(publisher)
 
     async def _pull(self, publisher: Publisher, asked: list[engines.Message]) -> Finish:
-        request = self._job.request
-        bound = request.max_tokens or self._lane.card.default_max_tokens
-        prompt = Prompt(tuple(asked), bound, request.temperature, tuple(request.stop), request.seed)
+        request, bound = self._job.request, self._bound
+        prompt = Prompt(tuple(asked), bound.max_tokens, request.temperature, tuple(request.stop), request.seed)
         prefix = Prefix(tuple(self._parts), self.tokens, self._spoken)
         tap, shut = Tap(), asyncio.Event()
         say = self._speaker(publisher, tap, shut, began=None if prefix.tokens else self._first_at)
@@ -223,12 +232,12 @@ class Answer:
             gate = self._loop.create_task(self._reopen(publisher, tap, shut), name="answer-gate")
             publisher.follow(tap)
             try:
-                return await poured(engine, model, prompt, prefix, say, tap)
+                return await poured(engine, model, prompt, prefix, bound, say, tap)
             finally:
                 publisher.unfollow()
                 gate.cancel()
                 await asyncio.gather(gate, return_exceptions=True)
-        async with aclosing(believed(engine, model, prompt, prefix)) as items:
+        async with aclosing(believed(engine, model, prompt, prefix, bound)) as items:
             async for item in items:
                 if not isinstance(item, Piece):
                     return item

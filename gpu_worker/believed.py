@@ -14,7 +14,8 @@ from typing import get_args
 
 import structlog
 
-from gpu_worker.engines import Engine, EngineFailed, Finish, Piece, Pouring, Prefix, Prompt, Tap
+from gpu_worker.bound import Bound
+from gpu_worker.engines import Engine, EngineFailed, Enough, Finish, Piece, Pouring, Prefix, Prompt, Tap
 from gpu_worker.engines.discretion import for_the_log, for_viewers
 from gpu_worker.engines.engine import MOST_TOKENS, PIECE_TEXT, UNREADABLE, FailureCode, FinishReason
 
@@ -27,9 +28,11 @@ _CODES = frozenset(get_args(FailureCode))
 log = structlog.get_logger("worker")
 
 
-async def believed(engine: Engine, model: str, prompt: Prompt, prefix: Prefix) -> AsyncGenerator[Piece | Finish, None]:
+async def believed(
+    engine: Engine, model: str, prompt: Prompt, prefix: Prefix, bound: Bound
+) -> AsyncGenerator[Piece | Finish, None]:
     """The engine's answer, each item checked; `Finish` is the last one. Raises EngineFailed for anything else that is
-    said or raised (retryable: another attempt may do better).
+    said or raised (retryable: another attempt may do better). An engine that goes on beyond `bound` is closed there.
 
     Closing it, or cancelling the task that pulls, closes the engine's generator.
     """
@@ -40,6 +43,9 @@ async def believed(engine: Engine, model: str, prompt: Prompt, prefix: Prefix) -
                 _check(item)
                 if isinstance(item, Finish):
                     finish = item
+                    break
+                if not bound.admits(item):
+                    finish = _cut(model, bound)
                     break
                 yield item
     except EngineFailed as error:
@@ -56,7 +62,7 @@ async def believed(engine: Engine, model: str, prompt: Prompt, prefix: Prefix) -
 
 
 async def poured(
-    engine: Pouring, model: str, prompt: Prompt, prefix: Prefix, take: Callable[[Piece], None], tap: Tap
+    engine: Pouring, model: str, prompt: Prompt, prefix: Prefix, bound: Bound, take: Callable[[Piece], None], tap: Tap
 ) -> Finish:
     """The same of an engine that pours: each piece is given to `take` once it was checked."""
 
@@ -64,10 +70,14 @@ async def poured(
         if not isinstance(item, Piece):
             raise _no_answer(item)
         _check(item)
+        if not bound.admits(item):
+            raise Enough
         take(item)
 
     try:
         finish: object = await engine.pour(model, prompt, prefix, checked, tap)
+    except Enough:
+        return _cut(model, bound)
     except EngineFailed as error:
         raise _said(error) from error
     except asyncio.CancelledError as error:
@@ -78,6 +88,12 @@ async def poured(
         raise _no_answer(finish)
     _check(finish)
     return finish
+
+
+def _cut(model: str, bound: Bound) -> Finish:
+    """Only now that more was said: an engine that keeps to its bound says itself why it ends, and what it counted."""
+    log.warning("worker.engine_cut", model=model, tokens=bound.tokens, size=bound.size)
+    return Finish("length", 0, bound.tokens)
 
 
 def _check(item: object) -> None:

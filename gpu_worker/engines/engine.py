@@ -121,6 +121,10 @@ class EngineFailed(Exception):
         self.shown = shown or ("" if retryable else message)
 
 
+class Enough(Exception):
+    """Whoever takes the pieces wants no more of them. No failure: the engine stops, and lets it through."""
+
+
 class EngineUnavailable(Exception):
     """There is no such engine here. The message says what to install or to choose."""
 
@@ -237,7 +241,8 @@ class Pouring(Protocol):
     """An engine that can also hand on its pieces as they come, without a task to wake for each."""
 
     async def pour(self, model: str, prompt: Prompt, prefix: Prefix, take: Callable[[Piece], None], tap: Tap) -> Finish:
-        """As `generate`: every piece is given to `take`, the Finish returned. Raises EngineFailed, or as `take`.
+        """As `generate`: every piece is given to `take`, the Finish returned. Raises EngineFailed, or as `take`, which
+        raises Enough where the answer has said all that it may.
 
         While `tap` is shut nothing more is given: at most what came in the same breath. Cancelling it is `aclose()`.
         """

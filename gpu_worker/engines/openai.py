@@ -28,6 +28,7 @@ from gpu_worker.engines.engine import (
     EngineFailed,
     EngineSettings,
     EngineUnavailable,
+    Enough,
     Finish,
     FinishReason,
     Kind,
@@ -165,19 +166,22 @@ class OpenAIEngine:
         if self._busy[model] >= self._settings.slots:
             message = f"{self._settings.slots} generations of {model} are running"
             raise EngineFailed("overloaded", message, retryable=True)
-        if prompt.max_tokens is not None and prefix.tokens >= prompt.max_tokens:
+        most = MOST_TOKENS if prompt.max_tokens is None else prompt.max_tokens - prefix.tokens
+        if most <= 0:
             return Finish("length", 0, prefix.tokens)
         body = self._request(model, prompt, prefix)
         self._busy[model] += 1
         try:
-            return await self._hear(body, prefix, take, tap)
+            return await self._hear(body, prefix, most, take, tap)
         except EngineFailed as error:
             raise self._without_key(error) from error
         finally:
             self._busy[model] -= 1
 
-    async def _hear(self, body: dict[str, Any], prefix: Prefix, take: Callable[[Piece], None], tap: Tap) -> Finish:
-        reading = _Reading(take)
+    async def _hear(
+        self, body: dict[str, Any], prefix: Prefix, most: int, take: Callable[[Piece], None], tap: Tap
+    ) -> Finish:
+        reading = _Reading(take, most)
         try:
             with (
                 translated(WHO, refused),
@@ -201,7 +205,7 @@ class OpenAIEngine:
                     else:
                         reading.document(await answer.whole())
                 except asyncio.CancelledError:  # what it had said before is heard
-                    with suppress(EngineFailed, Unreadable):
+                    with suppress(EngineFailed, Unreadable, Enough):
                         reading.take(answer.left())
                     raise
                 except (Broken, TimeoutError) as error:
@@ -266,15 +270,16 @@ class OpenAIEngine:
 
 class _Reading:
     """The chunks of one answer, and what they said so far. Once the reason is known the answer is whole: nothing that
-    follows can cost it. `on_reason`: called then.
+    follows can cost it. `on_reason`: called then. `most`: tokens that were asked for, behind which a piece ends.
     """
 
-    def __init__(self, take: Callable[[Piece], None]) -> None:
+    def __init__(self, take: Callable[[Piece], None], most: int = MOST_TOKENS) -> None:
         self.reason: str | None = None
         self.told = 0  # tokens
         self.asked = 0
         self.on_reason: Callable[[], object] = _nothing
         self._take = take
+        self._most = most
         self._odd = Odd()
         self._decode: Callable[[bytes], Chunk] = strict
         self._kind: Kind = "token"  # of the piece that is being put together ...
@@ -318,7 +323,8 @@ class _Reading:
                 continue
             if (delta := choice.delta) is not None:
                 if thought := delta.reasoning_content or delta.reasoning:
-                    self._hear("reasoning", thought, counted)
+                    # Of what is counted together the text behind it is a token at least.
+                    self._hear("reasoning", thought, counted - 1 if delta.content else counted)
                 if text := delta.content:
                     self._hear("token", text, counted)
                 elif (delta.tool_calls or delta.function_call) and self.reason is None:
@@ -370,7 +376,7 @@ class _Reading:
             n = 1
         self.told += n
         if self._n:
-            if kind == self._kind and len(self._text) + len(text) <= TOGETHER:
+            if kind == self._kind and len(self._text) + len(text) <= TOGETHER and self.told <= self._most:
                 self._text += text
                 self._n += n
                 return

@@ -11,6 +11,7 @@ import pytest
 from broker.bus.frames import ATTEMPT, DONE, FAILED
 from gpu_worker import believed
 from gpu_worker.believed import MESSAGE
+from gpu_worker.bound import Bound
 from gpu_worker.engines import (
     Engine,
     EngineFailed,
@@ -80,11 +81,12 @@ def way(request: pytest.FixtureRequest) -> Callable[[Any], Engine]:
 
 async def hear(engine: Any, heard: list[Piece | Finish] | None = None) -> list[Piece | Finish]:
     heard = [] if heard is None else heard
+    bound = Bound(None, 1024 * 1024)
     async with asyncio.timeout(DEADLINE):
         if isinstance(engine, Pouring):
-            heard.append(await believed.poured(engine, "strange", PROMPT, Prefix(), heard.append, Tap()))
+            heard.append(await believed.poured(engine, "strange", PROMPT, Prefix(), bound, heard.append, Tap()))
             return heard
-        async for item in believed.believed(cast(Engine, engine), "strange", PROMPT, Prefix()):
+        async for item in believed.believed(cast(Engine, engine), "strange", PROMPT, Prefix(), bound):
             heard.append(item)
     return heard
 

@@ -12,6 +12,7 @@ import pytest
 
 from broker.bus.frames import REASONING, TOKEN, Frame
 from gpu_worker.believed import poured
+from gpu_worker.bound import Bound
 from gpu_worker.cadence import Cadence
 from gpu_worker.engines import EngineFailed, EngineSettings, Finish, Message, Piece, Prefix, Prompt, Tap, create
 from gpu_worker.engines.edge import READ
@@ -80,7 +81,7 @@ class Answered:
 
     async def play(self, made: OpenAIEngine) -> Finish:
         """Raises EngineFailed. What was said is in the log when it returns."""
-        tap = Tap()
+        tap, bound = Tap(), Bound(None, 1024 * 1024)
 
         def take(piece: Piece) -> None:
             self.said += piece.text.split()
@@ -89,7 +90,7 @@ class Answered:
         self.publisher.say(STARTED)
         self.publisher.follow(tap)
         try:
-            return await poured(made, "m", Prompt((Message("user", "go"),)), Prefix(), take, tap)
+            return await poured(made, "m", Prompt((Message("user", "go"),)), Prefix(), bound, take, tap)
         finally:
             self.publisher.unfollow()
             await self.publisher.write()

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from broker.bus import frames
 from broker.bus.errors import FrameMalformed
 
-TEXT = st.text()  # every code point but surrogates: newlines, quotes, NUL, emoji
+BREAKS = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"  # where `str.splitlines` does
+TEXT = st.text() | st.text(BREAKS + "aé…")  # every code point but surrogates: newlines, quotes, NUL, emoji
 ID = st.from_regex(r"[A-Za-z0-9_-]{1,20}", fullmatch=True)
 COUNT = st.integers(0, 2**63 - 1)
 JSON = st.recursive(
@@ -45,11 +46,20 @@ def test_a_token_frame_laid_out_by_hand_is_the_same_frame(kind: str, text: str, 
 
 @given(TEXT)
 def test_a_frame_is_two_lines_whatever_the_model_says(text: str) -> None:
-    """The text's own newlines are escaped: SSE relays the second line as it is."""
+    """The text's own newlines are escaped, all that anybody takes for one: SSE relays the second line as it is."""
     payload = frames.encode_tokens("token", "g1", 1, "a", 0, 0, 1, text)
     assert payload.count(b"\n") == 1
     assert b"\r" not in payload
-    assert payload.decode().splitlines()[0] == "okome/1 token g1 1 a 0 0 1"
+    head, data = payload.decode().splitlines()
+    assert head == "okome/1 token g1 1 a 0 0 1"
+    assert json.loads(data)["text"] == text
+
+
+@given(JSON)
+def test_json_is_the_same_for_whoever_parses_it_and_one_line_for_whoever_splits(value: Any) -> None:
+    data = frames.json_encode(value)
+    assert json.loads(data) == value
+    assert data.decode().splitlines() == [data.decode()]
 
 
 @given(st.binary())

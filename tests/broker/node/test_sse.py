@@ -45,6 +45,20 @@ async def test_every_cursor_resumes_exactly_behind_its_frame(node: RunningNode) 
         assert [event["data"] for event in seen[1:-1]] == author.data[index + 1 :]
 
 
+async def test_no_character_of_an_answer_ends_a_line_of_its_event(node: RunningNode) -> None:
+    """httpx splits where Unicode has line ends, and so do many clients."""
+    author, said = await node.session(), [f"a{end}b" for end in "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"]
+    async with node.events(author.sid, after="0") as events:
+        await author.start("".join(said))
+        for text in said:
+            await author.tokens(1, text)
+        await author.done()
+        seen = await events.until("done")
+    data = [json.loads(event["data"]) for event in seen if event["event"] in ("start", "token")]
+    assert data[0]["input"][0]["content"] == "".join(said)
+    assert [one["text"] for one in data[1:]] == said
+
+
 async def test_a_viewer_behind_its_ring_reads_the_log_and_then_joins_the_ring(nats: NatsServer) -> None:
     async with running_node(nats, "node-small", ring_frames=16, warm_frames=0) as node:
         author = await node.session()

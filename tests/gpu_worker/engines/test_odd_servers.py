@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from gpu_worker import believed, patience
+from gpu_worker.bound import Bound
 from gpu_worker.engines import EngineFailed, Finish, Piece, Prefix, Tap, http, openai
 from gpu_worker.engines.engine import BROKE_OFF, PIECE_TEXT, UNREADABLE
 from tests.gpu_worker.bed import Bed
@@ -211,7 +212,7 @@ async def test_the_log_has_the_words_of_a_refusal_but_no_key() -> None:
     answer = document(401, {"error": {"message": f"not mykey, {REFUSED}"}})
     async with said(answer) as url, engine(url, openai_key="mykey") as made:
         with pytest.raises(EngineFailed) as caught:
-            await believed.poured(made, "m", ask(), Prefix(), lambda piece: None, Tap())
+            await believed.poured(made, "m", ask(), Prefix(), Bound(None, 1024), lambda piece: None, Tap())
     assert caught.value.message == "401: not …, Incorrect API key provided: … Ask at http://10.0.0.7:8000/keys."
 
 
