@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack
 
 import structlog
 
+from broker.bus import store_health
 from broker.bus.errors import BusError
 from broker.bus.health import Health, serve
 from broker.bus.log import logged_partitions
@@ -144,7 +145,7 @@ class Okome:
 
     async def _tell_health(self) -> None:
         while True:
-            self.health.set("store", self.bus.storing.trouble(asyncio.get_running_loop().time()))
+            store_health.tell(self.health, self.bus.storing, asyncio.get_running_loop().time())
             self.health.set("nats", None if self.bus.round_trip_ok else "NATS does not answer")
             await asyncio.sleep(HEALTH_INTERVAL)
 
