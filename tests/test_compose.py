@@ -183,3 +183,13 @@ def test_every_metric_that_is_looked_at_exists() -> None:
             )
     shown = declared | {f"{name}{suffix}" for name in declared for suffix in ("_bucket", "_sum", "_count", "_total")}
     assert looked_at - shown == set()
+
+
+def test_alerts_fire_when_answers_stand_and_when_jobs_wait() -> None:
+    """Prometheus's own tool plays `alerts.yaml` to the rules, where there is one."""
+    tool = shutil.which("promtool")
+    if tool is None:
+        pytest.skip("promtool is not installed")
+    command = [tool, "test", "rules", str(ROOT / "tests" / "alerts.yaml")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=TOOL_TIMEOUT)
+    assert done.returncode == 0, done.stdout + done.stderr
