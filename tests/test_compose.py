@@ -23,6 +23,7 @@ from ingress.settings import IngressSettings
 ROOT = Path(__file__).parent.parent
 COMPOSE = ROOT / "compose"
 ROLES = {"control": 2, "node": 4, "ingress": 2, "worker": 1}
+OPERATORS = {"OKOME_NATS_URL"}  # no role's, but of the commands that are run beside it
 TOOL_TIMEOUT = 30
 
 
@@ -97,7 +98,17 @@ def test_every_variable_is_a_setting_of_its_role(services: dict[str, Any]) -> No
         if "build" in service:
             role = service["build"]["target"]
             known = {f"OKOME_{role}_{field}".upper() for field in settings[role].model_fields}
-            assert set(service["environment"]) - known == set(), name
+            assert set(service["environment"]) - known - OPERATORS == set(), name
+
+
+def test_operators_commands_find_nats_in_every_container_of_okome(services: dict[str, Any]) -> None:
+    """NATS has no published port, so they are run there; the image starts roles, and has the command in its path."""
+    for name, service in services.items():
+        if name.startswith("control-"):
+            assert service["environment"]["OKOME_NATS_URL"] == service["environment"]["OKOME_CONTROL_NATS_URL"]
+    assert "ENV PATH=/opt/okome/bin:$PATH" in (COMPOSE / "Dockerfile").read_text()
+    manual = (ROOT / "docs" / "operations.md").read_text()
+    assert "docker compose -f compose/compose.yaml exec control-1 okome keys create NAME" in manual
 
 
 def test_what_the_image_copies_exists_and_is_let_through() -> None:
