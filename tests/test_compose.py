@@ -182,6 +182,22 @@ def expressions() -> list[str]:
     return found + [rule["expr"] for group in rules["groups"] for rule in group["rules"]]
 
 
+def test_the_panel_of_warnings_and_errors_has_what_has_no_level_and_what_nats_says() -> None:
+    """The last words of a process that broke are no JSON, nor is NATS's log; a label that is not there is empty."""
+    panels = json.loads((COMPOSE / "grafana" / "dashboards" / "streams.json").read_text())["panels"]
+    (panel,) = [panel for panel in panels if panel["title"] == "Warnings and errors"]
+    roles, nats = [target["expr"] for target in panel["targets"]]
+    (services, levels) = re.findall(r'=~"(.+?)"', roles)
+    assert set(services.split("|")) == set(ROLES)
+    shown = [level for level in ("", "debug", "info", "warning", "error", "critical") if re.fullmatch(levels, level)]
+    assert shown == ["", "warning", "error", "critical"]
+    (words,) = re.findall(r'^\{service="nats"\} \|~ "(.+)"$', nats)
+    pattern = json.loads(f'"{words}"')  # LogQL's strings have the same escapes
+    full = "[7] 2026/11/30 16:00:00.000000 [ERR] JetStream failed to store a msg: no space left on device"
+    assert re.search(pattern, full)
+    assert not re.search(pattern, full.replace("[ERR]", "[INF]"))
+
+
 def test_every_metric_that_is_looked_at_exists() -> None:
     """A dashboard or an alert on a metric that nobody exposes would stay silent for ever."""
     looked_at = {name for line in expressions() for name in re.findall(r"\bokome_\w+", line)}
