@@ -57,6 +57,11 @@ class Admission:
         finally:
             self._coming[model] -= 1
 
+    async def waiting(self, model: str) -> int:
+        """Jobs of the model beyond the slots that its workers offer, wherever they wait. Raises BusError."""
+        jobs = await self._backlog.get(model)
+        return max(0, self._ahead(model, jobs) - self._offered(model).slots)
+
     def has_choice(self, model: str) -> bool:
         """Whether it matters which worker is asked."""
         return sum(1 for beat in self._pulse.workers(SILENCE).values() if model in beat.models) > 1
@@ -93,7 +98,7 @@ class Admission:
             worker=lane.worker,
             reason=lane.reason if offered.workers else "no worker runs this model now",
             partition=partition_of(question.sid),
-            waiting=max(0, self._ahead(question.model, await self._backlog.get(question.model)) - offered.slots),
+            waiting=await self.waiting(question.model),
             capacity=offered.total,
             workers=offered.workers,
         )

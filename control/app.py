@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack
 
 import structlog
 
+from broker.bus import store_health
 from broker.bus.errors import BusError
 from broker.bus.health import Health, serve
 from broker.bus.log import logged_partitions
@@ -16,6 +17,7 @@ from broker.bus.retry import retry
 from broker.bus.subjects import REPLICA_PREFIX, random_id
 from broker.bus.unless import unless
 from broker.bus.version import VERSION
+from control import metrics
 from control.admission import Admission
 from control.deletions import Deletions
 from control.endings import Endings
@@ -36,6 +38,7 @@ from control.streams import partitions
 from control.sweeper import Sweeper
 
 HEALTH_INTERVAL = 0.25
+WAITING_INTERVAL = 5.0
 START_TIMEOUT = 45.0  # less than a supervisor waits, so that the reason is told
 
 log = structlog.get_logger("control")
@@ -73,7 +76,7 @@ class Okome:
         settings = self.settings
         self.pulse = Pulse(bus, self.id)
         opened = OpenGenerations(bus)
-        models = Models(bus, settings.default_model)
+        self.models = models = Models(bus, settings.default_model)
         for part in (self.pulse, opened, models):
             self._stack.push_async_callback(part.close)
             await self._answered(part.start)
@@ -83,7 +86,8 @@ class Okome:
         sessions = Sessions(bus, settings, self.keyring, once, models, logs)
         self.deletions = Deletions(bus, settings, self.pulse)
         logins = Logins(bus, settings, self.keyring, sessions)
-        generations = Generations(bus, settings, once, models, logs, Admission(bus, self.pulse), endings)
+        self.admission = Admission(bus, self.pulse)
+        generations = Generations(bus, settings, once, models, logs, self.admission, endings)
         self.sweeper = Sweeper(bus, settings, self.pulse, opened, endings)
         if models.known:
             await self.pulse.hear()
@@ -114,6 +118,7 @@ class Okome:
             group.create_task(self._reconcile(), name="reconcile")
             group.create_task(self._finish_deletions(), name="deletions")
             group.create_task(self._tell_health(), name="health")
+            group.create_task(self._count_waiting(), name="waiting")
 
     async def close(self) -> None:
         """Stop answering, let what runs finish, end. Idempotent."""
@@ -144,9 +149,23 @@ class Okome:
 
     async def _tell_health(self) -> None:
         while True:
-            self.health.set("store", self.bus.storing.trouble(asyncio.get_running_loop().time()))
+            store_health.tell(self.health, self.bus.storing, asyncio.get_running_loop().time())
             self.health.set("nats", None if self.bus.round_trip_ok else "NATS does not answer")
             await asyncio.sleep(HEALTH_INTERVAL)
+
+    async def _count_waiting(self) -> None:
+        """Every replica counts: a gauge that only one of them has would stand still when another takes over."""
+        while True:
+            counted: dict[str, int] = {}
+            try:
+                for model in list(self.models.known):
+                    counted[model] = await self.admission.waiting(model)
+            except BusError as error:
+                log.debug("waiting.not_counted", error=repr(error))
+            metrics.waiting_jobs.clear()  # also of what nobody knows now
+            for model, count in counted.items():
+                metrics.waiting_jobs.labels(model).set(count)
+            await asyncio.sleep(WAITING_INTERVAL)
 
 
 async def main(settings: ControlSettings, stop: asyncio.Event) -> None:

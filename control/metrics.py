@@ -13,4 +13,5 @@ operations = Histogram(
 naks = Counter("okome_control_naks_total", "Deliveries given back for dead workers")
 sweeps = Counter("okome_control_sweeps_total", "What the sweeper had to do", ["action"])
 open_generations = Gauge("okome_control_open_generations", "Generations accepted and not ended")
+waiting_jobs = Gauge("okome_control_waiting_jobs", "Jobs beyond the slots that workers offer", ["model"])
 active = Gauge("okome_control_active", "1 while this replica sweeps")

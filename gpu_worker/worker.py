@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 import structlog
 
+from broker.bus import store_health
 from broker.bus.clock import now_ms
 from broker.bus.errors import BusError, BusUnavailable, StoreRejected
 from broker.bus.garbage import Turnover
@@ -274,6 +275,7 @@ class Worker:
         self._looked_at = first + LOOKS
 
     async def _look_around(self) -> None:
+        store_health.tell(self._health, self._bus.storing, asyncio.get_running_loop().time())
         self._health.set("nats", None if self._bus.round_trip_ok else "NATS does not answer")
         for held in self._held.values():
             held.check_abandoned()

@@ -23,6 +23,7 @@ from ingress.settings import IngressSettings
 ROOT = Path(__file__).parent.parent
 COMPOSE = ROOT / "compose"
 ROLES = {"control": 2, "node": 4, "ingress": 2, "worker": 1}
+OPERATORS = {"OKOME_NATS_URL"}  # no role's, but of the commands that are run beside it
 TOOL_TIMEOUT = 30
 
 
@@ -97,7 +98,17 @@ def test_every_variable_is_a_setting_of_its_role(services: dict[str, Any]) -> No
         if "build" in service:
             role = service["build"]["target"]
             known = {f"OKOME_{role}_{field}".upper() for field in settings[role].model_fields}
-            assert set(service["environment"]) - known == set(), name
+            assert set(service["environment"]) - known - OPERATORS == set(), name
+
+
+def test_operators_commands_find_nats_in_every_container_of_okome(services: dict[str, Any]) -> None:
+    """NATS has no published port, so they are run there; the image starts roles, and has the command in its path."""
+    for name, service in services.items():
+        if name.startswith("control-"):
+            assert service["environment"]["OKOME_NATS_URL"] == service["environment"]["OKOME_CONTROL_NATS_URL"]
+    assert "ENV PATH=/opt/okome/bin:$PATH" in (COMPOSE / "Dockerfile").read_text()
+    manual = (ROOT / "docs" / "operations.md").read_text()
+    assert "docker compose -f compose/compose.yaml exec control-1 okome keys create NAME" in manual
 
 
 def test_what_the_image_copies_exists_and_is_let_through() -> None:
@@ -171,6 +182,22 @@ def expressions() -> list[str]:
     return found + [rule["expr"] for group in rules["groups"] for rule in group["rules"]]
 
 
+def test_the_panel_of_warnings_and_errors_has_what_has_no_level_and_what_nats_says() -> None:
+    """The last words of a process that broke are no JSON, nor is NATS's log; a label that is not there is empty."""
+    panels = json.loads((COMPOSE / "grafana" / "dashboards" / "streams.json").read_text())["panels"]
+    (panel,) = [panel for panel in panels if panel["title"] == "Warnings and errors"]
+    roles, nats = [target["expr"] for target in panel["targets"]]
+    (services, levels) = re.findall(r'=~"(.+?)"', roles)
+    assert set(services.split("|")) == set(ROLES)
+    shown = [level for level in ("", "debug", "info", "warning", "error", "critical") if re.fullmatch(levels, level)]
+    assert shown == ["", "warning", "error", "critical"]
+    (words,) = re.findall(r'^\{service="nats"\} \|~ "(.+)"$', nats)
+    pattern = json.loads(f'"{words}"')  # LogQL's strings have the same escapes
+    full = "[7] 2026/11/30 16:00:00.000000 [ERR] JetStream failed to store a msg: no space left on device"
+    assert re.search(pattern, full)
+    assert not re.search(pattern, full.replace("[ERR]", "[INF]"))
+
+
 def test_every_metric_that_is_looked_at_exists() -> None:
     """A dashboard or an alert on a metric that nobody exposes would stay silent for ever."""
     looked_at = {name for line in expressions() for name in re.findall(r"\bokome_\w+", line)}
@@ -183,3 +210,13 @@ def test_every_metric_that_is_looked_at_exists() -> None:
             )
     shown = declared | {f"{name}{suffix}" for name in declared for suffix in ("_bucket", "_sum", "_count", "_total")}
     assert looked_at - shown == set()
+
+
+def test_alerts_fire_when_answers_stand_and_when_jobs_wait() -> None:
+    """Prometheus's own tool plays `alerts.yaml` to the rules, where there is one."""
+    tool = shutil.which("promtool")
+    if tool is None:
+        pytest.skip("promtool is not installed")
+    command = [tool, "test", "rules", str(ROOT / "tests" / "alerts.yaml")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=TOOL_TIMEOUT)
+    assert done.returncode == 0, done.stdout + done.stderr

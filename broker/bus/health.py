@@ -25,6 +25,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 SEND_BUFFER = 64 * 1024  # bytes, which the kernel doubles
 HEAD_TIMEOUT = 10.0  # seconds that a request's head may take
 NATS = "nats"  # what a role is not ready because of that does not hear NATS
+STORE = "store"  # and because of that NATS stores nothing of what it sends
 
 _TASKS = Gauge("okome_tasks", "asyncio tasks that have not ended, that of the question included")
 _BLOCKS = Gauge("okome_python_blocks", "Blocks of memory that Python's objects hold, of up to 512 bytes each")

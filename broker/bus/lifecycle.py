@@ -38,8 +38,9 @@ def launch(role: str, kind: type[Settings], main: Main[Settings], *, holds_strea
     try:
         settings = load(kind)
     except SettingsInvalid as error:
+        configure_logging("error")
         for name, why in error.problems.items():
-            sys.stderr.write(f"{role}: {name}: {why}\n")
+            _say(f"{role}: {name}: {why}", "settings.invalid", role=role, setting=name, why=why)
         return 2
     clock.set_offset(settings.clock_offset)
     configure_logging(settings.log_level)
@@ -51,7 +52,7 @@ def launch(role: str, kind: type[Settings], main: Main[Settings], *, holds_strea
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
             runner.run(_live(role, settings, main))
     except (OSError, BusError) as error:
-        sys.stderr.write(f"{role}: cannot start: {error}\n")
+        _say(f"{role}: cannot start: {error}", "role.cannot_start", role=role, why=str(error))
         return 3
     except KeyboardInterrupt:
         return 130
@@ -59,6 +60,14 @@ def launch(role: str, kind: type[Settings], main: Main[Settings], *, holds_strea
         log.error("role.failed", role=role, exc_info=error)
         return 1
     return 0
+
+
+def _say(sentence: str, event: str, **fields: str) -> None:
+    """Why a role ends: to a person at a terminal in a sentence, else as an error among what it logs."""
+    if sys.stderr.isatty():
+        sys.stderr.write(f"{sentence}\n")
+    else:
+        log.error(event, **fields)
 
 
 async def _live(role: str, settings: Settings, main: Main[Settings]) -> None:
@@ -103,21 +112,29 @@ def raise_file_limit() -> None:
 
 
 def configure_logging(level: str) -> None:
-    """structlog to stderr: JSON unless it is a terminal. Never a token's text, never a credential."""
+    """structlog to stderr: JSON unless it is a terminal. Never a token's text, never a credential.
+
+    What libraries say by the standard library's logging looks the same: whoever collects it finds its level.
+    """
     number = getattr(logging, level.upper())
-    renderer: structlog.typing.Processor = (
-        structlog.dev.ConsoleRenderer() if sys.stderr.isatty() else structlog.processors.JSONRenderer()
-    )
+    file = cast(TextIO, Lossy(sys.stderr))
+    stamp = structlog.processors.TimeStamper(fmt="iso")
+    rendered: list[structlog.typing.Processor] = [
+        structlog.processors.format_exc_info,
+        structlog.dev.ConsoleRenderer() if sys.stderr.isatty() else structlog.processors.JSONRenderer(),
+    ]
     structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso"),
-            structlog.processors.format_exc_info,
-            renderer,
-        ],
+        processors=[structlog.contextvars.merge_contextvars, structlog.processors.add_log_level, stamp, *rendered],
         wrapper_class=structlog.make_filtering_bound_logger(number),
-        logger_factory=structlog.WriteLoggerFactory(file=cast(TextIO, Lossy(sys.stderr))),
+        logger_factory=structlog.WriteLoggerFactory(file=file),
         cache_logger_on_first_use=True,
     )
-    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(name)s %(message)s")
+    formatter = structlog.stdlib.ProcessorFormatter
+    libraries = logging.StreamHandler(file)
+    libraries.setFormatter(
+        formatter(
+            foreign_pre_chain=[structlog.stdlib.add_logger_name, structlog.stdlib.add_log_level, stamp],
+            processors=[formatter.remove_processors_meta, *rendered],
+        )
+    )
+    logging.basicConfig(level=logging.WARNING, handlers=[libraries])

@@ -95,12 +95,13 @@ def store_soon(
     as long behind the last answer to what was published to the same log before.
     Raises BusUnavailable (and never calls back) when not connected.
     """
-    bus.call(
-        subject,
-        payload,
-        {FENCE: str(expect_last)},
-        lambda msg: on_answer(read_ack(msg)),
-    )
+
+    def hear(msg: Msg | None) -> None:
+        answer = read_ack(msg)
+        _note(bus, subject, answer)
+        on_answer(answer)
+
+    bus.call(subject, payload, {FENCE: str(expect_last)}, hear)
 
 
 async def store(
@@ -126,13 +127,18 @@ async def store(
         answer = read_ack(await bus.request(subject, payload, timeout=timeout, headers=fields or None, publish=True))
     except BusUnavailable as error:
         answer = error
-    if not isinstance(answer, BusUnavailable):
-        bus.storing.worked(subject)
-    elif bus.round_trip_ok:  # else it is not for want of room
-        bus.storing.failed(subject, asyncio.get_running_loop().time(), str(answer))
+    _note(bus, subject, answer)
     if isinstance(answer, BusError):
         raise answer
     return answer
+
+
+def _note(bus: Bus, subject: str, answer: int | BusError) -> None:
+    being_proposed = isinstance(answer, WrongLastSequence) and answer.last is None
+    if not (isinstance(answer, BusUnavailable) or being_proposed):
+        bus.storing.worked(subject)
+    elif bus.round_trip_ok:  # else it is not for want of room
+        bus.storing.failed(subject, asyncio.get_running_loop().time(), str(answer))
 
 
 async def get(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import os
 import platform
@@ -17,10 +18,11 @@ from urllib.parse import urlsplit
 import httpx
 from pydantic import SecretStr
 
-from broker.bus.errors import SettingsInvalid
+from broker.bus.errors import BusError, SettingsInvalid
 from broker.bus.settings import load
 from compose import nats_server
 from compose.cli.api import refusal
+from compose.cli.roster import look
 from compose.cli.target import MASK, Target, mask_url, readable
 from compose.up import firstkey, servers, statefile
 from compose.up.ports import PortBusy, Ports
@@ -167,10 +169,31 @@ def port() -> Finding:
 
 def system(target: Target) -> list[Finding]:
     """The running system as each of its processes tells it; nothing running is no fault."""
-    found = _served(target) if target.url else [Finding("system", OK, "none is running here; `okome up` starts one")]
+    found = _served(target) if target.url else []
     if target.nats_url:
         found.append(_reachable("nats", target.nats_url))
-    return found
+        if not target.processes and found[-1].state == OK:
+            found += _members(target)
+    return found or [Finding("system", OK, "none is running here; `okome up` starts one")]
+
+
+def _members(target: Target) -> list[Finding]:
+    """Of a system that no `okome up` of this machine started: as NATS has it, for where they are may not be reachable
+    from here. Ingresses are not known there."""
+    try:
+        nodes, workers, replicas = asyncio.run(look(target))
+    except BusError as error:
+        return [Finding("system", BAD, f"who belongs to it is not known: {error}")]
+    found = [Finding(id, OK, "a replica of OKOME, beats") for id in replicas]
+    for node in nodes:
+        state = {"ready": OK, "draining": WARN}.get(node.state, BAD)
+        found.append(Finding(node.id, state, f"a stream node, {node.state}, {node.subscribers} streams, at {node.url}"))
+    for worker in workers:
+        leaves = not any(load.slots for load in worker.models.values())
+        doing = "drains" if leaves else f"offers {', '.join(sorted(worker.models))}"
+        found.append(Finding(worker.worker, WARN if leaves else OK, f"a worker, beats, {doing}"))
+    kinds = {"replica of OKOME": replicas, "stream node": nodes, "worker": workers}
+    return found + [Finding(kind, BAD, "none is there") for kind, those in kinds.items() if not those]
 
 
 def _served(target: Target) -> list[Finding]:

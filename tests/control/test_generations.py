@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 import pytest
+from prometheus_client import REGISTRY
 
 from broker.bus import operations as ops
 from broker.bus.errors import BusUnavailable, Refusal
@@ -266,6 +267,27 @@ async def test_what_a_worker_that_drains_has_yet_to_finish_takes_no_room_of_the_
                 return (route.waiting, route.capacity) == (1, 2)
 
             await until(told, "one waits for the slot of the other")
+
+
+async def test_what_waits_is_counted_where_workers_have_no_queue_too(
+    fresh_nats: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It waits in JOBS then, and no worker knows of it."""
+    monkeypatch.setattr("control.app.WAITING_INTERVAL", 0.05)
+
+    def counted() -> float | None:
+        return REGISTRY.get_sample_value("okome_control_waiting_jobs", {"model": "m"})
+
+    async with replica(fresh_nats.url) as okome, connected(fresh_nats.url) as bus:
+        async with worker(okome, bus, slots=4, queue=0) as w1:
+            for _ in range(4):
+                await generate(bus, await new_session(bus))
+            await until(lambda: counted() == 0, "each has its slot")
+            w1.load = Load(1, 1, 0, 0)
+            await until(lambda: counted() == 3, "those without a slot wait")
+        fresh_nats.freeze()
+        await until(lambda: counted() is None, "nobody knows how many wait")
+        fresh_nats.thaw()
 
 
 async def test_a_log_that_is_nearly_full_admits_nothing(fresh_nats: NatsServer) -> None:

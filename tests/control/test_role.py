@@ -61,7 +61,7 @@ async def test_without_nats_it_cannot_start_and_says_so() -> None:
         async with asyncio.timeout(40):
             _, told = await okome.communicate()
         assert okome.returncode == 3
-        assert b"cannot start" in told
+        assert b"role.cannot_start" in told
 
 
 STEPS = [(Okome, "_look_at_floors"), (Keyring, "open"), (OpenGenerations, "start"), (Models, "start"), (Bus, "serve")]

@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+from prometheus_client import REGISTRY
 
 from broker.bus import log
 from broker.bus.frames import ATTEMPT, CANCELLED, DONE, FAILED, START, TERMINAL, TOKEN, encode_frame
@@ -341,3 +342,19 @@ async def test_the_only_nats_server_is_killed_and_nothing_is_lost_or_doubled(fre
         assert sum(frame.type in TERMINAL for _, frame in bed.frames) == 1
         await bed.no_jobs_left()
     await bed.close()
+
+
+async def test_a_log_that_stores_nothing_is_told_while_answers_stand(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where a NATS server's disk is full: everybody hears everybody, and only who publishes can know."""
+    monkeypatch.setattr("broker.bus.storing.PATIENCE", 0.2)
+    loop = asyncio.get_running_loop()
+    async with bed.worker("w1") as w1:
+        await bed.ask("g1", LONG)
+        await bed.until(lambda: bed.tokens("g1") > 50)
+        with monkeypatch.context() as full:
+            full.setattr(w1.bus, "call", lambda *call: loop.call_later(0.01, call[-1], None))
+            await bed.until(lambda: "NATS stores nothing in tok." in w1.health.reasons.get("store", ""))
+            assert REGISTRY.get_sample_value("okome_store_failing") == 1
+        assert (await bed.ended("g1")).type == DONE
+        await bed.until(lambda: not w1.health.reasons)
+        assert REGISTRY.get_sample_value("okome_store_failing") == 0

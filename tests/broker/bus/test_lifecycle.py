@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -41,18 +42,22 @@ async def main(settings, stop):
             raise OSError("address already in use")
         case "defect":
             raise ZeroDivisionError("a defect")
+        case "forgotten":
+            async def fail():
+                raise ZeroDivisionError("a defect")
+            await asyncio.wait([asyncio.create_task(fail())])
 
 sys.exit(lifecycle.launch("sample", Settings, main))
 """
 
 
-def start(what: str, **environment: str) -> subprocess.Popen[str]:
+def start(what: str, *, stderr: int = subprocess.PIPE, **environment: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-c", ROLE, what],
         cwd=ROOT,
         env=os.environ | {f"OKOME_SAMPLE_{name}": value for name, value in environment.items()},
         stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        stderr=stderr,
         text=True,
     )
 
@@ -68,9 +73,12 @@ def end(process: subprocess.Popen[str]) -> tuple[int, str, str]:
 def test_wrong_settings_are_named_together_and_the_exit_code_is_2() -> None:
     code, _, err = end(start("serve", PORT="http", GRACE="soon", ID="a b", LOG_LEVEL="loud"))
     assert code == 2
-    for name in ("PORT", "GRACE", "ID", "LOG_LEVEL"):
-        assert f"sample: OKOME_SAMPLE_{name}: " in err
-    assert "Traceback" not in err
+    said = [json.loads(line) for line in err.splitlines()]
+    assert {(line["event"], line["level"], line["role"]) for line in said} == {("settings.invalid", "error", "sample")}
+    assert {line["setting"] for line in said} == {
+        f"OKOME_SAMPLE_{name}" for name in ("PORT", "GRACE", "ID", "LOG_LEVEL")
+    }
+    assert all(line["why"] for line in said)
 
 
 def test_a_misspelt_setting_is_said_and_does_not_keep_it_from_starting() -> None:
@@ -94,10 +102,32 @@ def test_a_signal_lets_it_drain_and_end_well(number: signal.Signals) -> None:
 def test_the_exit_code_says_what_failed(what: str, code: int) -> None:
     got, _, err = end(start(what))
     assert got == code
-    if code == 3:
-        assert err.startswith("sample: cannot start: ")
-    else:
-        assert json.loads(err.splitlines()[0])["event"] == "role.failed"
+    said = json.loads(err.splitlines()[0])
+    assert (said["event"], said["level"]) == ("role.cannot_start" if code == 3 else "role.failed", "error")
+
+
+@pytest.mark.parametrize(
+    ("environment", "sentence"),
+    [({}, "sample: cannot start: no NATS server answers"), ({"GRACE": "soon"}, "sample: OKOME_SAMPLE_GRACE: ")],
+)
+def test_a_person_at_a_terminal_is_told_in_a_sentence(environment: dict[str, str], sentence: str) -> None:
+    ours, theirs = pty.openpty()
+    with open(ours, "rb", buffering=0) as screen:
+        process = start("unavailable", stderr=theirs, **environment)
+        os.close(theirs)
+        assert end(process)[0] in (2, 3)
+        assert screen.read(65536).decode().startswith(sentence)
+
+
+def test_what_a_library_logs_has_a_level_and_is_one_line() -> None:
+    """Also what asyncio says of a task that nobody awaited, with its stack."""
+    code, _, err = end(start("forgotten"))
+    assert code == 0
+    (said,) = [json.loads(line) for line in err.splitlines()]
+    assert (said["level"], said["logger"]) == ("error", "asyncio")
+    assert "Task exception was never retrieved" in said["event"]
+    assert "ZeroDivisionError: a defect" in said["exception"]
+    assert said["timestamp"]
 
 
 @pytest.fixture

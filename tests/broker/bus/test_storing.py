@@ -5,12 +5,18 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from prometheus_client import REGISTRY
+from structlog.testing import capture_logs
 
-from broker.bus import log
+from broker.bus import log, store_health
 from broker.bus.errors import BusUnavailable
-from broker.bus.nats import Bus
+from broker.bus.health import Health
+from broker.bus.nats import Bus, Heard
 from broker.bus.storing import FORGOTTEN, PATIENCE, Storing
 from tests.broker.bus.conftest import make_stream
+
+PROPOSED = b'{"error":{"code":400,"err_code":10164,"description":"a message is being proposed"}}'
+FENCED = b'{"error":{"code":400,"err_code":10071,"description":"wrong last sequence: 7"}}'
 
 
 def test_one_failure_is_none_and_two_far_apart_with_nothing_stored_between_are() -> None:
@@ -40,3 +46,35 @@ async def test_every_store_is_noted(local_bus: Bus, monkeypatch: pytest.MonkeyPa
     await make_stream(local_bus, name=f"{stream}N", subjects=["nobody.>"])
     await log.store(local_bus, "nobody.keeps.that", b"x", timeout=10)
     assert local_bus.storing.trouble(now) is None
+
+
+@pytest.mark.parametrize(("answer", "stands"), [(PROPOSED, True), (FENCED, False)], ids=["proposed", "fenced"])
+async def test_what_is_being_proposed_for_ever_is_not_stored_and_a_fence_that_holds_is_an_answer(
+    local_bus: Bus, monkeypatch: pytest.MonkeyPatch, answer: bytes, stands: bool
+) -> None:
+    monkeypatch.setattr("broker.bus.storing.PATIENCE", 0.0)
+    monkeypatch.setattr(local_bus, "call", lambda *call: call[-1](Heard("tok.07.x", "", answer)))
+    for _ in range(2):
+        log.store_soon(local_bus, "tok.07.x", b"x", 1, lambda answer: None)
+    trouble = local_bus.storing.trouble(asyncio.get_running_loop().time())
+    assert ("tok.07" in (trouble or "")) == stands
+
+
+def test_a_role_says_once_that_nothing_is_stored_and_once_that_this_is_over() -> None:
+    health, storing = Health("sample", "s1"), Storing()
+    storing.failed("tok.07.x", 100.0, "no space left on device")
+    storing.failed("tok.07.y", 100.0 + PATIENCE, "no space left on device")
+    with capture_logs() as said:
+        for now in (106.0, 107.0):
+            store_health.tell(health, storing, now)
+            assert "NATS stores nothing in tok.07" in health.reasons["store"]
+            assert REGISTRY.get_sample_value("okome_store_failing") == 1
+        storing.worked("tok.07.x")
+        for now in (108.0, 109.0):
+            store_health.tell(health, storing, now)
+            assert "store" not in health.reasons
+            assert REGISTRY.get_sample_value("okome_store_failing") == 0
+    assert [(line["event"], line["log_level"]) for line in said] == [
+        ("store.stalled", "warning"),
+        ("store.stall_ended", "info"),
+    ]
