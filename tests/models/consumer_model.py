@@ -19,9 +19,10 @@ Say = Callable[[str, str, bytes, str, dict[str, str] | None], None]
 class _Pull:
     """`expires` and `heartbeat` are what was asked for, in nanoseconds."""
 
-    def __init__(self, inbox: str, now: float, batch: int, expires: int, idle_heartbeat: int) -> None:
+    def __init__(self, inbox: str, now: float, batch: int, max_bytes: int, expires: int, idle_heartbeat: int) -> None:
         self.inbox = inbox
         self.left = batch
+        self.room = max_bytes
         self.expires = now + expires / 1e9
         self.heartbeat = idle_heartbeat / 1e9
         self.quiet_since = now
@@ -121,10 +122,15 @@ class ConsumerModel:
                 self._held[message.seq] = _Held(now + self._ack_wait)
             pull.quiet_since = now
             pull.left -= 1
+            pull.room -= len(message.data)
             self._pulls.popleft()
-            if pull.left:
+            if pull.left and pull.room > 0:
                 self._pulls.append(pull)  # whoever asked takes turns
             self._send(message, attempts, pull.inbox, say)
+            if pull.left and pull.room <= 0:
+                said = "Message Size Exceeds MaxBytes"
+                status = {"Status": "409", "Description": said, "Nats-Pending-Messages": str(pull.left)}
+                say(pull.inbox, pull.inbox, b"", "", status)
 
     def tick(self, now: float, say: Say) -> None:
         """Time has passed: heartbeats, pulls that are over, jobs that nobody acknowledged in time."""
