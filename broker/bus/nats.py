@@ -37,7 +37,7 @@ from nats.micro.request import ERROR_CODE_HEADER
 from broker.bus.errors import BusUnavailable, Refusal, StoreRejected
 from broker.bus.replies import API, MANY, PUBLISH, Replies
 from broker.bus.service import Handler, Service
-from broker.bus.settings import RoleSettings
+from broker.bus.settings import RoleSettings, servers
 from broker.bus.storing import Storing
 from broker.bus.subjects import operation_subject, random_id
 from broker.bus.wire import Heard, Inlet, Outlet
@@ -82,15 +82,19 @@ class Bus:
 
     @classmethod
     async def connect(cls, url: str, name: str, *, user: str = "", password: str = "", timeout: float = 10.0) -> Bus:
-        """Connect to one of the servers in `url` (split at commas); raises BusUnavailable after `timeout` seconds."""
+        """Connect to one of the servers in `url` (split at commas); raises BusUnavailable after `timeout` seconds, and
+        at once where it names none: nats-py would look for one and let nothing else run, its timeout included."""
+        try:
+            named = servers(url)
+        except ValueError as error:
+            raise BusUnavailable(f"no NATS server: {error}") from error
+        random.shuffle(named)
         client = Client()
         bus = cls(client, name)
-        servers = [part.strip() for part in url.split(",") if part.strip()]
-        random.shuffle(servers)
         try:
             await asyncio.wait_for(
                 client.connect(
-                    servers,
+                    named,
                     name=name,
                     user=user or None,
                     password=password or None,
@@ -112,8 +116,9 @@ class Bus:
             )
         except (TimeoutError, OSError, nats.errors.Error) as error:
             why = client.last_error or error  # in the end it is a timeout; what was said before is the reason
-            await client.close()
-            hosts = ",".join(server.rpartition("@")[2] for server in servers)  # never a password
+            if client._flush_queue is not None:  # before it is there, nothing is to be closed, and `close` fails
+                await client.close()
+            hosts = ",".join(server.rpartition("@")[2] for server in named)  # never a password
             raise BusUnavailable(f"no NATS server answers at {hosts}: {why}") from error
         except BaseException:
             await client.close()

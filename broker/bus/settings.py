@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import (
@@ -19,6 +20,9 @@ from pydantic_settings import (
 )
 
 from broker.bus.errors import SettingsInvalid
+
+SCHEMES = ("nats", "tls", "ws", "wss")
+PORT = 4222
 
 
 class RoleSettings(BaseSettings):
@@ -46,6 +50,40 @@ class RoleSettings(BaseSettings):
         if id in ("any", "all"):
             raise ValueError("`any` and `all` are everybody's names on the bus")
         return id
+
+    @field_validator("nats_url")
+    @classmethod
+    def _names_servers(cls, urls: str) -> str:
+        servers(urls)
+        return urls
+
+
+def servers(urls: str) -> list[str]:
+    """The NATS servers that a `nats_url` names, each with scheme, host and, except for WebSockets, port. Raises
+    ValueError with a sentence that quotes nothing: what cannot be read may be part of a password."""
+    named = [server(part) for part in urls.split(",") if part.strip()]
+    if not named:
+        raise ValueError("it names no server")
+    return named
+
+
+def server(url: str) -> str:
+    """One of them. nats-py takes the same, and ends without a reason, or waits, for what is none."""
+    url = url.strip()
+    try:
+        parts = urlsplit(url if "://" in url else f"nats://{url}")
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        raise ValueError("a server is nats://host:port, its port a number from 1 to 65535") from None
+    if parts.scheme not in SCHEMES:
+        raise ValueError(f"the scheme of a server is one of {', '.join(SCHEMES)}")
+    if not host or len(host.split()) != 1:
+        raise ValueError("a server has no host")
+    if port == 0:
+        raise ValueError("the port of a server is a number from 1 to 65535")
+    if port is None and parts.scheme in ("nats", "tls"):
+        parts = parts._replace(netloc=f"{parts.netloc.removesuffix(':')}:{PORT}")
+    return parts.geturl()
 
 
 Settings = TypeVar("Settings", bound=RoleSettings)

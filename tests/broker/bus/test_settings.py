@@ -6,7 +6,7 @@ import pytest
 from pydantic_settings import SettingsConfigDict
 
 from broker.bus.errors import SettingsInvalid
-from broker.bus.settings import RoleSettings, load
+from broker.bus.settings import RoleSettings, load, servers
 
 
 class Settings(RoleSettings):
@@ -55,3 +55,42 @@ def test_settings_are_read_once_and_hide_their_secrets(monkeypatch: pytest.Monke
     assert "hunter2" not in repr(settings)
     with pytest.raises(ValueError, match="frozen"):
         settings.port = 1
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ("nats://a:1", ["nats://a:1"]),
+        ("a", ["nats://a:4222"]),
+        ("a:1, tls://[::1] ,", ["nats://a:1", "tls://[::1]:4222"]),
+        ("nats://a:", ["nats://a:4222"]),
+        ("wss://a/nats", ["wss://a/nats"]),
+    ],
+)
+def test_nats_servers_are_named_with_or_without_scheme_and_port(given: str, named: list[str]) -> None:
+    assert servers(given) == named
+    assert load(Settings, nats_url=given).nats_url == given
+
+
+WRONG = [
+    "",
+    " ",
+    ",",
+    "http://a",
+    "nonsense:x",
+    "nats://",
+    "nats://:1",
+    "nats://a b",
+    "a:0",
+    "a:65536",
+    "a:b",
+    "nats://[::1",
+]
+
+
+@pytest.mark.parametrize("urls", [*WRONG, "nats://a:1,nats://a:b", "nats://me:open/sesame@a"])
+def test_what_names_no_nats_server_is_a_wrong_setting_and_said_without_its_password(urls: str) -> None:
+    with pytest.raises(SettingsInvalid, match=r"server") as caught:
+        load(Settings, environment={"OKOME_SAMPLE_NATS_URL": urls})
+    assert set(caught.value.problems) == {"OKOME_SAMPLE_NATS_URL"}
+    assert "open" not in str(caught.value)

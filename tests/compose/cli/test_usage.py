@@ -300,8 +300,9 @@ def test_what_is_no_address_of_a_nats_server_is_said_without_its_password(where:
     assert told.returncode == 2
     assert told.stderr == f"okome: nats://********@{where} is no address of a NATS server\n"
     examined = okome("doctor", home=tmp_path, OKOME_NATS_URL=url, OKOME_NODE_NATS_URL=url)
-    assert examined.returncode == 1
+    assert examined.returncode == 2
     assert f"bad\tnats\tnats://********@{where} is no address\n" in examined.stdout
+    assert "bad\tOKOME_NODE_NATS_URL\t" in examined.stdout
     assert "open-sesame" not in examined.stdout + examined.stderr
 
 
