@@ -37,7 +37,7 @@ from nats.micro.request import ERROR_CODE_HEADER
 from broker.bus.errors import BusUnavailable, Refusal, StoreRejected
 from broker.bus.replies import API, MANY, PUBLISH, Replies
 from broker.bus.service import Handler, Service
-from broker.bus.settings import RoleSettings, servers
+from broker.bus.settings import RoleSettings, nats_servers
 from broker.bus.storing import Storing
 from broker.bus.subjects import operation_subject, random_id
 from broker.bus.wire import Heard, Inlet, Outlet
@@ -85,7 +85,7 @@ class Bus:
         """Connect to one of the servers in `url` (split at commas); raises BusUnavailable after `timeout` seconds, and
         at once where it names none: nats-py would look for one and let nothing else run, its timeout included."""
         try:
-            named = servers(url)
+            named = nats_servers(url)
         except ValueError as error:
             raise BusUnavailable(f"no NATS server: {error}") from error
         random.shuffle(named)

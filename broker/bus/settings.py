@@ -54,25 +54,25 @@ class RoleSettings(BaseSettings):
     @field_validator("nats_url")
     @classmethod
     def _names_servers(cls, urls: str) -> str:
-        servers(urls)
+        nats_servers(urls)
         return urls
 
 
-def servers(urls: str) -> list[str]:
+def nats_servers(urls: str) -> list[str]:
     """The NATS servers that a `nats_url` names, each with scheme, host and, except for WebSockets, port. Raises
     ValueError with a sentence that quotes nothing: what cannot be read may be part of a password."""
-    named = [server(part) for part in urls.split(",") if part.strip()]
+    named = [_server(part) for part in urls.split(",") if part.strip()]
     if not named:
         raise ValueError("it names no server")
     return named
 
 
-def server(url: str) -> str:
+def _server(url: str) -> str:
     """One of them. nats-py takes the same, and ends without a reason, or waits, for what is none."""
     url = url.strip()
     try:
         parts = urlsplit(url if "://" in url else f"nats://{url}")
-        host, port = parts.hostname, parts.port
+        host, port = (parts.hostname or "").encode("idna"), parts.port  # as whoever looks it up does
     except ValueError:
         raise ValueError("a server is nats://host:port, its port a number from 1 to 65535") from None
     if parts.scheme not in SCHEMES:

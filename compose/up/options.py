@@ -6,7 +6,7 @@ import ipaddress
 from dataclasses import dataclass
 from pathlib import Path
 
-from broker.bus.settings import servers
+from broker.bus.settings import nats_servers
 
 MOST = 32
 """Of any one role: a slip of the finger, not an intention."""
@@ -69,7 +69,7 @@ class Options:
             problems.append("--nats starts servers, --nats-url uses running ones: not both")
         if self.nats_url:
             try:
-                servers(self.nats_url)
+                nats_servers(self.nats_url)
             except ValueError as error:
                 problems.append(f"--nats-url: {error}")
         if problems:

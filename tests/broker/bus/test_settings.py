@@ -6,7 +6,7 @@ import pytest
 from pydantic_settings import SettingsConfigDict
 
 from broker.bus.errors import SettingsInvalid
-from broker.bus.settings import RoleSettings, load, servers
+from broker.bus.settings import RoleSettings, load, nats_servers
 
 
 class Settings(RoleSettings):
@@ -68,7 +68,7 @@ def test_settings_are_read_once_and_hide_their_secrets(monkeypatch: pytest.Monke
     ],
 )
 def test_nats_servers_are_named_with_or_without_scheme_and_port(given: str, named: list[str]) -> None:
-    assert servers(given) == named
+    assert nats_servers(given) == named
     assert load(Settings, nats_url=given).nats_url == given
 
 

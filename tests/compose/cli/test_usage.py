@@ -1,10 +1,13 @@
 """What the command says when it is misused, and with which exit code; run as a person runs it, in a process."""
 
 import json
+import os
+import pty
 import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -293,17 +296,52 @@ def test_what_is_no_address_is_said_and_not_a_stack_trace(url: str, tmp_path: Pa
     assert "Traceback" not in examined.stderr
 
 
-@pytest.mark.parametrize("where", ["h:abc", "[::1", "h:99999"])
-def test_what_is_no_address_of_a_nats_server_is_said_without_its_password(where: str, tmp_path: Path) -> None:
-    url = f"nats://me:open-sesame@{where}"
+def test_the_doctor_finds_nobody_at_a_name_that_cannot_be_looked_up(tmp_path: Path) -> None:
+    examined = okome("doctor", "--url", "http://a..b", home=tmp_path, OKOME_API_KEY="ok_whatever")
+    assert examined.returncode == 1
+    assert "bad\tsystem\thttp://a..b does not answer: " in examined.stdout
+
+
+@pytest.mark.parametrize("url", ["nats://me:open-sesame@h:abc", "nats://me:open-sesame@[::1", "nonsense:x", ",", " "])
+def test_what_is_no_address_of_a_nats_server_is_said_without_its_password(url: str, tmp_path: Path) -> None:
     told = okome("keys", "ls", home=tmp_path, OKOME_NATS_URL=url)
     assert told.returncode == 2
-    assert told.stderr == f"okome: nats://********@{where} is no address of a NATS server\n"
+    assert told.stderr.startswith("okome: OKOME_NATS_URL: ")
+    assert len(told.stderr.splitlines()) == 1
     examined = okome("doctor", home=tmp_path, OKOME_NATS_URL=url, OKOME_NODE_NATS_URL=url)
     assert examined.returncode == 2
-    assert f"bad\tnats\tnats://********@{where} is no address\n" in examined.stdout
+    assert "bad\tnats\tOKOME_NATS_URL: " in examined.stdout
     assert "bad\tOKOME_NODE_NATS_URL\t" in examined.stdout
-    assert "open-sesame" not in examined.stdout + examined.stderr
+    assert "open-sesame" not in told.stderr + examined.stdout + examined.stderr
+
+
+ASCII = {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C"}
+
+
+def test_what_a_terminal_cannot_write_does_not_end_a_command(tmp_path: Path) -> None:
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-m", "compose.cli.main", "doctor"],
+        env={**os.environ, **ASCII, "XDG_STATE_HOME": str(tmp_path), "NO_COLOR": "1"},
+        stdout=theirs,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    os.close(theirs)
+    shown = b""
+    with suppress(OSError):  # which says that nobody writes there any more
+        while read := os.read(ours, 4096):
+            shown += read
+    os.close(ours)
+    _, said = process.communicate(timeout=TIMEOUT)
+    assert process.returncode in (0, 1), said
+    assert shown.startswith(b"? ")
+    assert b"python" in shown
+
+
+def test_what_a_program_reads_is_the_same_where_only_ascii_can_be_written(tmp_path: Path) -> None:
+    told = okome("doctor", "-o", "json", home=tmp_path, OKOME_NODE_CORS_ORIGINS="http://ü", PYTHONIOENCODING="ascii")
+    assert '"http://\\u00fc"' in told.stdout
 
 
 def test_a_role_with_wrong_settings_names_them_all(tmp_path: Path) -> None:
