@@ -82,22 +82,29 @@ class Bus:
 
     @classmethod
     async def connect(cls, url: str, name: str, *, user: str = "", password: str = "", timeout: float = 10.0) -> Bus:
-        """Connect to one of the servers in `url` (split at commas); raises BusUnavailable after `timeout` seconds, and
-        at once where it names none: nats-py would look for one and let nothing else run, its timeout included."""
+        """Connect to one of the servers in `url` (split at commas); without user and password, as who it says one is.
+
+        Raises BusUnavailable after `timeout` seconds, and at once where it names none: nats-py would look for one and
+        let nothing else run, its timeout included.
+        """
         try:
             named = nats_servers(url)
         except ValueError as error:
             raise BusUnavailable(f"no NATS server: {error}") from error
-        random.shuffle(named)
+        servers = list(named.addresses)
+        random.shuffle(servers)
+        # Not in the addresses: nats-py sends what stands in one to no server that it hears of from another.
+        credentials: dict[str, Any] = (
+            {"user": user, "password": password} if user and password else {**named.credentials}
+        )
         client = Client()
         bus = cls(client, name)
         try:
             await asyncio.wait_for(
                 client.connect(
-                    named,
+                    servers,
                     name=name,
-                    user=user or None,
-                    password=password or None,
+                    **credentials,
                     connect_timeout=1,
                     max_reconnect_attempts=-1,
                     reconnect_time_wait=0.1,  # type: ignore[arg-type]  # annotated int, used as seconds
@@ -118,8 +125,7 @@ class Bus:
             why = client.last_error or error  # in the end it is a timeout; what was said before is the reason
             if client._flush_queue is not None:  # before it is there, nothing is to be closed, and `close` fails
                 await client.close()
-            hosts = ",".join(server.rpartition("@")[2] for server in named)  # never a password
-            raise BusUnavailable(f"no NATS server answers at {hosts}: {why}") from error
+            raise BusUnavailable(f"no NATS server answers at {','.join(servers)}: {why}") from error
         except BaseException:
             await client.close()
             raise

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import (
@@ -58,18 +59,29 @@ class RoleSettings(BaseSettings):
         return urls
 
 
-def nats_servers(urls: str) -> list[str]:
-    """The NATS servers that a `nats_url` names, each with scheme, host and, except for WebSockets, port. Raises
-    ValueError with a sentence that quotes nothing: what cannot be read may be part of a password."""
-    named = [_server(part) for part in urls.split(",") if part.strip()]
+@dataclass(frozen=True)
+class NatsServers:
+    """What a `nats_url` names: addresses with scheme, host and, except for WebSockets, port, and who one is there, in
+    the client's own words: user and password, or a token, or nothing."""
+
+    addresses: tuple[str, ...]
+    credentials: Mapping[str, str] = field(repr=False)
+
+
+def nats_servers(urls: str) -> NatsServers:
+    """Raises ValueError with a sentence that quotes nothing: what cannot be read may be part of a password."""
+    named = [_server(part.strip()) for part in urls.split(",") if part.strip()]
     if not named:
         raise ValueError("it names no server")
-    return named
+    told = [credentials for _, credentials in named if credentials]
+    if any(credentials != told[0] for credentials in told):
+        raise ValueError("the servers are one system's: they have the same user and password")
+    return NatsServers(tuple(address for address, _ in named), told[0] if told else {})
 
 
-def _server(url: str) -> str:
-    """One of them. nats-py takes the same, and ends without a reason, or waits, for what is none."""
-    url = url.strip()
+def _server(url: str) -> tuple[str, dict[str, str]]:
+    """One of them, and who one is there. nats-py takes the same, and ends without a reason, or waits, for what is none;
+    it decodes no password."""
     try:
         parts = urlsplit(url if "://" in url else f"nats://{url}")
         host, port = (parts.hostname or "").encode("idna"), parts.port  # as whoever looks it up does
@@ -81,9 +93,15 @@ def _server(url: str) -> str:
         raise ValueError("a server has no host")
     if port == 0:
         raise ValueError("the port of a server is a number from 1 to 65535")
+    where = parts.netloc.rpartition("@")[2]
     if port is None and parts.scheme in ("nats", "tls"):
-        parts = parts._replace(netloc=f"{parts.netloc.removesuffix(':')}:{PORT}")
-    return parts.geturl()
+        where = f"{where.removesuffix(':')}:{PORT}"
+    credentials = {}
+    if parts.password is not None:
+        credentials = {"user": unquote(parts.username or ""), "password": unquote(parts.password)}
+    elif parts.username:
+        credentials = {"token": unquote(parts.username)}
+    return parts._replace(netloc=where).geturl(), credentials
 
 
 Settings = TypeVar("Settings", bound=RoleSettings)

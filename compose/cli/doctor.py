@@ -208,7 +208,7 @@ def _key(client: httpx.Client, target: Target) -> Finding:
 
 def _reachable(what: str, urls: str) -> Finding:
     try:
-        named = [urlsplit(url) for url in nats_servers(urls)]
+        named = [urlsplit(url) for url in nats_servers(urls).addresses]
     except ValueError as error:
         return Finding(what, BAD, f"OKOME_NATS_URL: {error}")
     missing = []

@@ -31,6 +31,8 @@ class Target:
     ca: Path | None
     key_file: Path | None = None
     """Where the API key is kept; None of one that somebody gave."""
+    nats_user: str = ""
+    nats_password: str = ""
     processes: tuple[dict[str, Any], ...] = ()
     """As its ready file lists them; none of a system that another machine runs."""
 
@@ -61,6 +63,8 @@ class Target:
             nats_url=(own or told) if url else (told or own),  # a flag wins over the environment
             ca=ca if ca is not None and ca.is_file() else None,
             key_file=key_file if key_file is not None and key_file.is_file() else None,
+            nats_user=env.get("OKOME_NATS_USER", ""),
+            nats_password=env.get("OKOME_NATS_PASSWORD", ""),
             processes=tuple(known.get("processes", ())),
         )
 

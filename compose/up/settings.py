@@ -39,6 +39,12 @@ def check(parts: Iterable[Part], given: Mapping[str, str]) -> None:
         raise SettingsInvalid({name: why for name, why in problems.items() if name in given} or problems)
 
 
+def okome(parts: Iterable[Part]) -> RoleSettings:
+    """OKOME's own: `okome up` is to NATS who OKOME is."""
+    first = next(part for part in parts if part.role == "control")
+    return load(dict(kinds())["control"], environment=first.env)
+
+
 def unknown(given: Mapping[str, str]) -> dict[str, str]:
     """Variables that begin like a role's settings and are none, and what was perhaps meant: a sentence each."""
     return {name: why for _, kind in kinds() for name, why in misspelt(kind, given).items()}

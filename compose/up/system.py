@@ -14,6 +14,7 @@ from broker.bus.errors import BusError, Refusal, SettingsInvalid
 from broker.bus.nats import Bus
 from broker.bus.operations import CreateTicket, TicketCreated
 from broker.bus.retry import retry
+from broker.bus.settings import RoleSettings
 from compose.folder import Unusable
 from compose.up import firstkey, plan, readyfile, settings, statefile
 from compose.up.datadir import DataDir, DirectoryBusy, KeyInvalid, sweep
@@ -147,8 +148,9 @@ class _System:
 
     async def _start(self, supervisor: Supervisor) -> None:
         await supervisor.start()
-        ticket = await login_ticket(self._plan.nats_url)
-        key_counts = await firstkey.counts(self._plan.nats_url, self._key)
+        okome = settings.okome(part for stage in self._plan.stages for part in stage)
+        ticket = await login_ticket(okome)
+        key_counts = await firstkey.counts(okome, self._key)
         self._page_url = f"{self._plan.url}/#t={ticket}"
         with _found_or_warned(self._screen):
             statefile.sweep()
@@ -203,9 +205,9 @@ def _found_or_warned(screen: Screen) -> Iterator[None]:
         screen.warn(f"the other commands may not find this system by themselves: {error}")
 
 
-async def login_ticket(nats_url: str) -> str:
-    """A one-use ticket that opens the chat page. Raises BusError or Refusal."""
-    bus = await Bus.connect(nats_url, "okome-up")
+async def login_ticket(okome: RoleSettings) -> str:
+    """A one-use ticket that opens the chat page, asked for at OKOME's NATS. Raises BusError or Refusal."""
+    bus = await Bus.of(okome, "okome-up")
     try:
         wanted = CreateTicket(tenant="default", kind="login")
         deadline = asyncio.get_running_loop().time() + TICKET_TIMEOUT
