@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from ingress.tls import make_ca
 from tests.fixtures.command import TIMEOUT, okome
 
 BUILT = ("up", "chat", "tail", "doctor", "models", "route", "drain", "keys", "role")
@@ -177,6 +178,18 @@ def test_a_ready_file_that_cannot_be_written_is_said_before_anything_starts(tmp_
     told = okome("up", "--engine", "scripted", "--ready-file", str(tmp_path / "none" / "ready.json"), home=tmp_path)
     assert told.returncode == 2
     assert "its folder does not exist" in told.stderr
+
+
+def test_a_certificate_or_key_that_cannot_serve_is_named_before_anything_is_started(tmp_path: Path) -> None:
+    ours, other, junk = make_ca(tmp_path / "ours"), make_ca(tmp_path / "other"), tmp_path / "junk.pem"
+    junk.write_text("no PEM")
+    data = tmp_path / "data"
+    for cert, key, flag in ((ours.cert, other.key, "--tls-key"), (junk, ours.key, "--tls-cert")):
+        files = ("--tls-cert", str(cert), "--tls-key", str(key))
+        told = okome("up", "--engine", "scripted", "--port", "0", "--data", str(data), *files, home=tmp_path)
+        assert told.returncode == 2
+        assert f"{flag} {key if flag == '--tls-key' else cert}: " in told.stderr
+        assert list((data / "logs").iterdir()) == []
 
 
 def test_a_host_that_is_not_this_machine_is_named(tmp_path: Path) -> None:
