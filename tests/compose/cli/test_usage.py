@@ -245,6 +245,18 @@ def test_a_key_that_cannot_be_one_cannot_start(tmp_path: Path) -> None:
     assert "pass word" not in told.stderr
 
 
+@pytest.mark.parametrize("holds", [b"", b"\n", b"short", b"\xff\xfe" * 16])
+def test_a_file_without_a_key_is_refused_and_not_taken_for_none(holds: bytes, tmp_path: Path) -> None:
+    """Another key would be made, or the environment's used."""
+    file = tmp_path / "key"
+    file.write_bytes(holds)
+    flags = ("--port", "0", "--api-key-file", str(file), "--data", str(tmp_path / "data"))
+    told = okome("up", "--engine", "scripted", *flags, home=tmp_path, OKOME_API_KEY="ok_somebody-elses-key")
+    assert told.returncode == 3
+    assert told.stderr.startswith(f"okome: --api-key-file {file} is not an API key: ")
+    assert not (tmp_path / "data").exists()
+
+
 def test_the_doctor_names_every_wrong_setting_of_every_role_at_once(tmp_path: Path) -> None:
     told = okome(
         "doctor",
