@@ -46,9 +46,10 @@ async def up(options: Options) -> int:
                 statefile.forget(data.path)
             key, key_made = data.api_key(options.api_key)
             planned = plan.make(options, data, ports, key, os.environ)
-            for name, why in settings.unknown(os.environ).items():
+            parts = [part for stage in planned.stages for part in stage]
+            for name, why in {**settings.unknown(os.environ), **settings.overridden(parts, os.environ)}.items():
                 screen.warn(f"{name} {why}")
-            settings.check((part for stage in planned.stages for part in stage), os.environ)
+            settings.check(parts, os.environ)
             system = _System(options, screen, data, planned, key, key_made)
             return await system.run(stack, signals)
     except (OptionsInvalid, Unusable) as error:

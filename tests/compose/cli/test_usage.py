@@ -220,12 +220,23 @@ def test_wrong_settings_of_all_roles_are_named_before_anything_is_started(tmp_pa
     assert list((data / "logs").iterdir()) == []
 
 
-def test_what_okome_up_sets_itself_cannot_be_set_wrong(tmp_path: Path) -> None:
-    told = okome(
-        "up", "--port", "0", home=tmp_path, OKOME_NODE_PORT="99999", OKOME_NODE_RING_FRAMES="1", OKOME_NODE_ID="a b"
-    )
+def test_what_okome_up_sets_itself_cannot_be_set_wrong_and_is_said_with_what_sets_it(tmp_path: Path) -> None:
+    sets = {"OKOME_NODE_PORT": "99999", "OKOME_NODE_ID": "a b", "OKOME_CONTROL_REPLICAS": "3"}
+    wrong = {"OKOME_NODE_RING_FRAMES": "1"}  # which keeps anything from starting
+    told = okome("up", "--port", "0", home=tmp_path, **sets, **wrong)
     assert told.returncode == 2
-    assert [line.split(": ")[1] for line in told.stderr.splitlines()] == ["OKOME_NODE_RING_FRAMES"]
+    *warned, refused = told.stderr.splitlines()
+    assert refused.split(": ")[1] == "OKOME_NODE_RING_FRAMES"
+    does_not = "does not count: `okome up` sets it itself"
+    assert sorted(warned) == [
+        f"OKOME_CONTROL_REPLICAS {does_not}, by --nats",
+        f"OKOME_NODE_ID {does_not}",
+        f"OKOME_NODE_PORT {does_not}",
+    ]
+    theirs = okome("up", "--port", "0", "--nats-url", "nats://theirs", home=tmp_path, **sets, **wrong)
+    assert "OKOME_CONTROL_REPLICAS" not in theirs.stderr
+    same = okome("up", "--port", "0", "--nats", "3", home=tmp_path, OKOME_CONTROL_REPLICAS="3", **wrong)
+    assert "OKOME_CONTROL_REPLICAS" not in same.stderr
 
 
 def test_a_variable_that_no_role_reads_is_said_with_the_nearest_one(tmp_path: Path) -> None:
