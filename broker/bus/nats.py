@@ -1,6 +1,8 @@
 """The connection to NATS: with `wire.py` and `service.py` all that knows nats-py.
 
-What it works around, each with a test (tests/broker/bus/test_nats.py, test_reconnect.py):
+What it works around, each with a test (tests/broker/bus/test_nats.py, test_connect.py, test_reconnect.py):
+- with no server to connect to it looks for one for ever, and lets nothing else run: it is not asked then;
+- it decodes no password of an address, and sends it to no server that it learned of: addresses are given without;
 - a frozen peer hangs nats-py's reconnect for minutes when the send buffer is full: a watchdog pings all the time and
   aborts the transport when a ping is not answered in time;
 - the late pong of a ping that was given up (`flush` with a timeout) ends nats-py's read loop for good, silently: our
