@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Self
 
 from limits import parse
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from broker.bus.settings import RoleSettings
 from broker.bus.subjects import MAX_PARTITIONS
 from ingress.headers import networks
+from ingress.tls import check_certificate, check_key
 
 
 class IngressSettings(RoleSettings):
@@ -78,6 +79,21 @@ class IngressSettings(RoleSettings):
     def _is_networks(cls, text: str) -> str:
         networks(text)
         return text
+
+    @field_validator("tls_cert")
+    @classmethod
+    def _is_certificate(cls, cert: Path | None) -> Path | None:
+        if cert is not None:
+            check_certificate(cert)
+        return cert
+
+    @field_validator("tls_key")
+    @classmethod
+    def _is_its_key(cls, key: Path | None, info: ValidationInfo) -> Path | None:
+        cert = info.data.get("tls_cert")
+        if cert is not None and key is not None:
+            check_key(cert, key)
+        return key
 
     @model_validator(mode="after")
     def _pairs(self) -> Self:

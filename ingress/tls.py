@@ -13,12 +13,40 @@ from broker.bus import draft
 
 
 def server_context(cert: Path, key: Path) -> ssl.SSLContext:
-    """TLS 1.2 and up, ALPN http/1.1. Raises OSError (ssl.SSLError) where the files are no certificate and key."""
+    """TLS 1.2 and up, ALPN http/1.1. Raises OSError (ssl.SSLError) where the files are no certificate and key, or the
+    key asks for a pass phrase."""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(["http/1.1"])
-    context.load_cert_chain(cert, key)
+    context.load_cert_chain(cert, key, password=_nobody)
     return context
+
+
+def _nobody() -> str:
+    """OpenSSL would ask at the terminal."""
+    raise OSError("it is encrypted, and nobody is there to type its pass phrase")
+
+
+def check_certificate(cert: Path) -> None:
+    """Raises ValueError, for whoever named the file, where it is no certificate chain."""
+    try:
+        ssl.create_default_context(cafile=str(cert))
+    except OSError as error:
+        raise ValueError(f"{cert}: {_why(error, 'it holds no certificate (PEM)')}") from error
+
+
+def check_key(cert: Path, key: Path) -> None:
+    """Raises ValueError, for whoever named the file, where it is not the private key of that certificate chain."""
+    try:
+        server_context(cert, key)
+    except OSError as error:
+        raise ValueError(f"{key}: {_why(error, 'it holds no private key (PEM) of that certificate')}") from error
+
+
+def _why(error: OSError, refused: str) -> str:
+    if isinstance(error, ssl.SSLError):
+        return f"{refused}: {error}"
+    return error.strerror or str(error)
 
 
 @dataclass(frozen=True)

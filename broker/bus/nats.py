@@ -1,6 +1,8 @@
 """The connection to NATS: with `wire.py` and `service.py` all that knows nats-py.
 
-What it works around, each with a test (tests/broker/bus/test_nats.py, test_reconnect.py):
+What it works around, each with a test (tests/broker/bus/test_nats.py, test_connect.py, test_reconnect.py):
+- with no server to connect to it looks for one for ever, and lets nothing else run: it is not asked then;
+- it decodes no password of an address, and sends it to no server that it learned of: addresses are given without;
 - a frozen peer hangs nats-py's reconnect for minutes when the send buffer is full: a watchdog pings all the time and
   aborts the transport when a ping is not answered in time;
 - the late pong of a ping that was given up (`flush` with a timeout) ends nats-py's read loop for good, silently: our
@@ -37,7 +39,7 @@ from nats.micro.request import ERROR_CODE_HEADER
 from broker.bus.errors import BusUnavailable, Refusal, StoreRejected
 from broker.bus.replies import API, MANY, PUBLISH, Replies
 from broker.bus.service import Handler, Service
-from broker.bus.settings import RoleSettings
+from broker.bus.settings import RoleSettings, nats_servers
 from broker.bus.storing import Storing
 from broker.bus.subjects import operation_subject, random_id
 from broker.bus.wire import Heard, Inlet, Outlet
@@ -82,18 +84,29 @@ class Bus:
 
     @classmethod
     async def connect(cls, url: str, name: str, *, user: str = "", password: str = "", timeout: float = 10.0) -> Bus:
-        """Connect to one of the servers in `url` (split at commas); raises BusUnavailable after `timeout` seconds."""
+        """Connect to one of the servers in `url` (split at commas); without user and password, as who it says one is.
+
+        Raises BusUnavailable after `timeout` seconds, and at once where it names none: nats-py would look for one and
+        let nothing else run, its timeout included.
+        """
+        try:
+            named = nats_servers(url)
+        except ValueError as error:
+            raise BusUnavailable(f"no NATS server: {error}") from error
+        servers = list(named.addresses)
+        random.shuffle(servers)
+        # Not in the addresses: nats-py sends what stands in one to no server that it hears of from another.
+        credentials: dict[str, Any] = (
+            {"user": user, "password": password} if user and password else {**named.credentials}
+        )
         client = Client()
         bus = cls(client, name)
-        servers = [part.strip() for part in url.split(",") if part.strip()]
-        random.shuffle(servers)
         try:
             await asyncio.wait_for(
                 client.connect(
                     servers,
                     name=name,
-                    user=user or None,
-                    password=password or None,
+                    **credentials,
                     connect_timeout=1,
                     max_reconnect_attempts=-1,
                     reconnect_time_wait=0.1,  # type: ignore[arg-type]  # annotated int, used as seconds
@@ -112,9 +125,9 @@ class Bus:
             )
         except (TimeoutError, OSError, nats.errors.Error) as error:
             why = client.last_error or error  # in the end it is a timeout; what was said before is the reason
-            await client.close()
-            hosts = ",".join(server.rpartition("@")[2] for server in servers)  # never a password
-            raise BusUnavailable(f"no NATS server answers at {hosts}: {why}") from error
+            if client._flush_queue is not None:  # before it is there, nothing is to be closed, and `close` fails
+                await client.close()
+            raise BusUnavailable(f"no NATS server answers at {','.join(servers)}: {why}") from error
         except BaseException:
             await client.close()
             raise

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
+from urllib.parse import unquote, urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import (
@@ -19,6 +21,9 @@ from pydantic_settings import (
 )
 
 from broker.bus.errors import SettingsInvalid
+
+SCHEMES = ("nats", "tls", "ws", "wss")
+PORT = 4222
 
 
 class RoleSettings(BaseSettings):
@@ -46,6 +51,57 @@ class RoleSettings(BaseSettings):
         if id in ("any", "all"):
             raise ValueError("`any` and `all` are everybody's names on the bus")
         return id
+
+    @field_validator("nats_url")
+    @classmethod
+    def _names_servers(cls, urls: str) -> str:
+        nats_servers(urls)
+        return urls
+
+
+@dataclass(frozen=True)
+class NatsServers:
+    """What a `nats_url` names: addresses with scheme, host and, except for WebSockets, port, and who one is there, in
+    the client's own words: user and password, or a token, or nothing."""
+
+    addresses: tuple[str, ...]
+    credentials: Mapping[str, str] = field(repr=False)
+
+
+def nats_servers(urls: str) -> NatsServers:
+    """Raises ValueError with a sentence that quotes nothing: what cannot be read may be part of a password."""
+    named = [_server(part.strip()) for part in urls.split(",") if part.strip()]
+    if not named:
+        raise ValueError("it names no server")
+    told = [credentials for _, credentials in named if credentials]
+    if any(credentials != told[0] for credentials in told):
+        raise ValueError("the servers are one system's: they have the same user and password")
+    return NatsServers(tuple(address for address, _ in named), told[0] if told else {})
+
+
+def _server(url: str) -> tuple[str, dict[str, str]]:
+    """One of them, and who one is there. nats-py takes the same, and ends without a reason, or waits, for what is none;
+    it decodes no password."""
+    try:
+        parts = urlsplit(url if "://" in url else f"nats://{url}")
+        host, port = (parts.hostname or "").encode("idna"), parts.port  # as whoever looks it up does
+    except ValueError:
+        raise ValueError("a server is nats://host:port, its port a number from 1 to 65535") from None
+    if parts.scheme not in SCHEMES:
+        raise ValueError(f"the scheme of a server is one of {', '.join(SCHEMES)}")
+    if not host or len(host.split()) != 1:
+        raise ValueError("a server has no host")
+    if port == 0:
+        raise ValueError("the port of a server is a number from 1 to 65535")
+    where = parts.netloc.rpartition("@")[2]
+    if port is None and parts.scheme in ("nats", "tls"):
+        where = f"{where.removesuffix(':')}:{PORT}"
+    credentials = {}
+    if parts.password is not None:
+        credentials = {"user": unquote(parts.username or ""), "password": unquote(parts.password)}
+    elif parts.username:
+        credentials = {"token": unquote(parts.username)}
+    return parts._replace(netloc=where).geturl(), credentials
 
 
 Settings = TypeVar("Settings", bound=RoleSettings)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import signal
 import sys
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Any
 import httpx
 
 from broker.bus.frames import TERMINAL
+from compose.cli import table
 from compose.cli.api import Away, Event, ask, ask_again, follow
 from compose.cli.outcome import FAILED, INTERRUPTED, OK, CommandFailed
 from compose.cli.target import Target
@@ -57,7 +57,7 @@ def chat(target: Target, *, once: str | None, model: str, sid: str, max_tokens: 
         answer = asyncio.run(talk.turn(once, None if as_json else Transcript(roles=False)))
         if as_json:
             told = {name: value for name, value in vars(answer).items() if name != "interrupted"}
-            sys.stdout.write(json.dumps(told, ensure_ascii=False) + "\n")
+            table.as_json(told)
         if answer.interrupted:
             return INTERRUPTED
         return OK if answer.status == "done" else FAILED

@@ -19,11 +19,11 @@ import httpx
 from pydantic import SecretStr
 
 from broker.bus.errors import BusError, SettingsInvalid
-from broker.bus.settings import load
+from broker.bus.settings import PORT, load, nats_servers
 from compose import nats_server
 from compose.cli.api import refusal
 from compose.cli.roster import look
-from compose.cli.target import MASK, Target, mask_url, readable
+from compose.cli.target import MASK, Target, mask_url
 from compose.up import firstkey, servers, statefile
 from compose.up.ports import PortBusy, Ports
 from compose.up.roles import alone
@@ -34,6 +34,7 @@ DEFAULT_PORT = 8080
 FEW_FILES = 4096
 PROGRAM_TIMEOUT = 5.0
 HEALTH_TIMEOUT = 2.0
+UNASKED = (httpx.HTTPError, httpx.InvalidURL, ValueError)  # the last for a name that nobody can look up
 
 
 class Finding(NamedTuple):
@@ -208,7 +209,7 @@ def _served(target: Target) -> list[Finding]:
 def _health(client: httpx.Client, what: str, url: str) -> Finding:
     try:
         answer = client.get(f"{url}/readyz")
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
+    except UNASKED as error:
         return Finding(what, BAD, f"{url} does not answer: {error or type(error).__name__}")
     if answer.status_code != 200:
         return Finding(what, BAD, f"{url} is not ready: {' '.join(answer.text.split())[:200]}")
@@ -219,7 +220,7 @@ def _key(client: httpx.Client, target: Target) -> Finding:
     """Whether the key of this machine's commands opens anything."""
     try:
         answer = client.get(f"{target.url}/v1/models", headers={"authorization": f"Bearer {target.api_key}"})
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
+    except UNASKED as error:
         return Finding("API key", WARN, f"could not be tried: {error or type(error).__name__}")
     if answer.status_code == 401:
         return Finding("API key", BAD, firstkey.lost(target.key_file))
@@ -229,14 +230,14 @@ def _key(client: httpx.Client, target: Target) -> Finding:
 
 
 def _reachable(what: str, urls: str) -> Finding:
+    try:
+        named = [urlsplit(url) for url in nats_servers(urls).addresses]
+    except ValueError as error:
+        return Finding(what, BAD, f"OKOME_NATS_URL: {error}")
     missing = []
-    for url in urls.split(","):
-        if not readable(url):
-            missing.append(f"{mask_url(url)} is no address")
-            continue
-        where = urlsplit(url.strip())
+    for where in named:
         try:
-            socket.create_connection((where.hostname or "", where.port or 4222), HEALTH_TIMEOUT).close()
+            socket.create_connection((where.hostname or "", where.port or PORT), HEALTH_TIMEOUT).close()
         except OSError as error:
             missing.append(f"{where.hostname}:{where.port} {error.strerror or error}")
     return Finding(what, BAD if missing else OK, "; ".join(missing) or f"{mask_url(urls)} answers")

@@ -102,13 +102,18 @@ def up(
 
     with outcome():
         from broker.bus.lifecycle import configure_logging, loop_factory
+        from compose.up.datadir import KeyInvalid, checked_key
         from compose.up.options import Options, OptionsInvalid
         from compose.up.system import up as run
 
         try:
-            key = api_key_file.read_text() if api_key_file else os.environ.get("OKOME_API_KEY", "")
+            key = os.environ.get("OKOME_API_KEY", "")
+            if api_key_file:  # an empty one is no key, and not none: another would be made
+                key = checked_key(api_key_file.read_text(errors="replace"), f"--api-key-file {api_key_file}")
         except OSError as error:
             raise CommandFailed(f"--api-key-file: {error}", CANNOT_START) from error
+        except KeyInvalid as error:
+            raise CommandFailed(str(error), CANNOT_START) from error
         try:
             options = Options(
                 host=host,

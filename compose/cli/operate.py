@@ -43,7 +43,8 @@ class Done(msgspec.Struct, frozen=True):
 @contextlib.asynccontextmanager
 async def connected(target: Target) -> AsyncIterator[Bus]:
     configure_logging("error")  # unconfigured, it says everything, and on stdout
-    bus = await Bus.connect(target.bus(), "okome-cli", timeout=CONNECT_TIMEOUT)
+    user, password = target.nats_user, target.nats_password
+    bus = await Bus.connect(target.bus(), "okome-cli", user=user, password=password, timeout=CONNECT_TIMEOUT)
     try:
         yield bus
     finally:

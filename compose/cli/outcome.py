@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import signal
 import sys
@@ -27,6 +28,8 @@ def outcome() -> Iterator[None]:
     from broker.bus.errors import BusUnavailable, Refusal, SettingsInvalid, StoreRejected
     from compose.folder import Unusable
 
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # what a terminal cannot write is no reason to write nothing
     try:
         yield
     except CommandFailed as error:

@@ -9,7 +9,9 @@ from typing import Any
 
 
 def as_json(value: Any) -> None:
-    sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")
+    """The same value on every terminal: what one cannot write is written as JSON writes it in ASCII."""
+    escaped = not sys.stdout.encoding.lower().startswith("utf")
+    sys.stdout.write(json.dumps(value, ensure_ascii=escaped) + "\n")
 
 
 def show(headings: Sequence[str], rows: Sequence[Sequence[str]], *, empty: str) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import sys
 
+from compose.cli import table
 from compose.cli.api import follow
 from compose.cli.target import Target
 from compose.cli.transcript import Transcript
@@ -17,7 +17,7 @@ async def tail(target: Target, sid: str, *, after: str, until_done: bool, as_jso
             async for event in follow(client, sid, after=after, until="done" if until_done else ""):
                 if as_json:
                     line = {"event": event.name, **({"id": event.id} if event.id else {}), "data": event.data}
-                    sys.stdout.write(json.dumps(line, ensure_ascii=False) + "\n")
+                    table.as_json(line)
                     sys.stdout.flush()
                 else:
                     transcript.show(event)

@@ -31,13 +31,16 @@ class Target:
     ca: Path | None
     key_file: Path | None = None
     """Where the API key is kept; None of one that somebody gave."""
+    nats_user: str = ""
+    nats_password: str = ""
     processes: tuple[dict[str, Any], ...] = ()
     """As its ready file lists them; none of a system that another machine runs."""
 
     @classmethod
     def find(cls, url: str | None, *, environment: Mapping[str, str] | None = None) -> Target:
         """The state file's key, NATS and CA are for its own system only: another URL never gets them. Where several run
-        and none is named, it is the one started last, and that is said."""
+        and none is named, it is the one started last, and that is said. Raises CommandFailed for variables that no
+        command could use."""
         from compose.up import statefile
 
         env = os.environ if environment is None else environment
@@ -49,16 +52,19 @@ class Target:
             sys.stderr.write(f"okome: using {known.get('url')}, started last; --url chooses another: {others}\n")
         data = Path(known["data"]) if known else None
         ca = data / "tls" / "ca.pem" if data else None
-        key_file = data / "api-key" if data and not env.get("OKOME_API_KEY") else None
         if named := env.get("OKOME_CA"):
-            ca = Path(named)
+            ca = _authority(Path(named))
+        given = _key(env.get("OKOME_API_KEY", ""))
+        key_file = data / "api-key" if data and not given else None
         told, own = env.get("OKOME_NATS_URL", ""), known.get("nats_url", "")
         return cls(
             url=asked or known.get("url", ""),
-            api_key=env.get("OKOME_API_KEY") or known.get("api_key", ""),
+            api_key=given or known.get("api_key", ""),
             nats_url=(own or told) if url else (told or own),  # a flag wins over the environment
             ca=ca if ca is not None and ca.is_file() else None,
             key_file=key_file if key_file is not None and key_file.is_file() else None,
+            nats_user=env.get("OKOME_NATS_USER", ""),
+            nats_password=env.get("OKOME_NATS_PASSWORD", ""),
             processes=tuple(known.get("processes", ())),
         )
 
@@ -95,11 +101,16 @@ class Target:
         return bool(self.processes) or loopback(urlsplit(self.url).hostname or "")
 
     def trusted(self) -> ssl.SSLContext | bool:
-        """What a certificate is checked against: the system's own throw-away CA, or whom this machine trusts."""
+        """What a certificate is checked against: the system's own throw-away CA, or whom this machine trusts. Raises
+        CommandFailed."""
         import httpx
 
-        # Whom the environment names (SSL_CERT_FILE) counts, whatever else of it does not.
-        return ssl.create_default_context(cafile=str(self.ca)) if self.ca else httpx.create_ssl_context()
+        if self.ca:
+            return ssl.create_default_context(cafile=str(self.ca))
+        try:
+            return httpx.create_ssl_context()  # whom the environment names counts, whatever else of it does not
+        except OSError as error:
+            raise CommandFailed(f"SSL_CERT_FILE or SSL_CERT_DIR: {error}", USAGE) from error
 
     def bus(self) -> str:
         """The URL of NATS, for operators' commands. Raises CommandFailed."""
@@ -108,18 +119,31 @@ class Target:
             raise CommandFailed(
                 f"this command talks to NATS{where}; start a system with `okome up`, or set OKOME_NATS_URL"
             )
-        for url in self.nats_url.split(","):
-            if not readable(url):
-                raise CommandFailed(f"{mask_url(url)} is no address of a NATS server", USAGE)
+        from broker.bus.settings import nats_servers
+
+        try:
+            nats_servers(self.nats_url)
+        except ValueError as error:
+            raise CommandFailed(f"OKOME_NATS_URL: {error}", USAGE) from error
         return self.nats_url
 
 
-def readable(url: str) -> bool:
-    """Whether its host and port can be told; what Python says of it otherwise may quote a password."""
+def _key(text: str) -> str:
+    """Without its line end. Raises CommandFailed: a header has no other characters."""
+    key = text.strip()
+    if not (key.isascii() and key.isprintable()):
+        raise CommandFailed("OKOME_API_KEY is not an API key: it is of printable ASCII characters", USAGE)
+    return key
+
+
+def _authority(file: Path) -> Path:
+    """Who is to be trusted, in a file that somebody named. Raises CommandFailed: without a word, nobody would be."""
     try:
-        return urlsplit(url.strip()).port != 0
-    except ValueError:
-        return False
+        ssl.create_default_context(cafile=str(file))
+    except OSError as error:
+        why = "it holds no certificate (PEM)" if isinstance(error, ssl.SSLError) else error.strerror
+        raise CommandFailed(f"OKOME_CA {file}: {why}", USAGE) from error
+    return file
 
 
 def mask_url(urls: str) -> str:

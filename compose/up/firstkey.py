@@ -11,6 +11,7 @@ from broker.bus.credentials import key_id
 from broker.bus.nats import Bus
 from broker.bus.records import ApiKey
 from broker.bus.retry import retry
+from broker.bus.settings import RoleSettings
 
 TIMEOUT = 30.0
 
@@ -21,10 +22,10 @@ class Keys(msgspec.Struct, frozen=True):
     keys: list[ApiKey]
 
 
-async def counts(nats_url: str, api_key: str) -> bool:
+async def counts(okome: RoleSettings, api_key: str) -> bool:
     """Whether OKOME knows it: a revoked one stays revoked, however often a system is started with it. Raises BusError
     or Refusal."""
-    bus = await Bus.connect(nats_url, "okome-up")
+    bus = await Bus.of(okome, "okome-up")
     try:
         deadline = asyncio.get_running_loop().time() + TIMEOUT
         known = await retry(lambda: bus.ask("key_list", {}, Keys), deadline)

@@ -6,6 +6,8 @@ import ipaddress
 from dataclasses import dataclass
 from pathlib import Path
 
+from broker.bus.settings import nats_servers
+
 MOST = 32
 """Of any one role: a slip of the finger, not an intention."""
 
@@ -65,6 +67,11 @@ class Options:
         ]
         if self.nats_url and self.nats != 1:
             problems.append("--nats starts servers, --nats-url uses running ones: not both")
+        if self.nats_url:
+            try:
+                nats_servers(self.nats_url)
+            except ValueError as error:
+                problems.append(f"--nats-url: {error}")
         if problems:
             raise OptionsInvalid("; ".join(problems))
 

@@ -86,6 +86,7 @@ def _check_engine(name: str, environment: Mapping[str, str]) -> None:
 
 def _certificate(options: Options, data: DataDir) -> tuple[tuple[Path, Path] | None, Path | None]:
     if options.tls_cert and options.tls_key:
+        _check_certificate(options.tls_cert, options.tls_key)
         return (options.tls_cert.resolve(), options.tls_key.resolve()), None
     if not options.tls:
         return None, None
@@ -93,3 +94,15 @@ def _certificate(options: Options, data: DataDir) -> tuple[tuple[Path, Path] | N
 
     made = make_ca(data.tls, options.host)
     return (made.cert, made.key), made.ca
+
+
+def _check_certificate(cert: Path, key: Path) -> None:
+    from ingress.tls import check_certificate, check_key
+
+    flag = "--tls-cert"
+    try:
+        check_certificate(cert)
+        flag = "--tls-key"
+        check_key(cert, key)
+    except ValueError as error:
+        raise OptionsInvalid(f"{flag} {error}") from error

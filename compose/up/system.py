@@ -14,6 +14,7 @@ from broker.bus.errors import BusError, Refusal, SettingsInvalid
 from broker.bus.nats import Bus
 from broker.bus.operations import CreateTicket, TicketCreated
 from broker.bus.retry import retry
+from broker.bus.settings import RoleSettings
 from compose.folder import Unusable
 from compose.up import firstkey, plan, readyfile, settings, statefile
 from compose.up.datadir import DataDir, DirectoryBusy, KeyInvalid, sweep
@@ -45,9 +46,10 @@ async def up(options: Options) -> int:
                 statefile.forget(data.path)
             key, key_made = data.api_key(options.api_key)
             planned = plan.make(options, data, ports, key, os.environ)
-            for name, why in settings.unknown(os.environ).items():
+            parts = [part for stage in planned.stages for part in stage]
+            for name, why in {**settings.unknown(os.environ), **settings.overridden(parts, os.environ)}.items():
                 screen.warn(f"{name} {why}")
-            settings.check((part for stage in planned.stages for part in stage), os.environ)
+            settings.check(parts, os.environ)
             system = _System(options, screen, data, planned, key, key_made)
             return await system.run(stack, signals)
     except (OptionsInvalid, Unusable) as error:
@@ -147,8 +149,9 @@ class _System:
 
     async def _start(self, supervisor: Supervisor) -> None:
         await supervisor.start()
-        ticket = await login_ticket(self._plan.nats_url)
-        key_counts = await firstkey.counts(self._plan.nats_url, self._key)
+        okome = settings.okome(part for stage in self._plan.stages for part in stage)
+        ticket = await login_ticket(okome)
+        key_counts = await firstkey.counts(okome, self._key)
         self._page_url = f"{self._plan.url}/#t={ticket}"
         with _found_or_warned(self._screen):
             statefile.sweep()
@@ -203,9 +206,9 @@ def _found_or_warned(screen: Screen) -> Iterator[None]:
         screen.warn(f"the other commands may not find this system by themselves: {error}")
 
 
-async def login_ticket(nats_url: str) -> str:
-    """A one-use ticket that opens the chat page. Raises BusError or Refusal."""
-    bus = await Bus.connect(nats_url, "okome-up")
+async def login_ticket(okome: RoleSettings) -> str:
+    """A one-use ticket that opens the chat page, asked for at OKOME's NATS. Raises BusError or Refusal."""
+    bus = await Bus.of(okome, "okome-up")
     try:
         wanted = CreateTicket(tenant="default", kind="login")
         deadline = asyncio.get_running_loop().time() + TICKET_TIMEOUT

@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
 import sys
 
 import pytest
 
 from compose.cli.role import ROLES
+
+TIMEOUT = 40.0
 
 
 @pytest.mark.parametrize("role", ROLES)
@@ -30,7 +33,7 @@ async def test_it_ends_when_told_to_while_nats_does_not_answer(role: str) -> Non
         env={**os.environ, f"{prefix}NATS_URL": url, f"{prefix}PORT": "0", "OKOME_WORKER_ENGINE": "scripted"},
     )
     try:
-        async with listening, asyncio.timeout(40):
+        async with listening, asyncio.timeout(TIMEOUT):
             await asked.wait()
             process.send_signal(signal.SIGTERM)
             assert await process.wait() == 0
@@ -38,3 +41,19 @@ async def test_it_ends_when_told_to_while_nats_does_not_answer(role: str) -> Non
         if process.returncode is None:
             process.kill()
             await process.wait()
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_what_names_no_nats_server_is_a_wrong_setting(role: str) -> None:
+    """None at all would keep it busy for ever, deaf to signals."""
+    name = f"OKOME_{role.upper()}_NATS_URL"
+    told = subprocess.run(
+        [sys.executable, "-P", "-m", "compose.cli.role", role],
+        env={**os.environ, name: ","},
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+        check=False,
+    )
+    assert told.returncode == 2
+    assert f"{name}: Value error, it names no server\n" in told.stderr

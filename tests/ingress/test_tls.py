@@ -12,6 +12,12 @@ from typing import Any
 
 import pytest
 import trustme
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+    load_pem_private_key,
+)
 
 from broker.bus.errors import SettingsInvalid
 from broker.bus.settings import load
@@ -111,4 +117,31 @@ def test_a_certificate_whose_time_is_over_is_made_anew(tmp_path: Path, monkeypat
 
 def test_certificate_and_key_belong_together(tmp_path: Path) -> None:
     with pytest.raises(SettingsInvalid, match="belong together"):
-        load(IngressSettings, tls_cert=tmp_path / "a.pem")
+        load(IngressSettings, tls_cert=make_ca(tmp_path).cert)
+
+
+@pytest.mark.parametrize(
+    ("cert", "key", "name", "why"),
+    [
+        ("none.pem", "server.key", "CERT", "No such file"),
+        ("junk.pem", "server.key", "CERT", "no certificate"),
+        ("server.pem", "none.key", "KEY", "No such file"),
+        ("server.pem", "junk.pem", "KEY", "no private key"),
+        ("server.pem", "other/server.key", "KEY", "of that certificate"),
+        ("server.pem", "locked.key", "KEY", "pass phrase"),
+    ],
+)
+def test_files_that_cannot_serve_are_wrong_settings_named_with_the_file(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], cert: str, key: str, name: str, why: str
+) -> None:
+    """Nothing is asked at the terminal: a role has none."""
+    ours, _ = make_ca(tmp_path), make_ca(tmp_path / "other")
+    (tmp_path / "junk.pem").write_text("no PEM")
+    encrypted = (Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"secret"))
+    private = load_pem_private_key(ours.key.read_bytes(), None)
+    (tmp_path / "locked.key").write_bytes(private.private_bytes(*encrypted))
+    with pytest.raises(SettingsInvalid, match=why) as caught:
+        load(IngressSettings, tls_cert=tmp_path / cert, tls_key=tmp_path / key)
+    assert set(caught.value.problems) == {f"OKOME_INGRESS_TLS_{name}"}
+    assert str(tmp_path / (cert if name == "CERT" else key)) in str(caught.value)
+    assert capfd.readouterr().err == ""

@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from compose.cli.outcome import CommandFailed
+from compose.cli.outcome import USAGE, CommandFailed
 from compose.cli.target import Target
 from compose.up import statefile
 from compose.up.datadir import DataDir
@@ -119,6 +119,33 @@ def test_whom_the_environment_trusts_is_trusted(tmp_path: Path, monkeypatch: pyt
     trusted = find("https://localhost:1", OKOME_API_KEY="ok_a").trusted()
     assert isinstance(trusted, ssl.SSLContext)
     assert trusted.cert_store_stats()["x509_ca"] == 1
+
+
+@pytest.mark.parametrize("holds", [None, "", "no PEM"])
+def test_an_authority_that_is_none_is_said_before_anybody_is_asked(tmp_path: Path, holds: str | None) -> None:
+    """One that is not there was nobody's before: the certificate was then checked against others."""
+    file = tmp_path / "ca.pem"
+    if holds is not None:
+        file.write_text(holds)
+    with pytest.raises(CommandFailed, match=f"OKOME_CA {file}: ") as refused:
+        find("https://localhost:1", OKOME_CA=str(file))
+    assert refused.value.code == USAGE
+    assert find("https://localhost:1", OKOME_CA=str(make_ca(tmp_path).ca)).ca == file
+
+
+def test_certificates_that_are_not_where_the_environment_says_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", "/nowhere/ca.pem")
+    with pytest.raises(CommandFailed, match="SSL_CERT_FILE"):
+        find("https://localhost:1", OKOME_API_KEY="ok_a").trusted()
+
+
+@pytest.mark.parametrize("key", ["ok_ümläut", "ok_a\nok_b"])
+def test_a_key_that_no_header_can_carry_is_said_and_not_shown(key: str) -> None:
+    with pytest.raises(CommandFailed, match="OKOME_API_KEY") as refused:
+        find(FIRST, OKOME_API_KEY=key)
+    assert refused.value.code == USAGE
+    assert "ok_" not in str(refused.value)
+    assert find(FIRST, OKOME_API_KEY="ok_a\n").api_key == "ok_a"
 
 
 def test_a_flag_chooses_the_nats_servers_too(start: Start) -> None:

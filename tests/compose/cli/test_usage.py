@@ -1,14 +1,18 @@
 """What the command says when it is misused, and with which exit code; run as a person runs it, in a process."""
 
 import json
+import os
+import pty
 import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from ingress.tls import make_ca
 from tests.fixtures.command import TIMEOUT, okome
 
 BUILT = ("up", "chat", "tail", "doctor", "models", "route", "drain", "keys", "role")
@@ -176,6 +180,18 @@ def test_a_ready_file_that_cannot_be_written_is_said_before_anything_starts(tmp_
     assert "its folder does not exist" in told.stderr
 
 
+def test_a_certificate_or_key_that_cannot_serve_is_named_before_anything_is_started(tmp_path: Path) -> None:
+    ours, other, junk = make_ca(tmp_path / "ours"), make_ca(tmp_path / "other"), tmp_path / "junk.pem"
+    junk.write_text("no PEM")
+    data = tmp_path / "data"
+    for cert, key, flag in ((ours.cert, other.key, "--tls-key"), (junk, ours.key, "--tls-cert")):
+        files = ("--tls-cert", str(cert), "--tls-key", str(key))
+        told = okome("up", "--engine", "scripted", "--port", "0", "--data", str(data), *files, home=tmp_path)
+        assert told.returncode == 2
+        assert f"{flag} {key if flag == '--tls-key' else cert}: " in told.stderr
+        assert list((data / "logs").iterdir()) == []
+
+
 def test_a_host_that_is_not_this_machine_is_named(tmp_path: Path) -> None:
     told = okome("up", "--engine", "scripted", "--host", "192.0.2.1", "--port", "0", home=tmp_path)
     assert told.returncode == 3
@@ -204,12 +220,23 @@ def test_wrong_settings_of_all_roles_are_named_before_anything_is_started(tmp_pa
     assert list((data / "logs").iterdir()) == []
 
 
-def test_what_okome_up_sets_itself_cannot_be_set_wrong(tmp_path: Path) -> None:
-    told = okome(
-        "up", "--port", "0", home=tmp_path, OKOME_NODE_PORT="99999", OKOME_NODE_RING_FRAMES="1", OKOME_NODE_ID="a b"
-    )
+def test_what_okome_up_sets_itself_cannot_be_set_wrong_and_is_said_with_what_sets_it(tmp_path: Path) -> None:
+    sets = {"OKOME_NODE_PORT": "99999", "OKOME_NODE_ID": "a b", "OKOME_CONTROL_REPLICAS": "3"}
+    wrong = {"OKOME_NODE_RING_FRAMES": "1"}  # which keeps anything from starting
+    told = okome("up", "--port", "0", home=tmp_path, **sets, **wrong)
     assert told.returncode == 2
-    assert [line.split(": ")[1] for line in told.stderr.splitlines()] == ["OKOME_NODE_RING_FRAMES"]
+    *warned, refused = told.stderr.splitlines()
+    assert refused.split(": ")[1] == "OKOME_NODE_RING_FRAMES"
+    does_not = "does not count: `okome up` sets it itself"
+    assert sorted(warned) == [
+        f"OKOME_CONTROL_REPLICAS {does_not}, by --nats",
+        f"OKOME_NODE_ID {does_not}",
+        f"OKOME_NODE_PORT {does_not}",
+    ]
+    theirs = okome("up", "--port", "0", "--nats-url", "nats://theirs", home=tmp_path, **sets, **wrong)
+    assert "OKOME_CONTROL_REPLICAS" not in theirs.stderr
+    same = okome("up", "--port", "0", "--nats", "3", home=tmp_path, OKOME_CONTROL_REPLICAS="3", **wrong)
+    assert "OKOME_CONTROL_REPLICAS" not in same.stderr
 
 
 def test_a_variable_that_no_role_reads_is_said_with_the_nearest_one(tmp_path: Path) -> None:
@@ -227,6 +254,18 @@ def test_a_key_that_cannot_be_one_cannot_start(tmp_path: Path) -> None:
     assert told.returncode == 3
     assert "not an API key" in told.stderr
     assert "pass word" not in told.stderr
+
+
+@pytest.mark.parametrize("holds", [b"", b"\n", b"short", b"\xff\xfe" * 16])
+def test_a_file_without_a_key_is_refused_and_not_taken_for_none(holds: bytes, tmp_path: Path) -> None:
+    """Another key would be made, or the environment's used."""
+    file = tmp_path / "key"
+    file.write_bytes(holds)
+    flags = ("--port", "0", "--api-key-file", str(file), "--data", str(tmp_path / "data"))
+    told = okome("up", "--engine", "scripted", *flags, home=tmp_path, OKOME_API_KEY="ok_somebody-elses-key")
+    assert told.returncode == 3
+    assert told.stderr.startswith(f"okome: --api-key-file {file} is not an API key: ")
+    assert not (tmp_path / "data").exists()
 
 
 def test_the_doctor_names_every_wrong_setting_of_every_role_at_once(tmp_path: Path) -> None:
@@ -293,16 +332,52 @@ def test_what_is_no_address_is_said_and_not_a_stack_trace(url: str, tmp_path: Pa
     assert "Traceback" not in examined.stderr
 
 
-@pytest.mark.parametrize("where", ["h:abc", "[::1", "h:99999"])
-def test_what_is_no_address_of_a_nats_server_is_said_without_its_password(where: str, tmp_path: Path) -> None:
-    url = f"nats://me:open-sesame@{where}"
+def test_the_doctor_finds_nobody_at_a_name_that_cannot_be_looked_up(tmp_path: Path) -> None:
+    examined = okome("doctor", "--url", "http://a..b", home=tmp_path, OKOME_API_KEY="ok_whatever")
+    assert examined.returncode == 1
+    assert "bad\tsystem\thttp://a..b does not answer: " in examined.stdout
+
+
+@pytest.mark.parametrize("url", ["nats://me:open-sesame@h:abc", "nats://me:open-sesame@[::1", "nonsense:x", ",", " "])
+def test_what_is_no_address_of_a_nats_server_is_said_without_its_password(url: str, tmp_path: Path) -> None:
     told = okome("keys", "ls", home=tmp_path, OKOME_NATS_URL=url)
     assert told.returncode == 2
-    assert told.stderr == f"okome: nats://********@{where} is no address of a NATS server\n"
+    assert told.stderr.startswith("okome: OKOME_NATS_URL: ")
+    assert len(told.stderr.splitlines()) == 1
     examined = okome("doctor", home=tmp_path, OKOME_NATS_URL=url, OKOME_NODE_NATS_URL=url)
-    assert examined.returncode == 1
-    assert f"bad\tnats\tnats://********@{where} is no address\n" in examined.stdout
-    assert "open-sesame" not in examined.stdout + examined.stderr
+    assert examined.returncode == 2
+    assert "bad\tnats\tOKOME_NATS_URL: " in examined.stdout
+    assert "bad\tOKOME_NODE_NATS_URL\t" in examined.stdout
+    assert "open-sesame" not in told.stderr + examined.stdout + examined.stderr
+
+
+ASCII = {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C"}
+
+
+def test_what_a_terminal_cannot_write_does_not_end_a_command(tmp_path: Path) -> None:
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-m", "compose.cli.main", "doctor"],
+        env={**os.environ, **ASCII, "XDG_STATE_HOME": str(tmp_path), "NO_COLOR": "1"},
+        stdout=theirs,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    os.close(theirs)
+    shown = b""
+    with suppress(OSError):  # which says that nobody writes there any more
+        while read := os.read(ours, 4096):
+            shown += read
+    os.close(ours)
+    _, said = process.communicate(timeout=TIMEOUT)
+    assert process.returncode in (0, 1), said
+    assert shown.startswith(b"? ")
+    assert b"python" in shown
+
+
+def test_what_a_program_reads_is_the_same_where_only_ascii_can_be_written(tmp_path: Path) -> None:
+    told = okome("doctor", "-o", "json", home=tmp_path, OKOME_NODE_CORS_ORIGINS="http://ü", PYTHONIOENCODING="ascii")
+    assert '"http://\\u00fc"' in told.stdout
 
 
 def test_a_role_with_wrong_settings_names_them_all(tmp_path: Path) -> None:

@@ -46,3 +46,9 @@ def test_only_a_loopback_bind_is_one(host: str, loopback: bool) -> None:
 @pytest.mark.parametrize("origin", ["https://a.example", "http://localhost:3000"])
 def test_an_origin_is_scheme_and_authority(origin: str) -> None:
     assert Options(cors_origins=(origin,)).cors_origins == (origin,)
+
+
+@pytest.mark.parametrize("url", [" ", ",", "nats://a:b", "http://a"])
+def test_what_names_no_nats_server_is_refused(url: str) -> None:
+    with pytest.raises(OptionsInvalid, match=r"--nats-url: .*server"):
+        Options(nats_url=url)

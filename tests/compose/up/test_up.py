@@ -1,6 +1,7 @@
 """`okome up` as a person runs it: the real roles, the scripted engine."""
 
 import json
+import shutil
 import signal
 import ssl
 import stat
@@ -11,6 +12,9 @@ from pathlib import Path
 
 import httpx
 
+from compose import nats_server
+from compose.up.settings import SETTINGS
+from tests.broker.bus.conftest import server_with
 from tests.fixtures.command import okome
 from tests.fixtures.system import System
 
@@ -188,3 +192,27 @@ def test_a_system_that_cannot_be_written_of_serves_and_says_that_others_will_not
     assert said(system, "models", "--url", url).returncode == 1
     assert okome("models", "--url", url, home=tmp_path / "file" / "state", OKOME_API_KEY=key).returncode == 0
     assert system.stop() == 0
+
+
+def test_nats_servers_that_ask_for_a_password_get_it_from_every_role_and_every_command(
+    start_system: StartSystem, tmp_path: Path
+) -> None:
+    config = tmp_path / "config"
+    shutil.copytree(nats_server.CONFIG_DIR, config)
+    with (config / "single.conf").open("a") as file:
+        file.write('authorization { user: "okome", password: "p@ss:w/rd" }\n')
+    told = {"NATS_USER": "okome", "NATS_PASSWORD": "p@ss:w/rd"}
+    roles = {f"OKOME_{role.upper()}_{name}": value for role in SETTINGS for name, value in told.items()}
+    with server_with(tmp_path / "nats", config_dir=config) as server:
+        system = start_system("--nodes", "1", "--nats-url", server.url, **roles)
+        ready(system)
+        assert "p@ss" not in system.ready_file.read_text()
+        stranger = said(system, "keys", "ls")
+        assert stranger.returncode == 1
+        assert "Authorization" in stranger.stderr
+        home = system.directory / "state"
+        listed = okome("keys", "ls", home=home, **{f"OKOME_{name}": value for name, value in told.items()})
+        assert listed.returncode == 0, listed.stderr
+        address = server.url.replace("//", "//okome:p%40ss%3Aw%2Frd@")
+        assert okome("keys", "ls", home=home, OKOME_NATS_URL=address).stdout == listed.stdout
+        assert system.stop() == 0
