@@ -158,8 +158,7 @@ class BrowserModel:
             self._pipe.clear()
             self._partial = b""
             self.told.connected()
-            place = self.told.place
-            self._asked = place if place.incarnation else self._start.cursor
+            self._asked = self.told.place if self.told.placed else self._start.cursor
             stream = asyncio.create_task(self._stream())
             moved = asyncio.create_task(self._moved.wait())
             await asyncio.wait({stream, moved}, return_when=asyncio.FIRST_COMPLETED)

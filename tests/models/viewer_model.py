@@ -29,6 +29,7 @@ class Told:
     def __init__(self, session: SessionModel) -> None:
         self.session = session
         self.place = Cursor("", 0)  # everything up to here has been shown, or was known before
+        self.placed = False  # it could come back there: a hello that says no place is of a stream that begins anew
         self.shown = 0
         self.resets = 0
         self.greeted = self.caught_up = False
@@ -47,8 +48,10 @@ class Told:
             case "hello":
                 assert not self.greeted, "hello comes once in a connection"
                 self.greeted = True
-                self.place = self._hello = parse_cursor(event.cursor)
-                assert data["cursor"] == event.cursor
+                assert data.get("cursor", "") == event.cursor
+                self.placed = bool(event.cursor)
+                self.place = parse_cursor(event.cursor or data["earliest"])
+                self._hello = self.place if self.placed else None
             case "reset":
                 self.caught_up = False
                 self.place = parse_cursor(data["earliest"])
@@ -72,6 +75,7 @@ class Told:
             assert self._hello == asked or self.names[-2] == "reset", "a cursor is honoured exactly, or `reset`"
         if event.name != "hello":
             self._hello = None
+            self.placed = self.placed or bool(event.cursor) or event.name in ("caught_up", "reset")
 
     def _frame(self, cursor: Cursor, event: Event) -> None:
         frame = self.session.frames.get((cursor.incarnation, cursor.sequence))
@@ -172,7 +176,7 @@ class ViewerModel:
             if isinstance(result, Exception) and not isinstance(result, (BusError, TimeoutError)):
                 raise result
             node += 1
-            if self.told.place.incarnation:
+            if self.told.placed:
                 start = Start("cursor", self.told.place)
             await asyncio.sleep(RETRY)
 
