@@ -75,7 +75,8 @@ class Told:
             assert self._hello == asked or self.names[-2] == "reset", "a cursor is honoured exactly, or `reset`"
         if event.name != "hello":
             self._hello = None
-            self.placed = self.placed or bool(event.cursor) or event.name in ("caught_up", "reset")
+            placed = bool(event.cursor) or event.name in ("caught_up", "reset")
+            self.placed = (self.placed or placed) and bool(self.place.incarnation)
 
     def _frame(self, cursor: Cursor, event: Event) -> None:
         frame = self.session.frames.get((cursor.incarnation, cursor.sequence))
