@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import subprocess
@@ -56,4 +57,6 @@ def test_what_names_no_nats_server_is_a_wrong_setting(role: str) -> None:
         check=False,
     )
     assert told.returncode == 2
-    assert f"{name}: Value error, it names no server\n" in told.stderr
+    said = json.loads(told.stderr)
+    assert (said["event"], said["setting"]) == ("settings.invalid", name)
+    assert "it names no server" in said["why"]
