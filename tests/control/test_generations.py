@@ -279,7 +279,7 @@ async def test_what_waits_is_counted_where_workers_have_no_queue_too(
         return REGISTRY.get_sample_value("okome_control_waiting_jobs", {"model": "m"})
 
     async with replica(fresh_nats.url) as okome, connected(fresh_nats.url) as bus:
-        async with worker(okome, bus, slots=4, queue=0) as w1:
+        async with worker(okome, bus, slots=16, queue=0) as w1:
             for _ in range(4):
                 await generate(bus, await new_session(bus))
             await until(lambda: counted() == 0, "each has its slot")

@@ -309,7 +309,7 @@ async def test_a_transport_that_is_gone_ends_no_follow(local_bus: Bus, monkeypat
             await eventually(lambda: follow.restarts == restarts)  # noqa: B023  # awaited here
             sequences = await fill(local_bus, stream, 1)
             await eventually(lambda: reader.sequences[-1:] == sequences)  # noqa: B023
-    assert failed == 3
+    assert failed >= 3
 
 
 async def test_hold_stops_asking_and_goes_on(local_bus: Bus) -> None:
