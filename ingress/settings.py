@@ -9,6 +9,7 @@ from limits import parse
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 from pydantic_settings import SettingsConfigDict
 
+from broker.bus import cors
 from broker.bus.settings import RoleSettings
 from broker.bus.subjects import MAX_PARTITIONS
 from ingress.headers import networks
@@ -65,7 +66,7 @@ class IngressSettings(RoleSettings):
 
     @property
     def origins(self) -> frozenset[str]:
-        return frozenset(part.strip().rstrip("/") for part in self.cors_origins.split(",") if part.strip())
+        return cors.origins(self.cors_origins)
 
     @field_validator("key_limit", "session_limit", "ip_limit")
     @classmethod

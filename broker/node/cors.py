@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import MutableMapping
 from typing import Any
 
+from broker.bus import cors
 from broker.bus.health import Send
 from broker.node.access import Access, Caller
 
 ALLOW_HEADERS = b"Authorization, Content-Type, Idempotency-Key, Last-Event-ID"
-EXPOSE_HEADERS = b"Retry-After, x-okome-session, x-okome-generation, x-request-id"
 ALLOW_METHODS = b"GET, POST, PATCH, DELETE, OPTIONS"
 
 
@@ -27,12 +27,7 @@ class Cors:
         origin = caller.headers.get("origin", "")
         if not origin or not self._access.allowed(origin):
             return send
-        headers = [
-            (b"access-control-allow-origin", origin.encode()),
-            (b"access-control-allow-credentials", b"true"),
-            (b"access-control-expose-headers", EXPOSE_HEADERS),
-            (b"vary", b"Origin"),
-        ]
+        headers = cors.readable(origin.encode())
 
         async def sending(message: MutableMapping[str, Any]) -> None:
             if message["type"] == "http.response.start":

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
+from broker.bus import cors
 from broker.bus.settings import RoleSettings
 
 
@@ -43,4 +44,4 @@ class NodeSettings(RoleSettings):
 
     @property
     def origins(self) -> frozenset[str]:
-        return frozenset(part.strip().rstrip("/") for part in self.cors_origins.split(",") if part.strip())
+        return cors.origins(self.cors_origins)
