@@ -11,13 +11,12 @@ from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Any
 
+from broker.bus import cors
 from broker.bus.errors import Refusal
 from ingress.headers import REQUEST_ID, Field, value
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 LAST_CHUNK = b"0\r\n\r\n"
-
-EXPOSED = b"Retry-After, x-okome-session, x-okome-generation, x-request-id"
 
 EVENT_STREAM: list[Field] = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -50,13 +49,8 @@ def whole(status: int, fields: Sequence[Field], body: bytes, *, keep_alive: bool
     return head(status, [*fields, *framing]) + (b"" if bodiless else body)
 
 
-def refused(
-    refusal: Refusal, request_id: str, *, status: int = 0, allow: bytes = b""
-) -> tuple[int, list[Field], bytes]:
-    """(status, fields, body) of a refusal; `status` where HTTP has a better one than the code's own (408, 426, 431).
-
-    `allow`: the methods that would not have been refused.
-    """
+def refused(refusal: Refusal, request_id: str, *, allow: bytes = b"") -> tuple[int, list[Field], bytes]:
+    """(status, fields, body) of a refusal; `allow`: the methods that would not have been refused."""
     fields: list[Field] = [
         (b"content-type", b"application/json"),
         (b"cache-control", b"no-store"),
@@ -66,7 +60,7 @@ def refused(
         fields.append((b"retry-after", wait.encode()))
     if allow:
         fields.append((b"allow", allow))
-    return status or refusal.status, fields, json.dumps(refusal.answer(request_id), separators=(",", ":")).encode()
+    return refusal.status, fields, json.dumps(refusal.answer(request_id), separators=(",", ":")).encode()
 
 
 def readable(fields: Sequence[Field], origins: frozenset[str]) -> list[Field]:
@@ -74,12 +68,7 @@ def readable(fields: Sequence[Field], origins: frozenset[str]) -> list[Field]:
     origin = value(fields, b"origin")
     if not origin or origin.decode("latin-1").rstrip("/") not in origins:
         return []
-    return [
-        (b"access-control-allow-origin", origin),
-        (b"access-control-allow-credentials", b"true"),
-        (b"access-control-expose-headers", EXPOSED),
-        (b"vary", b"Origin"),
-    ]
+    return cors.readable(origin)
 
 
 def closed_event(code: str, message: str, retry_after: float | None = None) -> bytes:

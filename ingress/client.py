@@ -209,14 +209,14 @@ class ClientConnection(asyncio.Protocol):
         except httptools.HttpParserCallbackError as error:
             cause = error.__context__
             if isinstance(cause, _Stop):
-                self._refuse(cause.refusal, cause.status, cause.allow)
+                self._refuse(cause.refusal, cause.allow)
                 return
             raise
         except httptools.HttpParserError:
             self._refuse(Refusal("malformed", "this is not an HTTP/1.1 request"))
             return
         if self._parsing is Phase.HEAD and self._read > self._settings.header_limit:
-            self._refuse(self._head_too_large(), 431)
+            self._refuse(self._head_too_large())
         elif self._parsing is Phase.BODY and self._read > 4 * self._settings.body_limit:
             self._refuse(self._too_large())  # chunk framing that is mostly framing
         else:
@@ -296,12 +296,13 @@ class ClientConnection(asyncio.Protocol):
         if self._parsing is not Phase.HEAD:
             return  # a trailer: nothing here has a use for one
         if len(self._fields) >= self._settings.header_count_limit:
-            raise _Stop(Refusal("too_large", f"more than {self._settings.header_count_limit} header fields"), 431)
+            many = f"more than {self._settings.header_count_limit} header fields"
+            raise _Stop(Refusal("too_large", many, status=431))
         self._fields.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
         if self._head_size + len(self._url) > self._settings.header_limit:
-            raise _Stop(self._head_too_large(), 431)
+            raise _Stop(self._head_too_large())
         self._parsing = Phase.BODY
         self._read = 0
         length = value(self._fields, b"content-length")
@@ -334,7 +335,7 @@ class ClientConnection(asyncio.Protocol):
         self._body = bytearray()  # not twice, and not until the next request
 
     def _head_too_large(self) -> Refusal:
-        return Refusal("too_large", f"the head is limited to {self._settings.header_limit} bytes")
+        return Refusal("too_large", f"the head is limited to {self._settings.header_limit} bytes", status=431)
 
     def _too_large(self) -> Refusal:
         return Refusal("too_large", f"the body is limited to {self._settings.body_limit} bytes")
@@ -440,9 +441,9 @@ class ClientConnection(asyncio.Protocol):
         """The deadline of the present phase has passed."""
         match self.phase:
             case Phase.HEAD if self._parsing is Phase.HEAD:
-                self._refuse(Refusal("malformed", "the request's head did not arrive in time"), 408)
+                self._refuse(Refusal("malformed", "the request's head did not arrive in time", status=408))
             case Phase.BODY:
-                self._refuse(Refusal("malformed", "the request's body did not arrive in time"), 408)
+                self._refuse(Refusal("malformed", "the request's body did not arrive in time", status=408))
             case Phase.IDLE | Phase.HEAD if self.congested:
                 self.abort()  # it does not take what was answered: a close would wait for that
             case Phase.IDLE | Phase.HEAD:
@@ -460,7 +461,7 @@ class ClientConnection(asyncio.Protocol):
         before, self._unsent = self._unsent, self._transport.get_write_buffer_size() if self._transport else 0
         return 0 < self._unsent <= before - PROGRESS
 
-    def _refuse(self, refusal: Refusal, status: int = 0, allow: bytes = b"") -> None:
+    def _refuse(self, refusal: Refusal, allow: bytes = b"") -> None:
         """Answer what is not even a request, and close; an answer that is being written is broken off instead."""
         if self._task is not None and refusal.code == "overloaded":
             self._deaf = True  # which is no fault of the client's: it keeps the answer before
@@ -471,8 +472,8 @@ class ClientConnection(asyncio.Protocol):
             self.abort()
             return
         self._forget()
-        self._listener.refused(refusal, self._peer, status)
-        status, fields, body = answer.refused(refusal, "-", status=status, allow=allow)
+        self._listener.refused(refusal, self._peer)
+        status, fields, body = answer.refused(refusal, "-", allow=allow)
         fields += answer.readable(self._fields, self._settings.origins)
         self.write(answer.whole(status, fields, body, keep_alive=False))
         self.close()
@@ -488,8 +489,7 @@ class ClientConnection(asyncio.Protocol):
 class _Stop(Exception):
     """Raised inside a parser's callback: this request is refused."""
 
-    def __init__(self, refusal: Refusal, status: int = 0, allow: bytes = b"") -> None:
+    def __init__(self, refusal: Refusal, allow: bytes = b"") -> None:
         super().__init__(refusal.code)
         self.refusal = refusal
-        self.status = status
         self.allow = allow

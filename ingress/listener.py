@@ -127,9 +127,9 @@ class Listener:
             log.error("request.failed", path=request.path, request_id=request.id, exc_info=error)
             connection.abort()
 
-    def refused(self, refusal: Refusal, ip: str, status: int) -> None:
+    def refused(self, refusal: Refusal, ip: str) -> None:
         self._metrics.refused.labels(refusal.code).inc()
-        log.info("request.refused", code=refusal.code, status=status or refusal.status, why=refusal.message, ip=ip)
+        log.info("request.refused", code=refusal.code, status=refusal.status, why=refusal.message, ip=ip)
 
     # -- time and end --------------------------------------------------------------------------------------------------
 

@@ -24,7 +24,7 @@ from ingress.request import OWN_METHODS, Kind, Request, allowed
 from ingress.settings import IngressSettings
 from ingress.stream import RETRY, EventStream
 from ingress.trust import Trust
-from ingress.websocket import VERSION, OtherVersion, SocketStream
+from ingress.websocket import UPGRADE, SocketStream
 
 log = structlog.get_logger("ingress.access")
 
@@ -193,12 +193,11 @@ class Relay:
         if request.kind is Kind.EVENTS and refusal.status in (429, 503):
             event = answer.closed_event(refusal.code, refusal.message, refusal.retry_after or RETRY)
             status, fields, body = 200, [*answer.EVENT_STREAM, (REQUEST_ID, request.id.encode())], event
-        elif isinstance(refusal, OtherVersion):
-            status, fields, body = answer.refused(refusal, request.id, status=426)
-            fields += [(b"sec-websocket-version", VERSION), (b"upgrade", b"websocket"), (b"connection", b"upgrade")]
         else:
             allow = allowed(request.path) if refusal.code == "method_not_allowed" else b""
             status, fields, body = answer.refused(refusal, request.id, allow=allow)
+            if status == 426:
+                fields += UPGRADE
         facts["status"] = status
         self._answer(request, client, status, [*fields, *request.accepted], body)
 

@@ -9,14 +9,13 @@ from enum import Enum, auto
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
 from broker.bus.credentials import LOGIN_COOKIE, SESSION_COOKIE
-from broker.bus.subjects import partition_of, random_id
+from broker.bus.subjects import is_request_id, partition_of, random_id
 from ingress.headers import REQUEST_ID, Field, tokens, value
 
 _SESSION = re.compile(r"/v1/sessions/([A-Za-z0-9_-]{8,64})(?:/([^/]*)(/.*)?)?\Z")
 _SOCKET = re.compile(r"/v1/sessions/[^/]*/ws\Z")
 _LOGIN_COOKIE, _SESSION_COOKIE = LOGIN_COOKIE.encode(), SESSION_COOKIE.encode()
 _BEARER = b"bearer."
-_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}\Z")
 OWN_PATHS = frozenset({"/livez", "/readyz", "/metrics", "/version"})
 OWN_METHODS = ("GET", "HEAD")
 METHODS = (*OWN_METHODS, "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
@@ -52,9 +51,9 @@ class Request:
     id: str = field(default_factory=lambda: random_id(16))
 
     def __post_init__(self) -> None:
-        brought = value(self.headers, REQUEST_ID)
-        if _REQUEST_ID.match(brought):
-            self.id = brought.decode()
+        brought = value(self.headers, REQUEST_ID).decode("latin-1")
+        if is_request_id(brought):
+            self.id = brought
         self.kind = self._kind()
 
     def _kind(self) -> Kind:

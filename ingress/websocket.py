@@ -39,6 +39,8 @@ log = structlog.get_logger("ingress.websocket")
 
 SUBPROTOCOL = "okome.v1"
 VERSION = b"13"
+UPGRADE: list[Field] = [(b"sec-websocket-version", VERSION), (b"upgrade", b"websocket"), (b"connection", b"upgrade")]
+"""With 426: to what is to be changed over (RFC 6455 §4.4)."""
 NORMAL, RESTART, INTERNAL, OVERLOADED, TOO_FAST = 1000, 1012, 1011, 1013, 4429
 _LEAVE = frozenset({ABNORMAL, 1001, 1005, RESTART})  # the node is gone or going: another leg
 _ELSEWHERE = frozenset({INTERNAL, OVERLOADED})  # this node cannot: another node first
@@ -48,14 +50,6 @@ _HANDSHAKE = frozenset(
 _UPGRADE = _HANDSHAKE | {b"connection", b"upgrade"}
 _OWN = frozenset({b"sec-websocket-accept", b"sec-websocket-extensions", b"sec-websocket-protocol", b"date"})
 CLOSE_TIMEOUT = 5.0
-
-
-class OtherVersion(Refusal):
-    """The client speaks another version of the protocol, and is to be told which is spoken here (RFC 6455 §4.4)."""
-
-    def __init__(self) -> None:
-        message = "the version of WebSocket that is spoken here is 13 (RFC 6455)"
-        super().__init__("malformed", message, param="sec-websocket-version")
 
 
 class SocketStream:
@@ -108,7 +102,7 @@ class SocketStream:
     async def run(self, refusal: Refusal | None = None) -> tuple[End, int]:
         """(why it ended, close code). `refusal`: accept, close.
 
-        Raises Refusal `malformed` where this is no upgrade, OtherVersion where it is one of another version.
+        Raises Refusal `malformed` where this is no upgrade, with status 426 where it is one of another version.
         """
         response = self._handshake()
         if response.status_code != 101:
@@ -175,9 +169,10 @@ class SocketStream:
         self._over(End.LEAVING, RESTART, "this ingress is leaving")
 
     def _handshake(self) -> Response:
-        """The protocol's answer to the upgrade; anything but 101 where it is none. Raises OtherVersion."""
+        """The protocol's answer to the upgrade; anything but 101 where it is none. Raises Refusal: another version."""
         if value(self._request.headers, b"sec-websocket-version") != VERSION:
-            raise OtherVersion
+            why = "the version of WebSocket that is spoken here is 13 (RFC 6455)"
+            raise Refusal("malformed", why, param="sec-websocket-version", status=426)
         headers = Headers()
         for name, text in self._request.headers:
             if name in _UPGRADE:

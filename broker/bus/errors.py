@@ -53,16 +53,25 @@ STATUS = {
 class Refusal(OkomeError):
     """A request that is answered "no", in the words of the public API.
 
-    `retry_after` is in seconds and accompanies 429 and 503 only.
+    `retry_after` is in seconds and accompanies 429 and 503 only. `status`: where HTTP has a better one than the code's
+    own (408, 426, 431).
     """
 
-    def __init__(self, code: str, message: str, *, param: str | None = None, retry_after: float | None = None) -> None:
+    def __init__(
+        self,
+        code: str,
+        message: str,
+        *,
+        param: str | None = None,
+        retry_after: float | None = None,
+        status: int | None = None,
+    ) -> None:
         super().__init__(f"{code}: {message}")
         self.code = code
         self.message = message
         self.param = param
         self.retry_after = retry_after
-        self.status = STATUS.get(code, 500)  # another version's code is passed on as it is
+        self.status = status or STATUS.get(code, 500)  # another version's code is passed on as it is
 
     def answer(self, request_id: str) -> dict[str, Any]:
         """The body of an HTTP answer: api.md's one shape of an error, whoever finds it."""

@@ -18,6 +18,7 @@ JOBS_STREAM = "JOBS"
 BUCKETS = ("keys", "sessions", "generations", "models", "nodes", "jwks", "revoked", "tickets", "idempotency", "secrets")
 
 _SESSION_ID = re.compile(r"[A-Za-z0-9_-]{8,64}\Z")
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}\Z")
 _INCARNATION = re.compile(r"[a-z0-9]{4,16}\Z")
 _SEQUENCE = re.compile(r"(0|[1-9][0-9]{0,18})\Z")
 _PLAIN = re.compile(r"[A-Za-z0-9_-]")
@@ -51,6 +52,11 @@ def new_generation_id() -> str:
 
 def is_session_id(text: str) -> bool:
     return _SESSION_ID.match(text) is not None
+
+
+def is_request_id(text: str) -> bool:
+    """Whether a client's own `X-Request-Id` is kept: it is short and plain."""
+    return _REQUEST_ID.match(text) is not None
 
 
 def partition_of(sid: str) -> str:

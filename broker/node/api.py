@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import re
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -21,7 +20,7 @@ from broker.bus import operations as ops
 from broker.bus.credentials import LOGIN_COOKIE, SESSION_COOKIE
 from broker.bus.errors import BusError, CredentialInvalid, Refusal
 from broker.bus.records import Session
-from broker.bus.subjects import Cursor, partition_of, random_id
+from broker.bus.subjects import Cursor, is_request_id, partition_of, random_id
 from broker.node.access import Access, Caller, Principal, check_session_id, read_caller
 from broker.node.inputs import GenerationBody, LoginBody, SessionBody, SessionPatch, TicketBody, parse
 from broker.node.operations import Operations
@@ -31,15 +30,13 @@ from broker.node.waiting import Waiting
 
 log = structlog.get_logger("node")
 
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}\Z")
-
 NO_STORE = {"cache-control": "no-store"}  # errors and 204 are cacheable unless it is said (RFC 9110)
 
 
 def request_id(caller: Caller) -> str:
     """The client's own, if it is short and plain, else a new one."""
     given = caller.headers.get("x-request-id", "")
-    return given if _REQUEST_ID.match(given) else random_id(12)
+    return given if is_request_id(given) else random_id(12)
 
 
 def refuse(refusal: Refusal, id: str, more: Mapping[str, str] | None = None) -> Response:
@@ -134,9 +131,7 @@ def build(operations: Operations, access: Access, waiting: Waiting, tails: Tails
                     if len(body) > settings.body_limit:
                         raise Refusal("too_large", f"a body is at most {settings.body_limit} bytes")
         except TimeoutError as error:
-            refusal = Refusal("malformed", "the request's body did not arrive in time")
-            refusal.status = 408  # which HTTP has for it
-            raise refusal from error
+            raise Refusal("malformed", "the request's body did not arrive in time", status=408) from error
         if body and "json" not in request.headers.get("content-type", "").partition(";")[0]:
             raise Refusal("malformed", "the body must be application/json", param="content-type")
         return body

@@ -99,8 +99,8 @@ class App:
             refusal = Refusal("method_not_allowed", f"{stream[2]} is for GET")
             await refuse(refusal, request_id(caller), {"allow": "GET"})(scope, receive, send)
         elif stream is not None and stream[2] == "ws":
-            refusal = Refusal("malformed", "this is not a WebSocket upgrade; a proxy may not pass `Upgrade` on")
-            refusal.status = 426  # which HTTP has for it
+            why = "this is not a WebSocket upgrade; a proxy may not pass `Upgrade` on"
+            refusal = Refusal("malformed", why, status=426)
             await refuse(refusal, request_id(caller), UPGRADE)(scope, receive, send)
         else:
             await self._call_api(caller, scope, receive, send)
