@@ -367,7 +367,7 @@ class EventStream:
             data = out[0] if len(out) == 1 else b"".join(out)
             self.bytes += len(data)
             self._client.write(self._frame(data))
-        if self._splice.cursor:
+        if self._request.body and self._splice.cursor:
             self._client.let_go(self._request)  # later legs go on from there
 
     def _turned(self, raw: bytes, turn: Turn, data: bytes) -> bytes:

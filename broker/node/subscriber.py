@@ -247,6 +247,7 @@ class Subscriber:
                     finished = await telling
                 finally:
                     telling.cancel()
+                    await asyncio.gather(telling, return_exceptions=True)
                 if finished.events:
                     yield finished.events
                 self.seq = finished.after
