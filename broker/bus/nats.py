@@ -125,11 +125,10 @@ class Bus:
             )
         except (TimeoutError, OSError, nats.errors.Error) as error:
             why = client.last_error or error  # in the end it is a timeout; what was said before is the reason
-            if client._flush_queue is not None:  # before it is there, nothing is to be closed, and `close` fails
-                await client.close()
+            await _give_up(client)
             raise BusUnavailable(f"no NATS server answers at {','.join(servers)}: {why}") from error
         except BaseException:
-            await client.close()
+            await _give_up(client)
             raise
         await bus.listen(bus._inbox + "*", bus._on_reply)
         bus._heard_at = asyncio.get_running_loop().time()
@@ -461,3 +460,9 @@ class Bus:
 
 def no_responders(msg: Msg) -> bool:
     return not msg.data and msg.headers is not None and msg.headers.get("Status") == "503"
+
+
+async def _give_up(client: Client) -> None:
+    """One that may not have begun to connect: nothing is to be closed then, and `close` fails."""
+    if client._flush_queue is not None:
+        await client.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import NamedTuple
 
 import msgspec
@@ -40,7 +41,10 @@ async def look(target: Target) -> Roster:
         await bus.subscribe(beat_subject("*"), hear)
         entries = await Bucket(bus, "nodes").all()
         await asyncio.sleep(LISTENING)
-    nodes = [decode(entry.value, Node) for _, entry in sorted(entries.items())]
+    nodes = []
+    for _, entry in sorted(entries.items()):
+        with contextlib.suppress(msgspec.DecodeError):  # not a node's
+            nodes.append(decode(entry.value, Node))
     names = sorted(beats)
     return Roster(
         nodes,
