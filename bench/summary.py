@@ -87,11 +87,12 @@ def role(process: str) -> str:
 
 
 def rows(runs: Iterable[Run]) -> dict[Shape, list[Row]]:
-    """By shape, in the order in which they were measured first."""
+    """By shape, from those that ask for few tokens to those that ask for many."""
     grouped: dict[Shape, dict[str, list[Run]]] = {}
     for run in runs:
         grouped.setdefault(run.shape, {}).setdefault(run.contender, []).append(run)
-    return {shape: [_row(found) for found in by_name.values()] for shape, by_name in grouped.items()}
+    shapes = sorted(grouped, key=lambda shape: (shape.asked, shape.streams, shape.engines, shape.trace))
+    return {shape: [_row(found) for found in grouped[shape].values()] for shape in shapes}
 
 
 def _row(runs: Sequence[Run]) -> Row:
