@@ -76,6 +76,17 @@ async def test_a_contender_that_refuses_is_named_with_its_words_and_the_others_g
     assert len(others) == 2
 
 
+async def why_it_failed(contender: Contender, directory: Path) -> str:
+    """Of this one and another one, which is measured all the same."""
+    file = directory / "runs.jsonl"
+    async with asyncio.timeout(DEADLINE):
+        await relay.measure([contender, Direct()], [Shape(1, 20.0)], 1, TIMING, file, lambda line: None)
+    failed, other = record.read(file)
+    assert isinstance(failed, Failed)
+    assert isinstance(other, Run)
+    return failed.why
+
+
 async def test_who_dies_while_it_is_measured_has_failed_and_the_others_go_on(tmp_path: Path) -> None:
     """Of two contenders the first loses a process in its window."""
 
@@ -90,13 +101,7 @@ async def test_who_dies_while_it_is_measured_has_failed_and_the_others_go_on(tmp
             async with process(["sleep", str(TIMING.ramp + TIMING.warm + TIMING.window / 2 + 1)], log) as one:
                 yield Running("chat", engine, "", {"node-1": one.pid})
 
-    file = tmp_path / "runs.jsonl"
-    async with asyncio.timeout(DEADLINE):
-        await relay.measure([Dying(), Direct()], [Shape(1, 20.0)], 1, TIMING, file, lambda line: None)
-    failed, other = record.read(file)
-    assert isinstance(failed, Failed)
-    assert "node-1 has ended" in failed.why
-    assert isinstance(other, Run)
+    assert "node-1 has ended" in await why_it_failed(Dying(), tmp_path)
 
 
 async def test_a_program_that_may_not_be_run_has_failed_and_the_others_go_on(tmp_path: Path) -> None:
@@ -110,13 +115,7 @@ async def test_a_program_that_may_not_be_run_has_failed_and_the_others_go_on(tmp
             async with process([directory / "nothing"], directory / "nothing.log"):
                 yield Running("chat", engine, "", {})
 
-    file = tmp_path / "runs.jsonl"
-    async with asyncio.timeout(DEADLINE):
-        await relay.measure([Broken(), Direct()], [Shape(1, 20.0)], 1, TIMING, file, lambda line: None)
-    failed, other = record.read(file)
-    assert isinstance(failed, Failed)
-    assert "nothing" in failed.why
-    assert isinstance(other, Run)
+    assert "nothing" in await why_it_failed(Broken(), tmp_path)
 
 
 def test_a_peer_without_its_program_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

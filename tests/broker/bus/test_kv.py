@@ -365,6 +365,25 @@ async def test_more_than_a_server_holds_for_a_connection_is_read_without_losing_
     assert not lost
 
 
+async def test_few_read_many_keys_at_once_and_who_waits_too_long_is_told(
+    bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kv, "PROGRESS_TIMEOUT", 0.2)
+    bucket = await new(bus)
+    await bucket.put("k.1", b"x")
+    for slots, read in ((bus.reads, bucket.all), (bus.long_reads, bucket._all_by_follow)):
+        taken = 0
+        while not slots.locked():
+            await slots.acquire()
+            taken += 1
+        assert taken > 1
+        with pytest.raises(BusUnavailable, match="at once"):
+            await read("k.*")
+        slots.release()
+        for _ in range(2):  # one slot is enough, and given back
+            assert list(await read("k.*")) == ["k.1"]
+
+
 async def test_the_keys_are_listed_without_their_values(bus: Bus) -> None:
     bucket = await new(bus)
     for key in ("a.1", "a.2", "b.1"):

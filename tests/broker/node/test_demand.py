@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -19,7 +19,6 @@ from broker.bus.subjects import beat_subject, worker_subject
 from broker.node import viewers
 from broker.node.access import Access
 from broker.node.beats import Beats
-from broker.node.history import History
 from broker.node.ring import Ring
 from broker.node.settings import NodeSettings
 from broker.node.start import Start
@@ -27,6 +26,7 @@ from broker.node.subscriber import LOW_WATER, Demand, Subscriber
 from broker.node.tails import Tails
 from broker.node.viewers import Viewers
 from tests.broker.node.memory_log import SID, MemoryHistory, MemoryLog, MemoryTail, Viewer, end, settle
+from tests.broker.node.slow_history import held_back
 from tests.fixtures.nats_server import NatsServer
 from tests.fixtures.node import Author, RunningNode, running_node
 
@@ -173,20 +173,13 @@ async def test_a_viewer_that_attaches_neither_lags_nor_keeps_up(
 ) -> None:
     """It reads what has ended first: an engine does not stop for that, nor go on."""
     monkeypatch.setattr(viewers, "DEMAND_INTERVAL", 0.2)
-    goes_on = asyncio.Event()
-    finished: Callable[..., Awaitable[object]] = History.finished
-
-    async def slow(self: History, *arguments: object) -> object:
-        await goes_on.wait()
-        return await finished(self, *arguments)
-
     async with running_node(fresh_nats) as node:
         heard, author, other = await hear(node), await node.session(), await node.session()
         await author.start()
         await author.tokens(3)
         await other.start()
         async with node.events(other.sid, after="0"):
-            monkeypatch.setattr(History, "finished", slow)
+            goes_on = held_back(monkeypatch)
             async with node.events(author.sid) as events:
                 await heard.until(lambda said: len(said) > 2, other.sid)
                 assert not any(author.sid in said["sids"] for said in heard.said)

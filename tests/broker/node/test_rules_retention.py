@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-from collections.abc import Awaitable, Callable
 
 import pytest
 
@@ -13,7 +11,7 @@ from broker.bus.kv import Bucket
 from broker.bus.records import Generation, Message, Request, Status, encode
 from broker.bus.subjects import log_subject
 from broker.node import subscriber
-from broker.node.history import History
+from tests.broker.node.slow_history import held_back
 from tests.fixtures.node import Author, RunningNode
 
 
@@ -80,14 +78,7 @@ async def test_turns_that_have_aged_out_have_no_place_before_the_last_of_them(no
 async def test_hello_does_not_wait_long_for_what_has_ended(node: RunningNode, monkeypatch: pytest.MonkeyPatch) -> None:
     """An ingress would take the node for lost. What it begins with is not known then, so it has no place."""
     monkeypatch.setattr(subscriber, "HELLO_WITHIN", 0.1)
-    goes_on = asyncio.Event()
-    finished: Callable[..., Awaitable[object]] = History.finished
-
-    async def slow(self: History, *arguments: object) -> object:
-        await goes_on.wait()
-        return await finished(self, *arguments)
-
-    monkeypatch.setattr(History, "finished", slow)
+    goes_on = held_back(monkeypatch)
     author = await node.session()
     await author.answer(2)
     async with node.events(author.sid) as events:
