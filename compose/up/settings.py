@@ -16,13 +16,6 @@ SETTINGS = {
     "ingress": ("ingress.settings", "IngressSettings"),
 }
 
-
-def kinds() -> Iterator[tuple[str, type[RoleSettings]]]:
-    """Every role and what its settings are."""
-    for role, (module, name) in SETTINGS.items():
-        yield role, getattr(importlib.import_module(module), name)
-
-
 FLAGS = {
     "API_KEY": "--api-key-file or OKOME_API_KEY",
     "CORS_ORIGINS": "--cors-origin",
@@ -37,6 +30,12 @@ FLAGS = {
     "TRUST_LOOPBACK": "--host",
 }
 """By what `okome up` is told the settings that it sets itself; of the others it chooses."""
+
+
+def kinds() -> Iterator[tuple[str, type[RoleSettings]]]:
+    """Every role and what its settings are."""
+    for role, (module, name) in SETTINGS.items():
+        yield role, getattr(importlib.import_module(module), name)
 
 
 def check(parts: Iterable[Part], given: Mapping[str, str]) -> None:
