@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-from bench.ours import AT_ONCE
+from bench.ours import AT_ONCE, LOGS
 from bench.record import Shape
 from bench.summary import PATH, Row
 from broker.bus.frames import decode_frame, encode_tokens
@@ -24,13 +24,13 @@ from broker.bus.log import FENCE
 from broker.bus.subjects import MAX_PARTITIONS, log_subject
 from broker.bus.wire import publish_command
 from broker.node.events import of_frame
-from compose.up.roles import ALONE
+from compose.up.roles import PARTITIONS
 
 BUSY = 0.6
 """Of a core that a process may use: the rest is for bursts, and for what a neighbour leaves when it dies."""
 FRAMES = 10_000
 """Frames a second that one partition's stream is planned for, if there can be so many partitions."""
-TAILS = int(ALONE["OKOME_CONTROL_PARTITIONS"])
+TAILS = int(LOGS[PARTITIONS])
 """Partitions of the measured system: a node's base is for so many tails."""
 _SID = "00" + "a" * 20
 _FRAME = encode_tokens("token", "g" + "a" * 15, 1, "a" * 8, 10**9, 1000, 1, " token")

@@ -18,7 +18,7 @@ from bench.contender import START_TIMEOUT, Dialect, NotStarted, Running, process
 from bench.nats import Nats
 from broker.bus.version import VERSION
 from compose import nats_server
-from compose.up.roles import ALONE
+from compose.up.roles import LOG_MAX_BYTES, PARTITIONS
 
 ENVIRONMENT = {
     # Limits that count, and refuse nobody: the load is one client.
@@ -31,6 +31,8 @@ ENVIRONMENT = {
 }
 PUBLISHED = " from publish to read"
 AT_ONCE = ", each token at once"
+LOGS = {PARTITIONS: "8", LOG_MAX_BYTES: str(512 * 1024 * 1024)}
+"""Of a NATS server that `okome up` is given."""
 SYNC = "sync_interval: always"
 """The line of compose/nats/single.conf that the default stands in."""
 
@@ -80,7 +82,7 @@ class Okome:
             if self.synced:
                 url, pid = await self._own_nats(directory, stack)
                 argv += ["--nats-url", url]
-                environment = ALONE
+                environment = LOGS
                 processes["nats-1"] = pid
             if not self.collecting:
                 environment = {**environment, "OKOME_WORKER_COLLECT_ABOVE": "0"}

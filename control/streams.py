@@ -51,6 +51,8 @@ def log_config(partition: str, settings: ControlSettings) -> dict[str, Any]:
         "max_bytes": settings.log_max_bytes,
         "num_replicas": settings.replicas,
         "allow_direct": True,
+        # One sync for all that a worker has to say, not one for each (docs/decisions/publishing.md).
+        "allow_atomic": settings.log_batches and settings.replicas == 1,
     }
 
 
@@ -97,6 +99,17 @@ def everything(settings: ControlSettings) -> Iterator[dict[str, Any]]:
         yield log_config(partition, settings)
 
 
+REPAIRED = (
+    "max_age",
+    "max_bytes",
+    "num_replicas",
+    "allow_direct",
+    "allow_atomic",
+    "duplicate_window",
+    "allow_msg_ttl",
+)
+
+
 def repaired(found: dict[str, Any], wanted: dict[str, Any]) -> dict[str, Any] | None:
     """The configuration that `found` should be changed to, or None where it is well.
 
@@ -104,8 +117,9 @@ def repaired(found: dict[str, Any], wanted: dict[str, Any]) -> dict[str, Any] | 
     left out when somebody else made it. An incarnation that is there is never replaced here.
     """
     changes: dict[str, Any] = {}
-    for name in ("max_age", "max_bytes", "num_replicas", "allow_direct", "duplicate_window", "allow_msg_ttl"):
-        if name in wanted and found.get(name) != wanted[name]:
+    for name in REPAIRED:
+        have = found.get(name)
+        if name in wanted and (have or wanted[name]) and have != wanted[name]:  # what is not is left out
             changes[name] = wanted[name]
     if not found.get("description") and wanted.get("description"):
         changes["description"] = wanted["description"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 LONGEST = 0.2  # seconds; text that comes in fewer than five pieces a second is seen to stutter
 STEP = 0.02  # seconds: one answer more or less moves nobody's moments
-MOMENTS = 8  # in an interval, at which all frames go that are due about then: everybody is woken for many
+MOMENTS = 4  # in an interval, at which all frames go that are due about then: everybody is woken for many
 WINDOW = 1.0  # seconds over which tokens are counted
 LEFT = 0.4  # of `collect_above`, about: the frames that are left where tokens collect
 CALM = 0.8  # of `collect_above`, under which every token is its own frame again

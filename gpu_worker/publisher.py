@@ -17,7 +17,7 @@ from broker.bus import log as bus_log
 from broker.bus.clock import now_ms
 from broker.bus.errors import BusError, BusUnavailable, ChainBroken, FrameMalformed, StoreRejected, WrongLastSequence
 from broker.bus.frames import Frame
-from broker.bus.log import STREAM_FULL, STREAM_NOT_FOUND
+from broker.bus.log import STREAM_FULL, STREAM_NOT_FOUND, Fenced
 from broker.bus.strays import last_frame
 from broker.bus.subjects import log_stream, log_subject, partition_of
 from gpu_worker.engines import Tap
@@ -158,8 +158,10 @@ class Publisher:
         if self.outbox.has_more or self._tap.source.unread:
             if pause := self._pause():
                 self._again(pause)
-            elif self._turns.ask(self._stream, self._my_turn, first=not self._streaming):
-                self._publish()
+            elif self._turns.ask(
+                self._stream, self, first=not self._streaming, alone=self.outbox.state is State.UNDECIDED
+            ):
+                self.go()
             else:
                 self._in_line = True
 
@@ -175,33 +177,43 @@ class Publisher:
         left = self._cadence.due(self._sent_at) - self._loop.time()
         return left if left >= MOMENT else 0.0
 
-    def _my_turn(self) -> None:
-        self._in_line = False
-        self._publish()
+    def go(self) -> None:
+        """It is its turn: publish alone."""
+        if (publish := self.load()) is None:
+            self._turns.over(self._stream)
+            return
+        try:
+            bus_log.store_soon(self._bus, self._subject, publish.payload, publish.expect_last, self._answered_alone)
+        except BusError as error:  # not connected: nothing was sent, so nothing will call back
+            self._answered_alone(error)
+        except Exception as error:  # the safety net of a turn: whoever handed it on would not hear his own answer
+            log.error("worker.publish_failed", subject=self._subject, exc_info=error)
+            self.stop(Stop.REFUSED)
+            self._turns.over(self._stream)
 
-    def _publish(self) -> None:
+    def load(self) -> Fenced | None:
+        """What is to be published now, of which `answered` is told; None: nothing."""
+        self._in_line = False
+        try:
+            return self._load()
+        except Exception as error:  # as above
+            log.error("worker.publish_failed", subject=self._subject, exc_info=error)
+            self.stop(Stop.REFUSED)
+            return None
+
+    def _load(self) -> Fenced | None:
         if self._tap.source.unread and self.outbox.state is State.IDLE:
             self._draw()
         publish = self.outbox.take()
         if publish is None:  # stopped meanwhile, or what was there is no token
-            self._turns.over(self._stream)
-            return
+            return None
         self._sent_at = self._loop.time()
         if self._undecided_since is not None:
             RETRIES.inc()
         if self.outbox.sends_tokens and not self._reserve.take(self._stream, len(publish.payload)):
-            self._turns.over(self._stream)
             self._stream_full()
-            return
-        try:
-            bus_log.store_soon(self._bus, self._subject, publish.payload, publish.expect_last, self._answered)
-        except BusError as error:  # not connected: nothing was sent, so nothing will call back
-            self._answered(error)
-        except Exception as error:  # the safety net of a turn: whoever handed it on would not hear his own answer
-            log.error("worker.publish_failed", subject=self._subject, exc_info=error)
-            self.outbox.stop(Stop.REFUSED)
-            self._turns.over(self._stream)
-            self._settle()
+            return None
+        return Fenced(self._subject, publish.payload, publish.expect_last)
 
     def _draw(self) -> None:
         draw = self._tap.source.draw
@@ -215,8 +227,12 @@ class Publisher:
         finally:
             self._drawing = False
 
-    def _answered(self, answer: int | BusError) -> None:
+    def _answered_alone(self, answer: int | BusError) -> None:
         self._turns.over(self._stream)
+        self.answered(answer)
+
+    def answered(self, answer: int | BusError) -> None:
+        """What became of what was loaded."""
         if self.outbox.state is not State.IN_FLIGHT:
             return  # stopped meanwhile
         match answer:

@@ -12,16 +12,17 @@ from broker.bus import log
 from broker.bus.nats import Bus
 
 KEPT = 50  # one part of this many is for terminals
-OVERHEAD = 200  # bytes, at most, that the server adds to a frame: subject, header, record
+OVERHEAD = 250  # bytes, at most, that the server adds to a frame: subject, headers, record
 FRESH = 1.0  # seconds that the leader's word counts, what this worker wrote since added
 
 
 class _Stream:
-    __slots__ = ("asked_at", "room")
+    __slots__ = ("asked_at", "room", "batches")
 
-    def __init__(self, asked_at: float, room: float) -> None:
+    def __init__(self, asked_at: float, room: float, batches: bool) -> None:
         self.asked_at = asked_at
         self.room = room
+        self.batches = batches
 
 
 class Reserve:
@@ -39,7 +40,7 @@ class Reserve:
             return
         info = await log.stream_info(self._bus, stream)
         room = float("inf") if info.max_bytes < 0 else info.max_bytes - info.max_bytes // KEPT - info.bytes
-        self._streams[stream] = _Stream(now, room)
+        self._streams[stream] = _Stream(now, room, info.batches)
 
     def take(self, stream: str, size: int) -> bool:
         """Whether a frame of tokens of `size` bytes may be written; where nobody asked, the server decides."""
@@ -48,6 +49,17 @@ class Reserve:
             return True
         known.room -= size + OVERHEAD
         return known.room >= 0
+
+    def takes_batches(self, stream: str) -> bool:
+        """Whether frames of several answers may be stored in it as one batch."""
+        known = self._streams.get(stream)
+        return known is not None and known.batches
+
+    def no_batches(self, stream: str) -> None:
+        """The log says so, whatever was learnt of it."""
+        known = self._streams.get(stream)
+        if known is not None:
+            known.batches = False
 
     def forget(self, used: set[str]) -> None:
         """Keep only the streams in use."""

@@ -44,6 +44,9 @@ class WorkerSettings(RoleSettings):
     collect_above: int = Field(
         12_000, ge=0, description="tokens a second of all answers above which they collect, up to 0.2 s; 0: never"
     )
+    batch_from: int = Field(
+        16, ge=2, le=500, description="frames that wait for a log go as one batch, where it takes batches"
+    )
     lost_timeout: float = Field(60.0, gt=0, description="without an answer from the log before an attempt is given up")
 
     @field_validator("id")

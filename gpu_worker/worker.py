@@ -79,7 +79,11 @@ class Worker:
         self._tasks: set[asyncio.Task[None]] = set()
         self._warm: OrderedDict[str, None] = OrderedDict()
         self._pulse = Pulse(bus, id, self._beat)
-        publishing = Publishing(bus, cadence=Cadence(settings.frame_interval, settings.collect_above))
+        publishing = Publishing(
+            bus,
+            batch_from=settings.batch_from,
+            cadence=Cadence(settings.frame_interval, settings.collect_above),
+        )
         WAITING.set_function(lambda: publishing.turns.waiting)
         INTERVAL.set_function(lambda: publishing.cadence.interval)
         self._place = Place(id, settings, Bucket(bus, "generations"), self._pulse, publishing)

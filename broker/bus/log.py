@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -16,6 +16,7 @@ from broker.bus.subjects import log_stream
 from broker.bus.wire import read_headers
 
 FENCE = "Nats-Expected-Last-Subject-Sequence"
+BATCH, BATCH_SEQUENCE, BATCH_COMMIT = "Nats-Batch-Id", "Nats-Batch-Sequence", "Nats-Batch-Commit"
 WRONG_LAST_SEQUENCE = 10071
 FENCE_BUSY = 10164  # another publish to this subject is being proposed: the last sequence is not known yet
 NO_MESSAGE = 10037
@@ -23,6 +24,8 @@ SEQUENCE_NOT_FOUND = 10043
 NOTHING_FOUND = 10057  # of a deletion: what stood there was all that its block had
 STREAM_NOT_FOUND = 10059
 STREAM_FULL = 10077
+NO_BATCHES = 10174  # the stream does not allow it
+BATCH_MOST = 500  # messages; NATS takes 1 000
 PAGE = 64  # messages in one direct get: the server holds the stream's lock for the whole batch
 PAGE_BYTES = 512 * 1024  # of a page, and at least one message
 
@@ -38,7 +41,8 @@ class Stored(NamedTuple):
 
 
 class StreamInfo(NamedTuple):
-    """What the leader says of a stream. `incarnation` is "" where OKOME did not make it."""
+    """What the leader says of a stream. `incarnation` is "" where OKOME did not make it. `batches`: whether
+    it takes what `store_batch` sends."""
 
     incarnation: str
     first_seq: int
@@ -48,6 +52,7 @@ class StreamInfo(NamedTuple):
     max_bytes: int
     created: str
     leader: str
+    batches: bool = False
     now: str = ""  # the time at the server that answered, as in `Stored.time`
 
 
@@ -59,14 +64,17 @@ class _Error(msgspec.Struct):
 
 class _Ack(msgspec.Struct):
     seq: int = 0
+    count: int = 1
     error: _Error | None = None
 
 
 _decode_ack = msgspec.json.Decoder(_Ack).decode
 
 
-def read_ack(msg: Msg | None) -> int | BusError:
-    """A publish's answer: the stored sequence, or why not. BusUnavailable means undecided."""
+def read_ack(msg: Msg | None, count: int = 1) -> int | BusError:
+    """The answer to a publish of `count` messages: the sequence of the last, or why not. BusUnavailable means
+    undecided.
+    """
     if msg is None or no_responders(msg):
         return BusUnavailable("the publish was not acknowledged")
     try:
@@ -74,7 +82,7 @@ def read_ack(msg: Msg | None) -> int | BusError:
     except msgspec.DecodeError:
         return StoreRejected(0, f"not an acknowledgement: {msg.data[:80]!r}")
     if ack.error is None:
-        return ack.seq
+        return ack.seq if ack.count == count else BusUnavailable(f"{ack.count} of {count} are said to be stored")
     if ack.error.err_code == WRONG_LAST_SEQUENCE:
         digits = ack.error.description.rpartition(" ")[2]
         return WrongLastSequence(int(digits) if digits.isdigit() else None)
@@ -102,6 +110,39 @@ def store_soon(
         on_answer(answer)
 
     bus.call(subject, payload, {FENCE: str(expect_last)}, hear)
+
+
+class Fenced(NamedTuple):
+    """One message of a batch."""
+
+    subject: str
+    payload: bytes
+    expect_last: int
+
+
+def store_batch(bus: Bus, batch: str, messages: Sequence[Fenced], on_answer: Callable[[int | BusError], None]) -> None:
+    """Fenced publishes to one stream of one replica: one sync of its file and one answer for all of them, which are at
+    most BATCH_MOST (ADR-50; the stream's `allow_atomic`). All are stored, or none where one may not be; of those that
+    nothing was answered of some may be, where the server itself has no room left.
+
+    `on_answer` is called once: with the sequence of the last, before which the others are in their order, each one
+    behind the one before; or with an error. WrongLastSequence says only that one of the fences did not hold. No answer
+    in time is BusUnavailable. `batch`: never used before. Raises BusUnavailable (and never calls back) when not
+    connected.
+    """
+    *others, newest = messages
+    count = len(messages)
+    for number, one in enumerate(others, 1):
+        headers = {FENCE: str(one.expect_last), BATCH: batch, BATCH_SEQUENCE: str(number)}
+        bus.publish_now(one.subject, one.payload, bus.nowhere if number == 1 else "", headers)
+    headers = {FENCE: str(newest.expect_last), BATCH: batch, BATCH_SEQUENCE: str(count), BATCH_COMMIT: "1"}
+
+    def hear(msg: Msg | None) -> None:
+        answer = read_ack(msg, count)
+        _note(bus, newest.subject, answer)
+        on_answer(answer)
+
+    bus.call(newest.subject, newest.payload, headers, hear, patient=True)
 
 
 async def store(
@@ -257,6 +298,7 @@ async def stream_info(bus: Bus, stream: str, *, timeout: float = 2.0) -> StreamI
         max_bytes=config.get("max_bytes", -1),
         created=answer.get("created", ""),
         leader=(answer.get("cluster") or {}).get("leader", ""),
+        batches=config.get("num_replicas", 1) == 1 and bool(config.get("allow_atomic")),
         now=answer.get("ts", ""),
     )
 

@@ -37,6 +37,7 @@ from nats.aio.subscription import Subscription
 from nats.micro.request import ERROR_CODE_HEADER
 
 from broker.bus.errors import BusUnavailable, Refusal, StoreRejected
+from broker.bus.patience import MOST
 from broker.bus.replies import API, MANY, PUBLISH, Replies
 from broker.bus.service import Handler, Service
 from broker.bus.settings import RoleSettings, nats_servers
@@ -199,6 +200,11 @@ class Bus:
 
     # -- core NATS -------------------------------------------------------------------------------------------------
 
+    @property
+    def nowhere(self) -> str:
+        """Where an answer may be sent that nobody reads."""
+        return f"{self._inbox}0"
+
     def publish_now(self, subject: str, payload: bytes, reply: str = "", headers: dict[str, str] | None = None) -> None:
         """Hand a message to the connection without waiting; raises BusUnavailable when not connected.
 
@@ -252,13 +258,19 @@ class Bus:
         return msg
 
     def call(
-        self, subject: str, payload: bytes, headers: dict[str, str] | None, on_reply: Callable[[Msg | None], None]
+        self,
+        subject: str,
+        payload: bytes,
+        headers: dict[str, str] | None,
+        on_reply: Callable[[Msg | None], None],
+        *,
+        patient: bool = False,
     ) -> None:
         """As a `request` to publish, without a task or a future: `on_reply` is called once, with None for no answer.
 
         How long it waits follows from how long answers take, see `patience.py`, and from whether what was published on
-        other subjects of the same log is answered. Raises BusUnavailable when not connected; `on_reply` is then not
-        called.
+        other subjects of the same log is answered; `patient`: a second at least, whatever others take. Raises
+        BusUnavailable when not connected; `on_reply` is then not called.
         """
         token = self._replies.expect(on_reply, PUBLISH)
         try:
@@ -266,7 +278,7 @@ class Bus:
         except BaseException:
             self._replies.forget(token)
             raise
-        self._replies.time(token, subject[: subject.rfind(".")])
+        self._replies.time(token, subject[: subject.rfind(".")], MOST if patient else 0.0)
 
     async def collect(
         self, subject: str, payload: bytes, is_last: Callable[[Heard], bool], *, timeout: float = 2.0

@@ -29,12 +29,13 @@ class _Way:
         self.heard_at = 0.0  # loop time
 
 
-_Timed = tuple[float, int, _Way]  # when it was sent, in loop time; its number in the order of sending; and where
+_Timed = tuple[float, int, _Way, float]
+"""When it was sent, in loop time; its number in the order of sending; where; and how long it is waited for at least."""
 
 
 def waits_since(timed: _Timed) -> float:
     """When something was heard last that makes waiting worth while."""
-    sent_at, number, way = timed
+    sent_at, number, way, _ = timed
     return sent_at if number < way.answered else max(sent_at, way.heard_at)  # the first: it was overtaken
 
 
@@ -66,12 +67,14 @@ class Replies(Generic[Answer]):
         self._waiting[token := f"{kind}{self._last}"] = take
         return token
 
-    def time(self, token: str, way: str = "") -> None:
-        """From now on `token`, a PUBLISH, is on its way: with no answer in time its `take` gets None."""
+    def time(self, token: str, way: str = "", least: float = 0.0) -> None:
+        """From now on `token`, a PUBLISH, is on its way: with no answer in time its `take` gets None. `least`: seconds
+        that it is waited for whatever others take, who learn nothing from it.
+        """
         self._sent += 1
         if (taken := self._ways.get(way)) is None:
             taken = self._ways[way] = _Way()
-        self._timed[token] = (self._loop.time(), self._sent, taken)
+        self._timed[token] = (self._loop.time(), self._sent, taken, least)
         if self._timer is None:
             self._look_at(self._loop.time() + LEAST)
 
@@ -104,11 +107,12 @@ class Replies(Generic[Answer]):
             else:
                 self.futility.decided()
             if timed is not None and not (nobody or refused):
-                sent_at, number, way = timed
+                sent_at, number, way, least = timed
                 way.heard_at = now
                 if number > way.answered:
                     way.answered = number
-                self._patience.answered(now - sent_at, now)
+                if not least:
+                    self._patience.answered(now - sent_at, now)
         take(answer)
 
     def disconnected(self) -> None:
@@ -138,7 +142,7 @@ class Replies(Generic[Answer]):
             if timed[0] + patience > now:
                 soonest = min(soonest, timed[0] + patience)
                 break  # nor is any of those that were sent behind it
-            due = waits_since(timed) + patience
+            due = waits_since(timed) + max(patience, timed[3])
             if due <= now:
                 late.append(token)
             else:

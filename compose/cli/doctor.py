@@ -25,8 +25,9 @@ from compose.cli.api import refusal
 from compose.cli.roster import look
 from compose.cli.target import MASK, Target, mask_url
 from compose.up import firstkey, servers, statefile
+from compose.up.options import Options
 from compose.up.ports import PortBusy, Ports
-from compose.up.roles import alone
+from compose.up.roles import PARTITION_BYTES, PARTITIONS, alone
 from compose.up.settings import kinds, unknown
 
 OK, WARN, BAD = "ok", "warn", "bad"
@@ -137,16 +138,19 @@ def memory() -> Finding:
         settings, partitions = load(NodeSettings), load(ControlSettings).partitions
     except SettingsInvalid:
         return Finding(what, WARN, "its settings are wrong: see below")
-    partitions = int(alone(os.environ).get("OKOME_CONTROL_PARTITIONS", partitions))
+    told = alone(Options().nodes, os.environ)
+    partitions = int(told.get(PARTITIONS, partitions))
+    if PARTITION_BYTES in told and PARTITION_BYTES not in os.environ:
+        settings = settings.model_copy(update={"partition_bytes": int(told[PARTITION_BYTES])})
     most = budget(settings, partitions)
     there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    told = (
+    said = (
         f"{STREAM // 1024} KiB a stream: {settings.max_subscribers} streams {_size(most.streams)}, rings of "
         f"{partitions} partitions at one NATS server {_size(most.rings)}, itself {_size(most.process)}: "
         f"{_size(most.whole)} at most; besides, {_size(most.kernel)} of the kernel's if every reader stopped. "
         f"This machine has {_size(there)}"
     )
-    return Finding(what, OK if most.whole + most.kernel <= there else WARN, told)
+    return Finding(what, OK if most.whole + most.kernel <= there else WARN, said)
 
 
 def _size(count: int) -> str:

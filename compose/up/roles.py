@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from broker.bus.subjects import MAX_PARTITIONS
 from compose.up.boot import boot
 from compose.up.options import Options, reachable
 from compose.up.part import Part
@@ -18,20 +19,39 @@ DRAIN_TIMEOUT = 5.0
 """Seconds a role has to drain on this machine, unless its own setting says otherwise: four roles, one after the other,
 within the supervisor's one deadline."""
 
-ALONE = {"OKOME_CONTROL_PARTITIONS": "8", "OKOME_CONTROL_LOG_MAX_BYTES": str(512 * 1024 * 1024)}
-"""One NATS server has all the logs: a few large ones cost it less than many small ones
+PARTITIONS, LOG_MAX_BYTES = "OKOME_CONTROL_PARTITIONS", "OKOME_CONTROL_LOG_MAX_BYTES"
+PARTITION_BYTES = "OKOME_NODE_PARTITION_BYTES"
+EACH = 2
+"""Partitions a node, where one NATS server has all the logs: a few large ones cost it less than many small ones
 (docs/decisions/partitions.md)."""
+LOG = 1024**3
+"""Bytes of each, however many: a log that is made smaller loses what it holds."""
+RINGS, WARM, PAGES = 128 * 1024**2, 16_000, 32
+"""Of all logs: bytes of a node's rings, frames that it begins with, pages that it reads at once."""
 
 
-def alone(environment: Mapping[str, str]) -> Mapping[str, str]:
-    """What OKOME is told where one NATS server has all the logs: nothing that somebody has said something of."""
-    return {} if ALONE.keys() & environment.keys() else ALONE
+def alone(nodes: int, environment: Mapping[str, str]) -> Mapping[str, str]:
+    """What the roles are told where one NATS server has all the logs: nothing of these, if somebody says how many they
+    are or how large."""
+    if environment.keys() & {PARTITIONS, LOG_MAX_BYTES}:
+        return {}
+    partitions = min(EACH * nodes, MAX_PARTITIONS)
+    return {
+        PARTITIONS: str(partitions),
+        LOG_MAX_BYTES: str(LOG),
+        PARTITION_BYTES: str(RINGS // partitions),
+        "OKOME_NODE_WARM_FRAMES": str(WARM // partitions),
+        "OKOME_NODE_PAGE_READERS": str(max(PAGES // partitions, 1)),
+    }
 
 
 def environment(options: Options, given: Mapping[str, str]) -> Mapping[str, str]:
     """What the roles have from the environment, and what follows from it and from the system that they are in."""
-    told = {**given, **(alone(given) if options.nats == 1 and not options.nats_url else {})}
-    if partitions := told.get("OKOME_CONTROL_PARTITIONS"):
+    told = dict(given)
+    if options.nats == 1 and not options.nats_url:
+        # It syncs each write: batches have one sync for many (docs/decisions/publishing.md).
+        told = {"OKOME_CONTROL_LOG_BATCHES": "true", **alone(options.nodes, given), **given}
+    if partitions := told.get(PARTITIONS):
         told.setdefault("OKOME_INGRESS_PARTITIONS", partitions)  # else it spreads those that have no sessions
     return told
 

@@ -11,6 +11,7 @@ import pytest
 from broker.bus.credentials import digest
 from broker.bus.errors import Refusal, StoreRejected
 from broker.bus.kv import Bucket
+from broker.bus.log import stream_info
 from broker.bus.nats import Bus
 from broker.bus.subjects import BUCKETS
 from control.keyring import Keyring
@@ -98,6 +99,16 @@ async def test_servers_that_have_not_found_one_another_yet_are_waited_for(fresh_
             await provision(bus, settings(fresh_nats.url, partitions=2), timeout=0.5)
     finally:
         await bus.close()
+
+
+async def test_one_replica_takes_batches_also_in_a_log_that_was_made_before(fresh_nats: NatsServer) -> None:
+    made = settings(fresh_nats.url, partitions=1)
+    asked = made.model_copy(update={"log_batches": True})
+    assert not log_config("00", asked.model_copy(update={"replicas": 3}))["allow_atomic"]
+    async with connected(fresh_nats.url) as bus:
+        for wanted, batches in ((made, False), (asked, True), (made, False)):
+            await provision(bus, wanted)
+            assert (await stream_info(bus, "TOK_00")).batches is batches
 
 
 async def test_buckets_are_those_of_the_nats_command(fresh_nats: NatsServer) -> None:

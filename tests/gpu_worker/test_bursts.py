@@ -18,7 +18,7 @@ from gpu_worker.engines import EngineFailed, EngineSettings, Finish, Message, Pi
 from gpu_worker.engines.edge import READ
 from gpu_worker.engines.http import HIGH
 from gpu_worker.engines.openai import OpenAIEngine
-from gpu_worker.turns import Turns
+from gpu_worker.publishing import Publishing
 from tests.gpu_worker.slow import STARTED, Slow, publisher_on
 
 DEADLINE = 30.0
@@ -75,9 +75,9 @@ STOP = b"%x\r\n%s\r\n" % (len(LAST), LAST)
 class Answered:
     """One answer, from the engine to the log."""
 
-    def __init__(self, slow: Slow, turns: Turns, frame_interval: float = 0.0) -> None:
+    def __init__(self, publishing: Publishing) -> None:
         self.said: list[str] = []
-        self.publisher = publisher_on(slow, turns=turns, cadence=Cadence(frame_interval))
+        self.publisher = publisher_on(publishing)
 
     async def play(self, made: OpenAIEngine) -> Finish:
         """Raises EngineFailed. What was said is in the log when it returns."""
@@ -143,7 +143,7 @@ async def test_all_that_was_said_at_once_before_a_hang_up_is_in_the_log_in_its_o
 
     assert len(burst(tokens)) > 3 * READ
     async with engine(say) as made:
-        answered = Answered(log, Turns(), interval)
+        answered = Answered(Publishing(log, cadence=Cadence(interval)))
         finish = await answered.play(made)
     want = [str(index) for index in range(tokens)]
     assert answered.said == want
@@ -156,7 +156,7 @@ async def test_words_behind_thoughts_in_one_burst_keep_their_order(log: Slow) ->
         writer.write(HEAD + burst(100, "reasoning_content") + burst(300) + STOP + END)
 
     async with engine(say) as made:
-        answered = Answered(log, Turns())
+        answered = Answered(Publishing(log))
         await answered.play(made)
     assert answered.said == [str(index) for tokens in (100, 300) for index in range(tokens)]
     assert stored(log, REASONING) == ([str(index) for index in range(100)], 100)
@@ -184,7 +184,7 @@ async def test_many_short_tokens_in_one_read_do_not_stop_the_next_ones(
         await asyncio.sleep(0.5)  # and does not hang up yet
 
     async with engine(say) as made:
-        answered = Answered(log, Turns())
+        answered = Answered(Publishing(log))
         await answered.play(made)
     assert stored(log)[1] == 600
 
@@ -196,7 +196,7 @@ async def test_an_engine_that_fails_in_the_middle_of_a_burst_has_failed(log: Slo
 
     async with engine(say) as made:
         with pytest.raises(EngineFailed, match="boom"):
-            await Answered(log, Turns()).play(made)
+            await Answered(Publishing(log)).play(made)
     assert stored(log) == ([str(index) for index in range(300)], 300)
 
 
@@ -213,7 +213,7 @@ async def test_what_was_said_before_a_cancel_is_in_the_log(log: Slow) -> None:
         await over.wait()
 
     async with engine(say) as made:
-        playing = asyncio.create_task(Answered(log, Turns(), frame_interval=5.0).play(made))
+        playing = asyncio.create_task(Answered(Publishing(log, cadence=Cadence(5.0))).play(made))
         await said.wait()
         await asyncio.sleep(0.05)
         assert stored(log)[1] == 1
@@ -247,12 +247,12 @@ async def test_engines_of_every_temper(log: Slow, window: int, interval: float) 
             await writer.drain()
             await asyncio.sleep(mood.choice([0.05, 0.3]))
 
-    turns: Turns = Turns(window)
+    publishing = Publishing(log, window=window, cadence=Cadence(interval))
     async with engine(say) as made:
         for _ in range(6):
-            several = [Answered(log, turns, interval) for _ in range(5)]
+            several = [Answered(publishing) for _ in range(5)]
             await asyncio.gather(*(answered.play(made) for answered in several))
             for answered in several:
                 assert answered.said == [str(index) for index in range(len(answered.said))]
                 assert answered.publisher.outbox.chain.next_offset == len(answered.said)
-    assert turns.waiting == 0
+    assert publishing.turns.waiting == 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpu_worker.cadence import CALM, LEFT, LONGEST, STEP, WINDOW, Cadence
+from gpu_worker.cadence import CALM, LEFT, LONGEST, MOMENTS, STEP, WINDOW, Cadence
 
 ABOVE = 12_000
 
@@ -113,5 +113,5 @@ def test_what_is_left_is_what_was_wanted_and_no_token_waits_long(answers: int, r
 def test_the_next_frame_goes_at_a_moment_near_the_interval_s_end(interval: float, sent: float) -> None:
     cadence = Cadence(interval)
     due = cadence.due(sent)
-    assert abs(due - sent - interval) <= interval / 16 + 1e-6
+    assert abs(due - sent - interval) <= interval / MOMENTS / 2 + 1e-6
     assert abs(cadence.due(due) - due - interval) < 1e-6, "the moment after one is an interval later"

@@ -13,7 +13,7 @@ from gpu_worker.engines import Tap
 from gpu_worker.engines.engine import DRY
 from gpu_worker.outbox import FRAME_TEXT, State
 from gpu_worker.publisher import DRAWS, Publisher
-from gpu_worker.turns import Turns
+from gpu_worker.publishing import Publishing
 from tests.gpu_worker.bed import DEADLINE
 from tests.gpu_worker.slow import STARTED, Slow, publisher_on
 
@@ -46,9 +46,9 @@ class Engine:
         return self.unread
 
 
-def begun(slow: Slow, *, turns: Turns | None = None, frame_interval: float = 0.0) -> tuple[Publisher, Engine]:
+def begun(slow: Slow, *, window: int | None = None, frame_interval: float = 0.0) -> tuple[Publisher, Engine]:
     """An answer whose start and first token are in the log."""
-    publisher = publisher_on(slow, turns=turns, cadence=Cadence(frame_interval))
+    publisher = publisher_on(Publishing(slow, window=window, cadence=Cadence(frame_interval)))
     publisher.say(STARTED)
     slow.answer(1)
     engine = Engine(publisher)
@@ -83,10 +83,9 @@ async def test_what_comes_while_a_publish_is_on_its_way_is_left_until_it_is_answ
 
 
 async def test_who_waits_for_his_turn_draws_when_it_comes(slow: Slow) -> None:
-    turns = Turns(window=1)
-    publisher, engine = begun(slow, turns=turns)
-    stream = publisher._stream
-    assert turns.ask(stream, lambda: None, first=False)  # somebody else's
+    publisher, engine = begun(slow, window=1)
+    stream, turns = publisher._stream, publisher._turns
+    assert turns.ask(stream, publisher, first=False)  # somebody else's
     engine.come("b ")
     engine.come("c ")
     assert (len(engine.left), frames(slow)[1:]) == (2, [])
@@ -96,11 +95,10 @@ async def test_who_waits_for_his_turn_draws_when_it_comes(slow: Slow) -> None:
 
 
 async def test_a_turn_for_what_turns_out_to_be_no_token_is_given_back(slow: Slow) -> None:
-    turns = Turns(window=1)
-    publisher, engine = begun(slow, turns=turns)
+    publisher, engine = begun(slow, window=1)
     engine.come()
     assert (frames(slow)[1:], publisher.outbox.state) == ([], State.IDLE)
-    assert turns.ask(publisher._stream, lambda: None, first=False), "the only one"
+    assert publisher._turns.ask(publisher._stream, publisher, first=False), "the only one"
     await publisher.close()
 
 

@@ -10,13 +10,15 @@ from broker.bus.frames import DONE, REASONING, TOKEN
 from gpu_worker.cadence import LONGEST, MOMENTS, Cadence
 from gpu_worker.outbox import FRAME_TEXT, State, Stop
 from gpu_worker.publisher import Publisher
+from gpu_worker.publishing import Publishing
 from tests.gpu_worker.bed import DEADLINE
 from tests.gpu_worker.slow import STARTED, Slow, publisher_on
 
 
 async def begun(slow: Slow, cadence: float | Cadence) -> Publisher:
     """An answer whose start and first token are in the log."""
-    publisher = publisher_on(slow, cadence=cadence if isinstance(cadence, Cadence) else Cadence(cadence))
+    cadence = cadence if isinstance(cadence, Cadence) else Cadence(cadence)
+    publisher = publisher_on(Publishing(slow, cadence=cadence))
     publisher.say(STARTED)
     slow.answer(1)
     publisher.offer(TOKEN, "a ", 1)
@@ -139,7 +141,7 @@ async def test_whoever_is_stopped_streams_no_more(slow: Slow, why: Stop) -> None
 
 async def test_whoever_has_ended_or_never_began_streams_no_more(slow: Slow) -> None:
     cadence = Cadence()
-    never = publisher_on(slow, cadence=cadence)
+    never = publisher_on(Publishing(slow, cadence=cadence))
     await never.close()
     publisher = await begun(slow, cadence)
     publisher.say((DONE, {"finish_reason": "stop", "t": 0}))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import pytest
@@ -11,15 +11,33 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from broker.bus.chain import Chain
+from broker.bus.errors import BusError
 from broker.bus.frames import START, TOKEN, USAGE
 from gpu_worker.metrics import Measured
 from gpu_worker.outbox import Outbox, State, Stop
 from gpu_worker.publisher import Publisher
 from gpu_worker.publishing import Publishing
 from gpu_worker.reserve import Reserve
-from gpu_worker.turns import Turns
+from gpu_worker.turns import FEWEST, WINDOW, WINDOW_BATCHED, Turns, Writer
 from tests.gpu_worker.bed import DEADLINE, SID
 from tests.gpu_worker.slow import STARTED, Slow
+
+
+class Waits:
+    """`go` tells `went` its name."""
+
+    def __init__(self, name: str, went: Callable[[str], object]) -> None:
+        self.name = name
+        self._went = went
+
+    def go(self) -> None:
+        self._went(self.name)
+
+    def load(self) -> None:
+        self._went(self.name)
+
+    def answered(self, answer: int | BusError) -> None:
+        raise NotImplementedError
 
 
 class Asking:
@@ -29,8 +47,8 @@ class Asking:
         self.turns = Turns(window)
         self.went: list[str] = []
 
-    def ask(self, name: str, *, first: bool = False) -> None:
-        if self.turns.ask(name[0], lambda: self.went.append(name), first=first):
+    def ask(self, name: str, *, first: bool = False, alone: bool = False) -> None:
+        if self.turns.ask(name[0], Waits(name, self.went.append), first=first, alone=alone):
             self.went.append(name)
 
 
@@ -79,17 +97,116 @@ def test_those_whose_turn_is_over_at_once_are_as_many_as_they_like() -> None:
     turns = Turns(window=1)
     went = 0
 
-    def fail() -> None:
+    def failed(name: str) -> None:
         nonlocal went
         went += 1
         turns.over("A")
 
+    fail = Waits("", failed)
     assert turns.ask("A", fail, first=False)
     for _ in range(100_000):
         assert not turns.ask("A", fail, first=False)
     turns.over("A")
     assert went == 100_000
     assert turns.ask("A", fail, first=False)
+
+
+# -- in batches --------------------------------------------------------------------------------------------------------
+
+
+class Many(Asking):
+    """`batches`: those who went together, where the log takes them so."""
+
+    def __init__(self, window: int = 1) -> None:
+        super().__init__(window)
+        self.batches: list[list[str]] = []
+        self.most = 1000
+        self.logs = {"A"}
+        self.turns.batches = self
+        self.over: Callable[[], None] = lambda: None
+
+    def can(self, stream: str) -> bool:
+        return stream in self.logs
+
+    def go(self, stream: str, next_one: Callable[[], Writer | None], over: Callable[[], None]) -> None:
+        self.over = over
+        before = len(self.went)
+        while len(self.went) - before < self.most and (one := next_one()) is not None:
+            one.load()
+        self.batches.append(self.went[before:])
+        del self.went[before:]
+
+
+def names(log: str, first: int, last: int) -> list[str]:
+    return [f"{log}{number}" for number in range(first, last)]
+
+
+def test_many_who_wait_go_together_and_whoever_comes_meanwhile_waits() -> None:
+    many = Many()
+    for name in names("A", 0, 40):
+        many.ask(name)
+    assert (many.went, many.batches) == (["A0"], [])
+    many.turns.over("A")
+    assert many.batches == [names("A", 1, 40)]
+    many.ask("A40")
+    assert many.went == ["A0"]
+    many.over()
+    assert many.went == ["A0", "A40"]
+
+
+def test_few_who_wait_or_for_a_log_that_takes_none_go_one_by_one() -> None:
+    many = Many()
+    for name in names("A", 0, FEWEST):  # one of whom goes at once
+        many.ask(name)
+    many.turns.over("A")
+    assert (many.went, many.batches) == (["A0", "A1"], [])
+    for name in names("B", 0, 40):
+        many.ask(name)
+    for _ in range(40):
+        many.turns.over("B")
+    assert (many.went[2:], many.batches) == (names("B", 0, 40), [])
+
+
+def test_fewer_are_on_their_way_alone_to_a_log_that_takes_batches() -> None:
+    many = Many()
+    many.turns._window = None
+    for name in [*names("A", 0, 30), *names("B", 0, 30)]:
+        many.ask(name)
+    assert many.went == [*names("A", 0, WINDOW_BATCHED), *names("B", 0, WINDOW)]
+
+
+def test_the_first_go_first_among_many_and_no_more_than_may() -> None:
+    many = Many()
+    many.most = 30
+    for name in names("A", 0, 40):
+        many.ask(name)
+    for name in names("A-first", 0, 20):
+        many.ask(name, first=True)
+    many.turns.over("A")
+    assert many.batches == [[*names("A-first", 0, 20), *names("A", 1, 11)]]
+    many.over()
+    assert many.batches[1:] == [names("A", 11, 40)]
+
+
+def test_whoever_is_to_go_alone_goes_before_the_next_many() -> None:
+    """There may always be enough of them."""
+    many = Many()
+    for name in names("A", 0, 40):
+        many.ask(name)
+    many.turns.over("A")
+    assert many.batches == [names("A", 1, 40)]
+    for name in names("A-again", 0, 3):
+        many.ask(name, alone=True)
+    for name in names("A", 40, 80):
+        many.ask(name)
+    many.over()
+    went = 0
+    while len(many.batches) == 1:
+        many.turns.over("A")
+        went += 1
+    assert set(names("A-again", 0, 3)) < set(many.went)
+    assert went <= 6, "every second turn at least is for them"
+    assert many.batches[1] == [name for name in names("A", 40, 80) if name not in many.went]
 
 
 @settings(deadline=None)
@@ -115,7 +232,7 @@ def test_no_more_than_the_window_are_on_their_way_and_everybody_has_his_turn_onc
 @asynccontextmanager
 async def writing(slow: Slow, count: int, window: int) -> AsyncIterator[list[Publisher]]:
     """So many answers in one log, whose sids end with their numbers."""
-    publishing, measured = Publishing(slow, turns=Turns(window)), Measured("test")
+    publishing, measured = Publishing(slow, window=window), Measured("test")
     publishers = [
         Publisher(publishing, f"{SID[:-1]}{number}", Outbox("g1", 1, "a", Chain()), measured) for number in range(count)
     ]

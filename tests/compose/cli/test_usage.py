@@ -287,7 +287,7 @@ def test_the_doctor_says_what_a_node_may_come_to_hold_and_whether_it_is_there(tm
     few = okome("doctor", home=tmp_path, OKOME_NODE_MAX_SUBSCRIBERS="1024")
     line = next(line for line in few.stdout.splitlines() if "memory of a node" in line)
     assert line.startswith("ok")
-    assert "1024 streams 24 MiB, rings of 8 partitions at one NATS server 128 MiB" in line
+    assert "1024 streams 24 MiB, rings of 4 partitions at one NATS server 128 MiB" in line
     more = okome("doctor", home=tmp_path, OKOME_CONTROL_PARTITIONS="32")
     assert "rings of 32 partitions at one NATS server 512 MiB" in more.stdout
     many = okome("doctor", home=tmp_path, OKOME_NODE_MAX_SUBSCRIBERS="100000000")
