@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple
 
 import structlog
 
 from broker.bus import log as bus_log
-from broker.bus.errors import BusError, BusUnavailable, StoreRejected
-from broker.bus.log import BATCH_MOST, NO_BATCHES, Fenced
+from broker.bus.errors import BusError, BusUnavailable, StoreRejected, WrongLastSequence
+from broker.bus.log import BATCH_MOST, STREAM_FULL, Fenced
 from broker.bus.nats import Bus
 from broker.bus.subjects import random_id
 from gpu_worker.metrics import BATCHED, FAILED_BATCHES
@@ -16,83 +19,137 @@ from gpu_worker.reserve import Reserve
 from gpu_worker.turns import Writer
 
 BYTES = 1024 * 1024  # of the frames of a batch, about
-MOST_IDS = 10_000  # before one is used again, which it may be when its batch is over
+FEW = 8  # frames of a refused batch that are not worth another one
 
 log = structlog.get_logger("worker")
+
+
+class _Loaded(NamedTuple):
+    writer: Writer
+    message: Fenced
+
+    def tell(self, answer: int | BusError) -> None:
+        try:
+            self.writer.answered(answer)
+        except Exception as error:  # the others are to be told all the same
+            log.error("worker.batch_untold", subject=self.message.subject, exc_info=error)
 
 
 class Batches:
     """Those of one worker; as `turns.Batches`."""
 
     def __init__(self, bus: Bus, reserve: Reserve) -> None:
-        self.made = 0
         self._bus = bus
         self._reserve = reserve
-        self._id = random_id(6)
+        self._ids = map(f"{random_id(8)}{{}}".format, itertools.count())
 
     def can(self, stream: str) -> bool:
         return self._reserve.takes_batches(stream)
 
     def go(self, stream: str, next_one: Callable[[], Writer | None], over: Callable[[], None]) -> None:
-        batch = _Batch(stream, over)
+        turn = _Turn(self._bus, self._reserve, self._ids.__next__, stream, over)
+        turn.send(_load(next_one))
+
+
+def _load(next_one: Callable[[], Writer | None]) -> list[_Loaded]:
+    loaded: list[_Loaded] = []
+    size = 0
+    while len(loaded) < BATCH_MOST and size < BYTES and (writer := next_one()) is not None:
         try:
-            batch.load(next_one)
-            if batch.messages:
-                self.made += 1
-                BATCHED.inc(len(batch.messages))
-                id = f"{self._id}{self.made % MOST_IDS}"
-                bus_log.store_batch(self._bus, id, batch.messages, lambda answer: self._answered(batch, answer))
+            message = writer.load()
+        except Exception as error:  # the others are to go all the same
+            log.error("worker.batch_not_loaded", exc_info=error)
+            continue
+        if message is not None:
+            loaded.append(_Loaded(writer, message))
+            size += len(message.payload)
+    return loaded
+
+
+class _Turn:
+    """One batch on its way, and what becomes of it: `over` is called when each of its writers has been told.
+
+    Refused, nothing of it is stored, for one frame's sake: it goes again in halves, so that the others wait for a few
+    batches more until that one is found, and nobody's fence is another's doubt.
+    """
+
+    def __init__(
+        self, bus: Bus, reserve: Reserve, next_id: Callable[[], str], stream: str, over: Callable[[], None]
+    ) -> None:
+        self._bus = bus
+        self._reserve = reserve
+        self._next_id = next_id
+        self._stream = stream
+        self._over = over
+        self._parts = 0
+
+    def send(self, loaded: Sequence[_Loaded]) -> None:
+        self._parts += 1
+        try:
+            if not loaded:
                 return
-        except BusError as error:
-            batch.failed(error)
+            BATCHED.inc(len(loaded))
+            messages = [one.message for one in loaded]
+            bus_log.store_batch(self._bus, self._next_id(), messages, partial(self._answered, loaded))
+            self._parts += 1
+        except BusError as error:  # not connected: nobody will call back
+            self._lost(loaded, error)
         except Exception as error:  # the safety net of a turn: everybody else would wait for it for ever
-            log.error("worker.batch_failed", stream=stream, exc_info=error)
-            batch.failed(BusUnavailable(str(error)))
-        over()
+            log.error("worker.batch_failed", stream=self._stream, exc_info=error)
+            self._lost(loaded, error)
+        finally:
+            self._part_over()
 
-    def _answered(self, batch: _Batch, answer: int | BusError) -> None:
-        if isinstance(answer, int):
-            batch.stored(answer)
-        else:
-            if isinstance(answer, StoreRejected) and answer.err_code == NO_BATCHES:
-                self._reserve.no_batches(batch.stream)
-            batch.failed(answer)
-        batch.over()
+    def _answered(self, loaded: Sequence[_Loaded], answer: int | BusError) -> None:
+        match answer:
+            case int():
+                for seq, one in enumerate(loaded, answer - len(loaded) + 1):
+                    one.tell(seq)
+            case BusUnavailable():
+                self._lost(loaded, answer)
+            case _:
+                self._refused(loaded, answer)
+        self._part_over()
 
-
-class _Batch:
-    """Frames on their way, and whose they are."""
-
-    def __init__(self, stream: str, over: Callable[[], None]) -> None:
-        self.stream = stream
-        self.over = over
-        self.messages: list[Fenced] = []
-        self._writers: list[Writer] = []
-
-    def load(self, next_one: Callable[[], Writer | None]) -> None:
-        size = 0
-        while len(self.messages) < BATCH_MOST and size < BYTES and (writer := next_one()) is not None:
-            if (message := writer.load()) is not None:
-                self._writers.append(writer)
-                self.messages.append(message)
-                size += len(message.payload)
-
-    def stored(self, newest: int) -> None:
-        """One behind the other, the last one as `newest`."""
-        first = newest - len(self._writers) + 1
-        for seq, writer in enumerate(self._writers, first):
-            self._tell(writer, seq)
-
-    def failed(self, error: BusError) -> None:
-        """None of them is stored, or it is not known: each tries by himself, and finds out."""
+    def _lost(self, loaded: Sequence[_Loaded], error: Exception) -> None:
+        """Whether it is stored is not known: each tries by himself, and finds out."""
         FAILED_BATCHES.inc()
-        log.info("worker.batch_not_stored", stream=self.stream, frames=len(self._writers), error=str(error))
-        undecided = BusUnavailable(f"the batch was not stored: {error}")
-        for writer in self._writers:
-            self._tell(writer, undecided)
+        log.info("worker.batch_lost", stream=self._stream, frames=len(loaded), error=str(error))
+        undecided = BusUnavailable(f"the batch was not acknowledged: {error}")
+        for one in loaded:
+            one.tell(undecided)
 
-    def _tell(self, writer: Writer, answer: int | BusError) -> None:
+    def _refused(self, loaded: Sequence[_Loaded], error: BusError) -> None:
+        FAILED_BATCHES.inc()
+        log.info("worker.batch_refused", stream=self._stream, frames=len(loaded), error=str(error))
+        about_one = isinstance(error, WrongLastSequence) or (
+            isinstance(error, StoreRejected) and error.err_code == STREAM_FULL
+        )
+        if not about_one:  # not allowed, too large, too many at once: until the leader is asked again
+            self._reserve.no_batches(self._stream)
+        if about_one and len(loaded) > FEW:
+            half = len(loaded) // 2
+            self.send(loaded[:half])
+            self.send(loaded[half:])
+        else:
+            for one in loaded:
+                self._send_alone(one)
+
+    def _send_alone(self, one: _Loaded) -> None:
+        self._parts += 1
         try:
-            writer.answered(answer)
-        except Exception as error:  # the others are to be told all the same
-            log.error("worker.batch_untold", stream=self.stream, exc_info=error)
+            subject, payload, expect_last = one.message
+            bus_log.store_soon(self._bus, subject, payload, expect_last, partial(self._answered_alone, one))
+        except Exception as error:
+            if not isinstance(error, BusError):
+                log.error("worker.batch_failed", stream=self._stream, exc_info=error)
+            self._answered_alone(one, error if isinstance(error, BusError) else BusUnavailable(str(error)))
+
+    def _answered_alone(self, one: _Loaded, answer: int | BusError) -> None:
+        one.tell(answer)
+        self._part_over()
+
+    def _part_over(self) -> None:
+        self._parts -= 1
+        if not self._parts:
+            self._over()

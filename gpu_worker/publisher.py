@@ -179,17 +179,24 @@ class Publisher:
 
     def go(self) -> None:
         """It is its turn: publish alone."""
-        if (publish := self.load()) is None:
-            self._turns.over(self._stream)
-            return
+        publish = None
+        try:
+            publish = self.load()
+        finally:
+            if publish is None:
+                self._turns.over(self._stream)
+        if publish is not None:
+            self._publish(publish)
+
+    def _publish(self, publish: Fenced) -> None:
         try:
             bus_log.store_soon(self._bus, self._subject, publish.payload, publish.expect_last, self._answered_alone)
         except BusError as error:  # not connected: nothing was sent, so nothing will call back
             self._answered_alone(error)
         except Exception as error:  # the safety net of a turn: whoever handed it on would not hear his own answer
+            self._turns.over(self._stream)
             log.error("worker.publish_failed", subject=self._subject, exc_info=error)
             self.stop(Stop.REFUSED)
-            self._turns.over(self._stream)
 
     def load(self) -> Fenced | None:
         """What is to be published now, of which `answered` is told; None: nothing."""

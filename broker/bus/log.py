@@ -127,7 +127,8 @@ def store_batch(bus: Bus, batch: str, messages: Sequence[Fenced], on_answer: Cal
 
     `on_answer` is called once: with the sequence of the last, before which the others are in their order, each one
     behind the one before; or with an error. WrongLastSequence says only that one of the fences did not hold. No answer
-    in time is BusUnavailable. `batch`: never used before. Raises BusUnavailable (and never calls back) when not
+    in time is BusUnavailable; any other StoreRejected than a full stream's is about batches, not about these messages.
+    `batch`: never used before. Raises BusUnavailable (and never calls back) when not
     connected.
     """
     *others, newest = messages
@@ -139,7 +140,8 @@ def store_batch(bus: Bus, batch: str, messages: Sequence[Fenced], on_answer: Cal
 
     def hear(msg: Msg | None) -> None:
         answer = read_ack(msg, count)
-        _note(bus, newest.subject, answer)
+        if not isinstance(answer, StoreRejected) or answer.err_code == STREAM_FULL:  # else it is about batches
+            _note(bus, newest.subject, answer)
         on_answer(answer)
 
     bus.call(newest.subject, newest.payload, headers, hear, patient=True)

@@ -69,6 +69,11 @@ class Slow(Bus):
         for on_reply in asking:
             on_reply(None)
 
+    def next_asked(self) -> list[tuple[str, Frame]]:
+        """What the next answer is for."""
+        first = len(self.sent) - sum(self._counts) - self._unasked
+        return self.sent[first : first + self._counts[0]]
+
     def answer(self, seq: int, *, lacking: int = 0) -> None:
         """All that is asked for is stored, the last one as `seq`; or it says so of fewer."""
         count = self._counts.pop(0) - lacking

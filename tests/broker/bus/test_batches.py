@@ -78,8 +78,11 @@ async def test_a_stream_that_does_not_allow_it_says_so_and_stores_none(bus: Bus)
     stream = await make_stream(bus)
     assert not (await log.stream_info(bus, stream)).batches
     messages = [Fenced(f"{stream}.{number}", b"x", 0) for number in range(3)]
+    for when in (0.0, 10.0):
+        bus.storing.failed(messages[-1].subject, when, "no answer")
     assert isinstance(await publish(bus, "b1", messages), StoreRejected)
     assert await everything(bus, stream) == []
+    assert bus.storing.trouble(10.0) is not None, "it says nothing of what is stored"
 
 
 async def test_a_stream_that_becomes_full_in_the_middle_stores_none(bus: Bus) -> None:
