@@ -19,7 +19,9 @@ class ControlSettings(RoleSettings):
 
     partitions: int = Field(32, ge=1, le=MAX_PARTITIONS, description="session logs are spread over so many streams")
     replicas: int = Field(1, ge=1, le=5, description="copies of every stream and bucket")
-    log_batches: bool = Field(False, description="of frames, each synced once; pays where each write is, one replica")
+    log_batches: bool = Field(
+        False, description="frames of many answers are one write: where a server that is alone syncs each"
+    )
     log_max_age: float = Field(24 * HOUR, ge=60, description="a frame lives so long")
     log_max_bytes: int = Field(128 * MIB, ge=MIB, description="of one partition; full means no admission")
     jobs_max_bytes: int = Field(256 * MIB, ge=MIB, description="of all waiting jobs")

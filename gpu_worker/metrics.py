@@ -20,7 +20,7 @@ PUBLISH = Spreads("okome_worker_publish_ack_seconds", "From a fenced publish to 
 WAITING = Gauge("okome_worker_publishes_waiting", "Answers whose next frame waits until its log has taken others")
 INTERVAL = Gauge("okome_worker_frame_interval_seconds", "How long tokens of an answer collect now, about")
 BATCHED = Counter("okome_worker_batched_frames_total", "Frames that were published in a batch with others'")
-FAILED_BATCHES = Counter("okome_worker_failed_batches_total", "Batches not stored, whose frames were tried one by one")
+FAILED_BATCHES = Counter("okome_worker_failed_batches_total", "Batches that were refused, or not acknowledged")
 RETRIES = Counter(
     "okome_worker_publish_retries_total",
     "Publishes tried again: nothing was said of the first, or no room",

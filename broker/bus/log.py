@@ -41,8 +41,8 @@ class Stored(NamedTuple):
 
 
 class StreamInfo(NamedTuple):
-    """What the leader says of a stream. `incarnation` is "" where OKOME did not make it. `batches`: whether
-    it takes what `store_batch` sends."""
+    """What the leader says of a stream. `incarnation` is "" where OKOME did not make it. `batches`: whether it takes
+    what `store_batch` sends."""
 
     incarnation: str
     first_seq: int
@@ -128,8 +128,7 @@ def store_batch(bus: Bus, batch: str, messages: Sequence[Fenced], on_answer: Cal
     `on_answer` is called once: with the sequence of the last, before which the others are in their order, each one
     behind the one before; or with an error. WrongLastSequence says only that one of the fences did not hold. No answer
     in time is BusUnavailable; any other StoreRejected than a full stream's is about batches, not about these messages.
-    `batch`: never used before. Raises BusUnavailable (and never calls back) when not
-    connected.
+    `batch`: never used before. Raises BusUnavailable (and never calls back) when not connected.
     """
     *others, newest = messages
     count = len(messages)

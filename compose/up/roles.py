@@ -25,7 +25,7 @@ EACH = 2
 """Partitions a node, where one NATS server has all the logs: a few large ones cost it less than many small ones
 (docs/decisions/partitions.md)."""
 LOG = 1024**3
-"""Bytes of each, however many: a log that is made smaller loses what it holds."""
+"""Bytes of each, however many: one that is made smaller than what it holds is full for as long as that lives."""
 RINGS, WARM, PAGES = 128 * 1024**2, 16_000, 32
 """Of all logs: bytes of a node's rings, frames that it begins with, pages that it reads at once."""
 
