@@ -229,11 +229,15 @@ async def test_an_attempt_that_was_only_slow_undoes_nothing_of_the_one_that_took
         written: int = await write(self, key, *args)
         return written
 
+    async def reserved() -> bool:
+        return len(await Bucket(bus, "idempotency").all()) == 2
+
     runs, ends = await new_session(bus), await new_session(bus)
     async with worker(okome, bus):
         monkeypatch.setattr(Bucket, verb, slow)
         tries = [asyncio.create_task(generate(bus, sid, key="k")) for sid in (runs, ends)]
         await until(lambda: len(stood) == 2, "both stand still")
+        await until(reserved, "beside that, the keys are theirs")
         repeats = await asyncio.gather(*(generate(bus, sid, key="k") for sid in (runs, ends)))
         await answer(bus, ends, repeats[1], "a")
         await ended(bus, ends, repeats[1].generation_id)
