@@ -3,8 +3,9 @@
     python -m bench.outage
 
 MANY answers of 2 tokens/s each, written by the worker's own publishers from one process to a real nats-server that this
-starts and ends. *Dead*: the server is ended, and started again on its store. *No leader*: it lives and answers, but
-nobody takes what is published, as while a log has no leader; here its streams are gone, so nothing is written again.
+starts and ends, into two logs that take batches, as `okome up` makes them for one node. *Dead*: the server is ended,
+and started again on its store. *No leader*: it lives and answers, but nobody takes what is published, as while a log
+has no leader; here its streams are gone, so nothing is written again.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from gpu_worker.publisher import Publisher
 from gpu_worker.publishing import Publishing
 
 MANY = 4000
-PARTITIONS = [f"{number:02}" for number in range(8)]
+PARTITIONS = ["00", "01"]
 RATE = 2.0  # tokens a second of each
 TURN = 100  # answers that have a token in one turn of the loop
 OUT = 4.0  # seconds
@@ -42,13 +43,15 @@ class Writers:
 
     def __init__(self, bus: Bus) -> None:
         self._loop = asyncio.get_running_loop()
-        publishing, measured = Publishing(bus), Measured("bench")
+        self._publishing, measured = Publishing(bus), Measured("bench")
         self._all = [
-            Publisher(publishing, f"{PARTITIONS[n % 8]}s{n:06}", Outbox("g1", 1, "a", Chain()), measured)
+            Publisher(self._publishing, f"{PARTITIONS[n % 2]}s{n:06}", Outbox("g1", 1, "a", Chain()), measured)
             for n in range(MANY)
         ]
 
     async def begin(self) -> None:
+        for partition in PARTITIONS:
+            await self._publishing.reserve.learn(log_stream(partition))
         for at in range(0, MANY, TURN):
             await asyncio.gather(*(publisher.write(STARTED) for publisher in self._all[at : at + TURN]))
 
@@ -87,8 +90,8 @@ async def _one(server: Nats, *, dead: bool) -> None:
     writing: asyncio.Task[None] | None = None
     try:
         for partition in PARTITIONS:
-            config = {"name": log_stream(partition), "subjects": [f"tok.{partition}.>"], "allow_direct": True}
-            await bus.api(f"STREAM.CREATE.{log_stream(partition)}", config)
+            name, takes = log_stream(partition), {"allow_direct": True, "allow_atomic": True}
+            await bus.api(f"STREAM.CREATE.{name}", {"name": name, "subjects": [f"tok.{partition}.>"], **takes})
         await writers.begin()
         writing = asyncio.create_task(writers.go_on())
         await _tell("written", server.pid)
