@@ -143,9 +143,11 @@ the request, and with durable-streams both. okome's viewers ask for no pacing (`
 defaults, but one node and limits that refuse nobody.
 
 *synced every 1s* is okome with one NATS server whose files are synced once a second instead of before every
-acknowledgement. If the machine loses its power, the last second of answers may be lost with it. Who wants to be spared
-that without a sync for every token runs three servers, which sync once a second by default and each store every
-frame; that costs more, and is in these tables only where a line says *3 NATS servers*.
+acknowledgement. It has eight logs, and no batches, where `okome up` makes two of its own and writes frames of many
+answers at once, with one sync (docs/decisions/publishing.md). If the machine loses its power, the last second of
+answers may be lost with it. Who wants to be spared that without waiting for the disk runs three servers, which sync
+once a second by default and each store every frame; that costs more, and is in these tables only where a line says
+*3 NATS servers*.
 
 Behind a ratio, *?*: the router's own figure is not to be believed.
 

@@ -140,10 +140,11 @@ class _Turn:
         try:
             subject, payload, expect_last = one.message
             bus_log.store_soon(self._bus, subject, payload, expect_last, partial(self._answered_alone, one))
-        except Exception as error:
-            if not isinstance(error, BusError):
-                log.error("worker.batch_failed", stream=self._stream, exc_info=error)
-            self._answered_alone(one, error if isinstance(error, BusError) else BusUnavailable(str(error)))
+        except BusError as error:
+            self._answered_alone(one, error)
+        except Exception as error:  # as above
+            log.error("worker.batch_failed", stream=self._stream, exc_info=error)
+            self._answered_alone(one, BusUnavailable(str(error)))
 
     def _answered_alone(self, one: _Loaded, answer: int | BusError) -> None:
         one.tell(answer)

@@ -143,7 +143,7 @@ def store_batch(bus: Bus, batch: str, messages: Sequence[Fenced], on_answer: Cal
             _note(bus, newest.subject, answer)
         on_answer(answer)
 
-    bus.call(newest.subject, newest.payload, headers, hear, patient=True)
+    bus.call_patiently(newest.subject, newest.payload, headers, hear)
 
 
 async def store(

@@ -258,27 +258,37 @@ class Bus:
         return msg
 
     def call(
+        self, subject: str, payload: bytes, headers: dict[str, str] | None, on_reply: Callable[[Msg | None], None]
+    ) -> None:
+        """As a `request` to publish, without a task or a future: `on_reply` is called once, with None for no answer.
+
+        How long it waits follows from how long answers take, see `patience.py`, and from whether what was published on
+        other subjects of the same log is answered. Raises BusUnavailable when not connected; `on_reply` is then not
+        called.
+        """
+        self._call(subject, payload, headers, on_reply, 0.0)
+
+    def call_patiently(
+        self, subject: str, payload: bytes, headers: dict[str, str] | None, on_reply: Callable[[Msg | None], None]
+    ) -> None:
+        """As `call`, of what takes longer: it waits a second at least, whatever others take."""
+        self._call(subject, payload, headers, on_reply, MOST)
+
+    def _call(
         self,
         subject: str,
         payload: bytes,
         headers: dict[str, str] | None,
         on_reply: Callable[[Msg | None], None],
-        *,
-        patient: bool = False,
+        least: float,
     ) -> None:
-        """As a `request` to publish, without a task or a future: `on_reply` is called once, with None for no answer.
-
-        How long it waits follows from how long answers take, see `patience.py`, and from whether what was published on
-        other subjects of the same log is answered; `patient`: a second at least, whatever others take. Raises
-        BusUnavailable when not connected; `on_reply` is then not called.
-        """
         token = self._replies.expect(on_reply, PUBLISH)
         try:
             self.publish_now(subject, payload, self._inbox + token, headers)
         except BaseException:
             self._replies.forget(token)
             raise
-        self._replies.time(token, subject[: subject.rfind(".")], MOST if patient else 0.0)
+        self._replies.time(token, subject[: subject.rfind(".")], least)
 
     async def collect(
         self, subject: str, payload: bytes, is_last: Callable[[Heard], bool], *, timeout: float = 2.0

@@ -35,13 +35,7 @@ class Slow(Bus):
         self._unasked = 0
 
     def call(
-        self,
-        subject: str,
-        payload: bytes,
-        headers: dict[str, str] | None,
-        on_reply: Callable[[Msg | None], None],
-        *,
-        patient: bool = False,
+        self, subject: str, payload: bytes, headers: dict[str, str] | None, on_reply: Callable[[Msg | None], None]
     ) -> None:
         if self.gone:
             raise BusUnavailable("not connected")
@@ -52,6 +46,8 @@ class Slow(Bus):
         self._counts.append(self._unasked + 1)
         self._unasked = 0
         self.news.set()
+
+    call_patiently = call
 
     def publish_now(self, subject: str, payload: bytes, reply: str = "", headers: dict[str, str] | None = None) -> None:
         if self.gone:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import NoReturn
 
@@ -217,6 +217,20 @@ async def said(bus: Bus, number: int) -> list[int]:
     return [int(word) for text in texts for word in text.split()]
 
 
+async def telling(publishers: Sequence[Publisher], tokens: int) -> AsyncIterator[int]:
+    """Whole answers of so many tokens, side by side; yields behind each token of all, and ends when all are over."""
+    for publisher in publishers:
+        publisher.say(STARTED)
+    for index in range(tokens):
+        for publisher in publishers:
+            publisher.offer(TOKEN, f"{index} ", 1)
+        yield index
+    for publisher in publishers:
+        publisher.say((DONE, {"finish_reason": "stop", "t": 0}))
+    for publisher in publishers:
+        await publisher.over.wait()
+
+
 def batched() -> float:
     return REGISTRY.get_sample_value("okome_worker_batched_frames_total") or 0.0
 
@@ -229,19 +243,11 @@ async def test_every_token_once_in_order_and_whoever_was_overtaken_stops(fresh_n
         before = batched()
         count, tokens = 120, 60
         async with writing(publishing, count) as publishers, asyncio.timeout(60):
-            for publisher in publishers:
-                publisher.say(STARTED)
-            for index in range(tokens):
-                for publisher in publishers:
-                    publisher.offer(TOKEN, f"{index} ", 1)
+            async for index in telling(publishers, tokens):
                 await asyncio.sleep(random.choice([0, 0.002]))
                 if index == tokens // 2:
                     for number in range(thieves):
                         await steal(bus, number)
-            for publisher in publishers:
-                publisher.say((DONE, {"finish_reason": "stop", "t": 0}))
-            for publisher in publishers:
-                await publisher.over.wait()
         assert {publisher.outbox.stopped for publisher in publishers[:thieves]} <= {Stop.FENCED}
         assert {publisher.outbox.state for publisher in publishers[thieves:]} == {State.ENDED}
         for number in range(thieves, count):
@@ -273,19 +279,11 @@ async def test_a_server_that_dies_in_the_middle_loses_nothing_and_doubles_nothin
         before = batched()
         count, tokens = 100, 120
         async with writing(publishing, count) as publishers, asyncio.timeout(60):
-            for publisher in publishers:
-                publisher.say(STARTED)
-            for index in range(tokens):
-                for publisher in publishers:
-                    publisher.offer(TOKEN, f"{index} ", 1)
+            async for index in telling(publishers, tokens):
                 await asyncio.sleep(0.003)
                 if index in (30, 70):
                     await asyncio.to_thread(fresh_nats.kill)
                     await asyncio.to_thread(fresh_nats.start)
-            for publisher in publishers:
-                publisher.say((DONE, {"finish_reason": "stop", "t": 0}))
-            for publisher in publishers:
-                await publisher.over.wait()
             assert {publisher.outbox.state for publisher in publishers} == {State.ENDED}
         assert batched() > before
         for number in range(count):

@@ -34,13 +34,7 @@ class Lossy(Bus):
     lost = 0
 
     def call(
-        self,
-        subject: str,
-        payload: bytes,
-        headers: dict[str, str] | None,
-        on_reply: Callable[[Msg | None], None],
-        *,
-        patient: bool = False,
+        self, subject: str, payload: bytes, headers: dict[str, str] | None, on_reply: Callable[[Msg | None], None]
     ) -> None:
         if self.losing == 0:
             super().call(subject, payload, headers, on_reply)
@@ -64,13 +58,7 @@ class Deciding(Bus):
         self.often = asyncio.Event()
 
     def call(
-        self,
-        subject: str,
-        payload: bytes,
-        headers: dict[str, str] | None,
-        on_reply: Callable[[Msg | None], None],
-        *,
-        patient: bool = False,
+        self, subject: str, payload: bytes, headers: dict[str, str] | None, on_reply: Callable[[Msg | None], None]
     ) -> None:
         self.asked[subject] += 1
         if self.asked.total() == self.enough:

@@ -36,13 +36,7 @@ class Undecided(Bus):
     undecided = 0
 
     def call(
-        self,
-        subject: str,
-        payload: bytes,
-        headers: dict[str, str] | None,
-        on_reply: Callable[[Msg | None], None],
-        *,
-        patient: bool = False,
+        self, subject: str, payload: bytes, headers: dict[str, str] | None, on_reply: Callable[[Msg | None], None]
     ) -> None:
         loop = asyncio.get_running_loop()
         self.tries.append((loop.time(), (headers or {})["Nats-Expected-Last-Subject-Sequence"]))
@@ -207,13 +201,7 @@ async def test_the_engine_is_asked_while_start_is_on_its_way(bed: Bed, monkeypat
 
     class Slow(Bus):
         def call(
-            self,
-            subject: str,
-            payload: bytes,
-            headers: dict[str, str] | None,
-            on_reply: Callable[[Msg | None], None],
-            *,
-            patient: bool = False,
+            self, subject: str, payload: bytes, headers: dict[str, str] | None, on_reply: Callable[[Msg | None], None]
         ) -> None:
             async def when_asked(msg: Msg | None) -> None:
                 await engine.began.wait()
@@ -243,13 +231,7 @@ async def test_what_the_loser_of_a_race_to_begin_decodes_is_in_no_log(
 
     class Raced(Bus):
         def call(
-            self,
-            subject: str,
-            payload: bytes,
-            headers: dict[str, str] | None,
-            on_reply: Callable[[Msg | None], None],
-            *,
-            patient: bool = False,
+            self, subject: str, payload: bytes, headers: dict[str, str] | None, on_reply: Callable[[Msg | None], None]
         ) -> None:
             if raced.is_set() or b" start " not in payload:
                 super().call(subject, payload, headers, on_reply)
@@ -291,13 +273,7 @@ async def test_whoever_loses_the_race_for_a_takeover_decodes_nothing(bed: Bed, m
 
     class Raced(Bus):
         def call(
-            self,
-            subject: str,
-            payload: bytes,
-            headers: dict[str, str] | None,
-            on_reply: Callable[[Msg | None], None],
-            *,
-            patient: bool = False,
+            self, subject: str, payload: bytes, headers: dict[str, str] | None, on_reply: Callable[[Msg | None], None]
         ) -> None:
             if raced.is_set() or b" attempt " not in payload:
                 super().call(subject, payload, headers, on_reply)

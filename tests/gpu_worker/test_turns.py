@@ -37,7 +37,7 @@ class Waits:
         self._went(self.name)
 
     def answered(self, answer: int | BusError) -> None:
-        raise NotImplementedError
+        raise AssertionError("whose turn it is, is told nothing of what becomes of it")
 
 
 class Asking:
