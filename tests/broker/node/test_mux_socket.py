@@ -88,7 +88,11 @@ async def test_tokens_come_framed_with_their_last_cursor(node: RunningNode, shar
     author = await node.session()
     talker = (await Talker.at(node, shared, author.sid)).listen()
     await talker.until("caught_up")
-    await author.answer(50)
+    await author.start()
+    await author.tokens(25)
+    await until(lambda: bool(talker.cursors), "the first tokens")  # else all may come as one
+    await author.tokens(25)
+    await author.done()
     await talker.until("done")
     assert talker.data == [json.loads(data) for data in author.data]
     told = {event["id"]: event["event"] for event in talker.events if "id" in event}
