@@ -88,7 +88,8 @@ class Okome:
                 environment = {**environment, "OKOME_WORKER_COLLECT_ABOVE": "0"}
             if self.frames:
                 environment = {**environment, "OKOME_WORKER_FRAME_INTERVAL": str(self.frames)}
-            told = await _up(engine, directory, argv, environment, stack)
+            environment = {**environment, "OKOME_WORKER_OPENAI_URL": f"{engine}/v1"}
+            told = await stack.enter_async_context(up(directory, argv, environment))
             processes |= {one["id"]: one["pid"] for one in told["processes"]}
             dialect: Dialect = "okome-websocket" if self.websocket else "okome"
             dialect = "okome-scripted" if self.published else dialect
@@ -106,22 +107,20 @@ class Okome:
         return server.url, server.pid
 
 
-async def _up(
-    engine: str, directory: Path, more: list[str], environment: Mapping[str, str], stack: AsyncExitStack
-) -> Mapping[str, Any]:
-    """Start it; its ready file."""
+@asynccontextmanager
+async def up(directory: Path, more: list[str], environment: Mapping[str, str]) -> AsyncIterator[Mapping[str, Any]]:
+    """`okome up`; its ready file. Raises NotStarted."""
     ready, log = directory / "ready.json", directory / "okome.log"
     argv = [sys.executable, "-P", "-m", "compose.cli.main", "up", "--port", "0", *more]
     argv += ["--data", str(directory / "data"), "--ready-file", str(ready)]
-    environment = {**environment, **ENVIRONMENT, "OKOME_WORKER_OPENAI_URL": f"{engine}/v1"}
-    child = await stack.enter_async_context(process(argv, log, environment))
-    try:
-        async with asyncio.timeout(START_TIMEOUT):
-            while not ready.is_file() and child.returncode is None:  # noqa: ASYNC110  # nothing tells of it
-                await asyncio.sleep(0.05)
-    except TimeoutError:
-        pass
-    if not ready.is_file():
-        raise NotStarted(f"okome: {log.read_text()[-500:]}")
-    told: Mapping[str, Any] = json.loads(ready.read_text())
-    return told
+    async with process(argv, log, {**ENVIRONMENT, **environment}) as child:
+        try:
+            async with asyncio.timeout(START_TIMEOUT):
+                while not ready.is_file() and child.returncode is None:  # noqa: ASYNC110  # nothing tells of it
+                    await asyncio.sleep(0.05)
+        except TimeoutError:
+            pass
+        if not ready.is_file():
+            raise NotStarted(f"okome: {log.read_text()[-500:]}")
+        told: Mapping[str, Any] = json.loads(ready.read_text())
+        yield told

@@ -23,6 +23,8 @@ class OpenGenerations:
 
     def __init__(self, bus: Bus) -> None:
         self.records: dict[str, Generation] = {}  # gid -> record
+        self.cancelled = asyncio.Event()
+        """Somebody asked to cancel one of them. Whoever waits for it clears it."""
         self._since: dict[str, float] = {}  # gid -> loop time when this replica learned of it
         self._loop = asyncio.get_running_loop()
         self._follow = Follow(bus, "KV_generations", [PREFIX + ">"], "okome-open", self._take, last_per_subject=True)
@@ -50,6 +52,8 @@ class OpenGenerations:
         if record is not None and record.status.open:
             self.records[gid] = record
             self._since.setdefault(gid, self._loop.time())
+            if record.cancel:
+                self.cancelled.set()
         else:
             self.records.pop(gid, None)
             self._since.pop(gid, None)

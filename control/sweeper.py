@@ -6,6 +6,7 @@ It looks, judges (`verdicts`) and acts; every act is fenced or idempotent.
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import Any
 
 import structlog
@@ -26,12 +27,14 @@ from control.generations import queue_job
 from control.lanes import Place, empty_lane, every, lanes, queued_jobs, remove_lanes, worker_of
 from control.open_generations import OpenGenerations
 from control.pulse import Pulse
-from control.routing import has_lane
+from control.routing import has_lane, saturated
 from control.settings import ControlSettings
 from control.verdicts import QUEUED_BY_NOW, RETURNED_BY_NOW, Case, Verdict, judge
 
 HEARD = 2.0  # seconds of hearing beats before anybody's absence means anything
 LOOK = 2.0  # seconds between two looks at one waiting generation
+TURN_LOOK = 10.0  # the same while no worker of its model has a slot free: nobody could take it anyway
+LOOK_PAUSE = 0.05  # seconds between two rounds, at least, however many are cancelled
 SETTLE = 0.5  # not held for so long: worth a look
 SCAN = 5.0  # seconds that a scan of the queue is used
 LANE_KEPT = 60.0  # seconds that the consumer of an absent worker's lane is kept
@@ -55,7 +58,8 @@ class Sweeper:
         self._generations = Bucket(bus, "generations", settings.deleted_life)
         self._active_since: float | None = None
         self._unheld: dict[str, float] = {}  # gid -> since when nobody is seen to hold it
-        self._lost_for: dict[str, float] = {}  # gid that somebody held -> how long nobody did since, all in all
+        self._turn: set[str] = set()  # gids that nobody holds because no worker of their model has a slot free
+        self._lost_for: dict[str, float] = {}  # gid that was held or in `_turn` -> how long it was neither since
         self._watched_at = 0.0
         self._next_look: dict[str, float] = {}
         self._jobs: tuple[float, dict[str, list[Place]]] = (float("-inf"), {})
@@ -64,11 +68,19 @@ class Sweeper:
     async def run(self) -> None:
         """Until cancelled."""
         while True:
-            await asyncio.sleep(self._settings.sweep_interval)
+            await asyncio.sleep(LOOK_PAUSE)
+            await self._next_round()
             try:
                 await self.sweep()
             except BusError as error:
                 log.info("sweep.put_off", error=repr(error))
+
+    async def _next_round(self) -> None:
+        """After the interval, or as soon as somebody cancels: it may wait in the queue, where no worker sees it."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._settings.sweep_interval):
+                await self._open.cancelled.wait()
+        self._open.cancelled.clear()
 
     async def sweep(self) -> None:
         """One round. Raises BusError."""
@@ -116,15 +128,17 @@ class Sweeper:
             await remove_lanes(self._bus, self._pulse.workers(LANE_KEPT))
 
     def _watch(self, now: float) -> None:
-        """Note since when nobody is seen to hold which open generation, and how long nobody did that somebody had."""
-        held = {gid for beat in self._pulse.workers(SILENCE).values() for gid in beat.held}
-        self._unheld = {gid: self._unheld.get(gid, now) for gid in self._open.records if gid not in held}
+        """Note since when nobody is seen to hold which open generation, and how long somebody could have."""
+        records, beats = self._open.records, self._pulse.workers(SILENCE)
+        held = {gid for beat in beats.values() for gid in beat.held}
+        self._unheld = {gid: self._unheld.get(gid, now) for gid in records if gid not in held}
+        full = {model for beat in beats.values() for model in beat.models if saturated(model, beats)}
+        self._turn = {gid for gid in self._unheld if records[gid].request.model in full}
+        waits = held | self._turn
         since, self._watched_at = now - (self._watched_at or now), now
-        known = dict.fromkeys(held, 0.0) | self._lost_for
+        known = dict.fromkeys(waits, 0.0) | self._lost_for
         self._lost_for = {
-            gid: seconds + (0.0 if gid in held else since)
-            for gid, seconds in known.items()
-            if gid in self._open.records
+            gid: seconds + (0.0 if gid in waits else since) for gid, seconds in known.items() if gid in records
         }
 
     def _due(self, now: float) -> list[Generation]:
@@ -136,7 +150,8 @@ class Sweeper:
             record = records.get(gid)  # it may have ended since it was noted: the lanes were looked at meanwhile
             if record is not None and now - since >= SETTLE and now >= self._next_look.get(gid, 0.0):
                 # What somebody asked to cancel is looked at every time: it is being waited for.
-                self._next_look[gid] = now if record.cancel else now + min(LOOK, self._settings.job_wait / 2)
+                pause = 0.0 if record.cancel else TURN_LOOK if gid in self._turn else LOOK
+                self._next_look[gid] = now + min(pause, self._settings.job_wait / 2)
                 due.append(record)
         return due
 

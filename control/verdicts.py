@@ -1,6 +1,7 @@
 """What becomes of an open generation that no live worker holds. Pure; times are seconds.
 
-Most are simply waiting for their turn. Nothing here needs to be right about a worker's death: every deed that follows
+Most are simply waiting for their turn: while no worker of their model has a slot free, time does not count against
+them. Nothing here needs to be right about a worker's death: every deed that follows
 is fenced, and a late worker loses.
 """
 
@@ -35,7 +36,7 @@ class Case(NamedTuple):
     record: Generation
     unheld: float  # since when nobody is seen to hold it
     age: float  # since it was accepted
-    lost: float  # all in all, since somebody was first seen to hold it; infinite: nobody was
+    lost: float  # all in all, since it was first seen held or waiting for its turn; infinite: it was neither
     begun: bool
     ended: bool
     placed: bool  # the session names it as its open one
@@ -56,9 +57,8 @@ def judge(case: Case) -> Verdict:
     if case.begun:
         if case.barren >= MAX_BARREN_EPOCHS and case.unheld >= TAKEN_BY_NOW:
             return Verdict.FAIL
-        waited = case.unheld
+        waited = min(case.unheld, case.lost)
     else:
-        # What waited with a worker waited for its turn. Nobody holds long what everybody gives back.
         waited = min(case.age, case.lost)
     if waited >= case.job_wait:
         return Verdict.EXPIRE

@@ -60,14 +60,18 @@ class Lane:
 
     card: ModelCard
     engine: Engine
-    slots: asyncio.Semaphore
     measured: Measured
     held: int = 0  # jobs in this worker's hands
     running: int = 0  # of which have a slot
 
     @property
+    def full(self) -> bool:
+        """No slot is free."""
+        return self.running >= self.card.slots
+
+    @property
     def capacity(self) -> int:
-        """Jobs that may be held at once."""
+        """Jobs that may be held at once: until it is known of each whether it needs a slot, and gets one."""
         return self.card.slots + self.card.queue_limit
 
 

@@ -1,8 +1,9 @@
 """One job in this worker's hands: from its delivery to its ack, or until it is somebody else's.
 
-    WAITING ──slot──► RUNNING ──terminal stored──► acked
-       │                 └─ fenced, purged, lost: dropped, and nothing acked or given back
+    TAKEN ──slot──► RUNNING ──terminal stored──► acked
+       │               └─ fenced, purged, lost: dropped, and nothing acked or given back
        ├─ unreadable: given back, later each time, until OKOME has closed its record
+       ├─ no slot is free: given back, from a lane into the common queue: whoever has one first takes it
        └─ not ours to do: acked (nothing left) or given back (somebody holds it, or the worker leaves)
 
 What to do is decided in `takeover.py`, the writing is in `answer.py`.
@@ -25,10 +26,11 @@ import structlog
 from broker.bus.begun import begun
 from broker.bus.errors import BusError, BusUnavailable, ChainBroken, FrameMalformed
 from broker.bus.frames import DONE
+from broker.bus.log import store
 from broker.bus.operations import GenerationEnded
 from broker.bus.queue import Delivery
 from broker.bus.records import Generation, Job, Message, decode
-from broker.bus.subjects import log_stream, operation_subject, partition_of
+from broker.bus.subjects import job_subject, log_stream, operation_subject, partition_of
 from gpu_worker.answer import Answer, Lane, Outcome, Overtaken, Place
 from gpu_worker.history import frames_behind, prompt_of
 from gpu_worker.interruption import Interrupt, Interruption
@@ -150,7 +152,7 @@ class Held:
         self._log.info("worker.job_let_go", how=how, tokens=tokens, seconds=seconds)
 
     async def _live(self) -> str:
-        if not self.lane.slots.locked():  # a job that waits for its slot would hold its prompt all the while
+        if not self.lane.full:
             self._asked = self._loop.create_task(self._ask_prompt(), name="job-prompt")
         while True:
             decision = await self._decide()
@@ -168,15 +170,13 @@ class Held:
                     return "put_off"
                 case Adopt():
                     raise AssertionError("a job that is held here was not adopted at its delivery")
+            cancelled = self._interruption.cancelled or getattr(decision, "cancelled", False)
+            if not cancelled and not isinstance(decision, GiveUp) and not self._take_slot():
+                await self._pass_on()
+                return "no_slot"
             if not self._ours:
                 self._ours = True
                 self._place.pulse.beat_soon(self.job.gid, self.reply)
-            cancelled = self._interruption.cancelled or getattr(decision, "cancelled", False)
-            if not cancelled and not isinstance(decision, GiveUp) and not self.running:
-                waited = self.lane.slots.locked()
-                await self._take_slot()
-                if waited or not self.running:
-                    continue  # the world may have moved on meanwhile
             outcome = await self._write(decision, cancelled)
             if outcome is not None and not isinstance(outcome, Overtaken):
                 return await self._conclude(outcome)
@@ -332,6 +332,26 @@ class Held:
         except BusUnavailable as error:
             self._log.warning("worker.job_not_given_back", error=repr(error))  # delivered again after ack_wait
 
+    async def _pass_on(self) -> None:
+        """To whoever has a slot first. A lane's job was to be begun here at once: it goes to the common queue, copied
+        and then acked, so that whoever dies in between leaves it twice, and one of the two is found held or over."""
+        common = job_subject(self.lane.card.id)
+        if self._delivery.subject == common or self._stale:
+            await self._give_back()
+            return
+        try:
+            await store(
+                self._place.publishing.bus,
+                common,
+                self._delivery.data,
+                msg_id=f"{self.job.gid}@{self._delivery.seq}",
+            )
+        except BusError as error:
+            self._log.warning("worker.job_not_passed_on", error=repr(error))
+            await self._give_back(RETRY_PAUSE)
+            return
+        await self._ack()
+
     def _nudge_control(self) -> None:
         """Tell OKOME that the answer may be recorded; its sweeper finds it anyway. The reply is for nobody."""
         payload = msgspec.json.encode(GenerationEnded(self.job.sid, self.job.gid))
@@ -341,15 +361,16 @@ class Held:
         except BusUnavailable as error:
             self._log.debug("worker.nudge_lost", error=repr(error))
 
-    async def _take_slot(self) -> None:
-        if await self._interruption.unless(self.lane.slots.acquire()):
+    def _take_slot(self) -> bool:
+        """Whether it has one now."""
+        if not self.running and not self.lane.full:
             self.running = True
             self.lane.running += 1
             self.lane.measured.running.inc()
+        return self.running
 
     def _free_slot(self) -> None:
         if self.running:
             self.running = False
             self.lane.running -= 1
-            self.lane.slots.release()
             self.lane.measured.running.dec()

@@ -1,15 +1,17 @@
-"""Where a model's jobs come in: its queue for any worker and this worker's warm lane, with credits for both.
+"""Where a model's jobs come in: its queue for any worker and this worker's warm lane.
 
-A pull that was sent cannot be taken back, so every credit given to one of the two is room kept free until a job has
-used it: what is held and what is promised never exceed the capacity. The lane keeps a few credits of its own, or a
-long `any` queue would starve it, and never so many that a slot stays free for it.
+Of the common queue a worker asks for as many jobs as it has free slots: what waits, waits there, for whichever worker
+has a slot first. A job that waited at a worker would wait for that one, whoever else were free.
+
+By the lane comes what OKOME means for this worker because it can begin at once. A pull that was sent cannot be taken
+back, so the lane's few are asked for beside the others, from the places of those that wait: no slot is kept free for
+a lane by which perhaps nothing comes. What then finds no slot is given back (`held.py`).
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple
 
 import structlog
@@ -27,29 +29,27 @@ log = structlog.get_logger("worker")
 
 
 class Credits(NamedTuple):
-    """Jobs that may still arrive: from the queue for any worker, and from the warm lane."""
+    """Jobs: from the queue for any worker, and from the warm lane."""
 
     any: int
     lane: int
 
 
 def lane_credits(slots: int, queue_limit: int) -> int:
-    """Credits that the lane keeps, taken from the room of those that wait for a slot: perhaps nothing comes by the
-    lane, and then each slot is to be had by the common queue. 0: a worker where none may wait has no lane."""
+    """Jobs that the lane may bring at once. 0: a worker where none may wait has no lane."""
     return min(LANE_CREDITS, max(1, (slots + queue_limit) // 4), queue_limit)
 
 
-def share(capacity: int, lane_goal: int, held: int, promised: Credits) -> Credits:
-    """The new promises, given what is held. Never less than before: a pull cannot be taken back."""
-    free = capacity - held - promised.any - promised.lane
-    if free <= 0:
-        return promised
-    lane = promised.lane + min(free, max(0, lane_goal - promised.lane))
-    return Credits(promised.any + free - (lane - promised.lane), lane)
+def share(slots: int, queue_limit: int, held: int, asked: Credits) -> Credits:
+    """What to ask for beside the `held` ones. What was `asked` for and has not come may still come, so that all of them
+    together are never more than `slots + queue_limit`."""
+    common = max(0, slots - held)
+    room = slots + queue_limit - held - max(common, asked.any)
+    return Credits(common, max(0, min(lane_credits(slots, queue_limit), room)))
 
 
 class Intake:
-    """The standing pulls of one model. `top_up` whenever a job was let go; `on_delivery` gets what arrives."""
+    """The standing pulls of one model. `top_up` whenever a job was taken or let go; `on_delivery` gets what arrives."""
 
     def __init__(
         self,
@@ -61,16 +61,15 @@ class Intake:
         on_delivery: Callable[[Delivery], None],
     ) -> None:
         self._bus = bus
-        self._capacity = slots + queue_limit
-        self._lane_goal = lane_credits(slots, queue_limit)
-        self._on_delivery = on_delivery
-        self._promised = Credits(0, 0)
+        self._slots = slots
+        self._queue_limit = queue_limit
+        self._wanted = Credits(0, 0)
         self._model = model
         self._worker = worker
-        self._any = Queue(bus, JOBS_STREAM, consumer_name(model), partial(self._take, True))
+        self._any = Queue(bus, JOBS_STREAM, consumer_name(model), on_delivery)
         self._lane: Queue | None = None
-        if self._lane_goal:
-            self._lane = Queue(bus, JOBS_STREAM, consumer_name(model, worker), partial(self._take, False))
+        if lane_credits(slots, queue_limit):
+            self._lane = Queue(bus, JOBS_STREAM, consumer_name(model, worker), on_delivery)
         self._keepers: set[asyncio.Task[None]] = set()
 
     async def prepare(self) -> None:
@@ -97,24 +96,18 @@ class Intake:
 
     def top_up(self, held: int) -> None:
         """Ask for as many jobs as there is room for beside the `held` ones."""
-        self._promised = share(self._capacity, self._lane_goal, held, self._promised)
-        self._any.want(self._promised.any)
-        if self._lane is not None:
-            self._lane.want(self._promised.lane)
+        lane = self._lane
+        asked = Credits(self._any.outstanding, 0 if lane is None else lane.outstanding)
+        self._wanted = share(self._slots, self._queue_limit, held, asked)
+        self._any.want(self._wanted.any)
+        if lane is not None:
+            lane.want(self._wanted.lane)
 
     def _queues(self) -> list[Queue]:
         return [self._any] if self._lane is None else [self._any, self._lane]
 
     async def _make(self, queue: Queue) -> None:
         await ensure_consumer(self._bus, self._model, None if queue is self._any else self._worker)
-
-    def _take(self, common: bool, delivery: Delivery) -> None:
-        promised = self._promised
-        if common:
-            self._promised = promised._replace(any=max(0, promised.any - 1))
-        else:
-            self._promised = promised._replace(lane=max(0, promised.lane - 1))
-        self._on_delivery(delivery)
 
     async def _keep(self, queue: Queue) -> None:
         """Make a durable again that somebody removed."""
@@ -134,4 +127,4 @@ class Intake:
                 await asyncio.sleep(REMAKE_PAUSE)
                 continue
             log.info("worker.consumer_made", consumer=queue.consumer)
-            queue.want(self._promised.any if queue is self._any else self._promised.lane)
+            queue.want(self._wanted.any if queue is self._any else self._wanted.lane)

@@ -27,7 +27,7 @@ RETRIES = Counter(
 )
 ENDED = Counter("okome_worker_generations_total", "Generations that this worker let go, by how", ["model", "how"])
 RUNNING = Gauge("okome_worker_running", "Generations that run", ["model"])
-HELD = Gauge("okome_worker_held", "Generations that are held, running or waiting for a slot", ["model"])
+HELD = Gauge("okome_worker_held", "Generations that are held: running, or about to", ["model"])
 FENCED = Counter("okome_worker_fenced_total", "Attempts that found another writer behind their fence")
 TAKEOVERS = Counter("okome_worker_takeovers_total", "Generations taken over from another attempt", ["model"])
 CANCELS = Counter("okome_worker_cancels_total", "Generations cancelled, by what asked for it", ["by"])

@@ -21,7 +21,7 @@ class WorkerSettings(RoleSettings):
     engine: str = Field("smollm2", description="smollm2 · scripted · openai")
     threads: int = Field(1, ge=1, le=1024, description="threads of the model's computation")
     slots: int = Field(4, ge=1, le=65536, description="generations that the engine decodes at once")
-    queue_limit: int = Field(16, ge=0, le=65536, description="generations held here that wait for a slot")
+    queue_limit: int = Field(16, ge=0, le=65536, description="so many more are admitted, and wait in the queue")
     context_length: int = Field(2048, ge=128, description="tokens of prompt and answer per slot")
     scripted_slots: int = Field(10_000, ge=1, le=100_000)
     engine_start_timeout: float = Field(60.0, gt=0)

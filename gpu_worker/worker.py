@@ -69,11 +69,7 @@ class Worker:
         self._bus = bus
         self._settings = settings
         self._health = health
-        self._lanes = {
-            card.id: Lane(card, engine, asyncio.Semaphore(card.slots), Measured(card.id))
-            for engine in engines
-            for card in engine.cards
-        }
+        self._lanes = {card.id: Lane(card, engine, Measured(card.id)) for engine in engines for card in engine.cards}
         self._held: dict[str, Held] = {}
         self._by_session: dict[str, Held] = {}  # at most one generation runs in a session
         self._tasks: set[asyncio.Task[None]] = set()
@@ -194,6 +190,7 @@ class Worker:
         lane.held += 1
         lane.measured.held.inc()
         self._spawn(self._hold(held))
+        self._top_up(model)  # by the lane came what the common queue may not bring now
 
     async def _hold(self, held: Held) -> None:
         model = held.lane.card.id
@@ -211,7 +208,7 @@ class Worker:
             self._top_up(model)
 
     def _top_up(self, model: str) -> None:
-        """Offer the room that there is, to whoever may use it: none any more while this worker drains."""
+        """Ask for what there is room for: nothing any more while this worker drains."""
         if not self._draining:
             self._intakes[model].top_up(self._lanes[model].held)
 

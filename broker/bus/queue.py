@@ -1,6 +1,7 @@
 """Queue: taking jobs from a work queue's durable consumer, with explicit acknowledgement.
 
-The puller says how many it wants (`want`); what was asked for cannot be taken back, so whoever asks keeps room for it.
+The puller says how many it wants (`want`); what was asked for cannot be taken back, so whoever asks keeps room for it
+until that pull is over (EXPIRES).
 """
 
 from __future__ import annotations
@@ -88,11 +89,30 @@ class Queue:
         if subscription is not None:
             await self._bus.unsubscribe(subscription)
 
+    @property
+    def outstanding(self) -> int:
+        """Jobs that were asked for and may still arrive, wanted or not."""
+        return self._outstanding
+
     def want(self, count: int) -> None:
-        """At most `count` further jobs may arrive from now on."""
+        """So many further jobs are wanted from now on. Where more were asked for, those may arrive as well."""
         self._target = count
-        if count > self._outstanding:
-            self._pull(count - self._outstanding)
+        self._ask()
+
+    def _ask(self) -> None:
+        """Pull what is lacking, once that is more than may still arrive: sooner would be a pull for each job, each of
+        which the server ends, and takes its turn with, by itself."""
+        if self._silent:
+            self._outstanding = 0  # of a pull that died while nothing was wanted
+        lacking = self._target - self._outstanding
+        if lacking > self._outstanding:
+            self._pull(lacking)
+
+    @property
+    def _silent(self) -> bool:
+        """No heartbeat: the pull died with a server or a connection. One that did survive only means a delivery too
+        many, which the worker gives back."""
+        return asyncio.get_running_loop().time() - self._heard_at >= SILENCE
 
     def _pull(self, batch: int) -> None:
         try:
@@ -111,10 +131,8 @@ class Queue:
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(pull.HEARTBEAT)
-            if self._target == 0 or loop.time() - self._heard_at < SILENCE:
+            if self._target == 0 or not self._silent:
                 continue
-            # No heartbeat: the pull died with a server or a connection. A pull that did survive only means one
-            # delivery too many, which the worker gives back.
             self._outstanding = 0
             self._heard_at = loop.time()
             try:
@@ -131,8 +149,7 @@ class Queue:
             except Exception as error:  # the safety net of this task: whoever waits for jobs would get none any more
                 log.error("bus.queue_failed", consumer=self.consumer, exc_info=error)
                 continue
-            if self._target > self._outstanding:
-                self._pull(self._target - self._outstanding)
+            self._ask()
 
     async def _receive(self, msg: Msg) -> None:
         self._heard_at = asyncio.get_running_loop().time()
@@ -148,8 +165,7 @@ class Queue:
                 return
             case pull.End.PULL_OVER:
                 self._outstanding = max(0, self._outstanding - int(headers.get("Nats-Pending-Messages", 0)))
-                if self._target > self._outstanding:
-                    self._pull(self._target - self._outstanding)
+                self._ask()
             case pull.End.CONSUMER_GONE:
                 self._outstanding = 0
                 self.missing.set()

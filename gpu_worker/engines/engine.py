@@ -84,7 +84,7 @@ class Finish:
 @dataclass(frozen=True, slots=True)
 class ModelCard:
     """A model as the worker announces it. context_length in tokens, prompt and answer together; slots: generations
-    decoded at once; queue_limit: generations that its worker may hold besides, which wait for a slot;
+    decoded at once; queue_limit: how many more are admitted for its worker, which wait for a slot;
     default_max_tokens: the bound where a request names none, None for no bound.
     """
 

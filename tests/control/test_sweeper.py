@@ -245,6 +245,39 @@ async def test_what_was_held_does_not_expire_with_its_holder_however_old_it_is(f
             assert loop.time() - lost > 1.5
 
 
+async def test_what_waits_for_its_turn_does_not_expire(fresh_nats: NatsServer) -> None:
+    """However long every slot is taken; once one is free, it counts that nobody takes it."""
+    async with replica(fresh_nats.url, job_wait=1) as okome, connected(fresh_nats.url) as bus:
+        sid, loop = await new_session(bus), asyncio.get_running_loop()
+        async with worker(okome, bus) as played:
+            played.load = Load(4, 3, 1, 4)
+            await until(lambda: okome.pulse.workers()["w1"].models["m"].running == 3, "it is known to be full")
+            accepted = loop.time()
+            made = await generate(bus, sid)
+            await until(lambda: loop.time() > accepted + 2.5, "it has waited for longer than job_wait")
+            assert (await generation_record(bus, sid, made.generation_id)).status.open  # type: ignore[union-attr]
+            free_at = loop.time()
+            played.load = Load(4, 3, 0, 4)
+            record = await until(lambda: status_of(bus, sid, made.generation_id), "it expires in the end")
+            assert record.status == "expired"
+            assert loop.time() - free_at > 0.8
+
+
+async def test_a_cancel_is_not_waited_for_until_the_next_round(fresh_nats: NatsServer) -> None:
+    async with replica(fresh_nats.url, sweep_interval=DEADLINE) as okome, connected(fresh_nats.url) as bus:
+        sid, other = await new_session(bus), await new_session(bus)
+        async with worker(okome, bus):
+            made, beside = await generate(bus, sid), await generate(bus, other)
+            # The first rounds see who is there, and since when; each is begun by a cancel.
+            gids = itertools.cycle([(sid, made.generation_id), (other, beside.generation_id)])
+
+            async def ended_by_now() -> Generation | None:
+                await cancel(bus, *next(gids))
+                return await status_of(bus, sid, made.generation_id)
+
+            assert (await until(ended_by_now, "it is cancelled")).status == "cancelled"
+
+
 async def test_what_everybody_takes_and_gives_back_expires(fresh_nats: NatsServer) -> None:
     """As one that nobody can begin: each holds it for a moment."""
     async with replica(fresh_nats.url, job_wait=2) as okome, connected(fresh_nats.url) as bus:

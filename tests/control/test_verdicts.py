@@ -45,6 +45,7 @@ def case(cancel: bool = False, **changes: Any) -> Case:
         (case(cancel=True, begun=True, unheld=SETTLED), Verdict.CANCEL),
         (case(begun=True, age=10 * WAIT), Verdict.WAIT),
         (case(begun=True, unheld=WAIT), Verdict.EXPIRE),
+        (case(begun=True, unheld=WAIT, lost=WAIT - 1), Verdict.WAIT),
         (case(begun=True, unheld=QUEUED_BY_NOW, queued=False), Verdict.QUEUE),
         (case(delivered=True), Verdict.WAIT),
         (case(delivered=True, unheld=RETURNED_BY_NOW), Verdict.RETURN),

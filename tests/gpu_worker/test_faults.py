@@ -174,31 +174,25 @@ async def test_a_finished_job_delivered_again_is_only_acked(bed: Bed) -> None:
 async def test_a_delivery_from_before_an_interruption_is_not_given_back(bed: Bed) -> None:
     """▸ A stale nak takes the job from its holder. Who stood still for a second cannot know whose it is."""
     async with bed.worker("w1", OneSlot(), cancel_interval=60, drain_timeout=0.3) as here:
-        await bed.ask("g1", ENDLESS, sid="00other111")
-        await bed.until(lambda: START in bed.types("g1"))
-        await bed.ask("g2", ENDLESS)
-        await bed.holds("w1", "g1", "g2")
-        stale = bed.beats["w1"].held["g2"]
+        await bed.ask("g1", ENDLESS)
+        await bed.holds("w1", "g1")
+        stale = bed.beats["w1"].held["g1"]
+        hearing_since = here.worker._pulse.hearing_since()
         time.sleep(1.2)  # noqa: ASYNC251 - the fault: this process stands still, as under SIGSTOP
-        await bed.until(lambda: "g2" not in bed.beats["w1"].held)
+        await bed.until(lambda: here.worker._pulse.hearing_since() > hearing_since)
         here.stop.set()
         await bed.until(lambda: not here.worker.held)
         assert stale not in [reply for reply, _ in bed.verdicts]
 
 
 async def test_a_worker_that_leaves_gives_its_jobs_to_others(bed: Bed) -> None:
-    """What waits is given back at once, what runs too long is left where it is and goes on elsewhere."""
+    """What runs too long is left where it is and goes on elsewhere."""
     async with bed.worker("w1", OneSlot(), cancel_interval=60, drain_timeout=0.5) as leaving:
         await bed.ask("g1", LONG)
         await bed.until(lambda: bed.tokens("g1") > 10)
-        await bed.ask("g2", {"tokens": 5, "rate": 0}, sid="00other111")
-        await bed.holds("w1", "g1", "g2")
         async with bed.worker("w2"):
             await bed.until(lambda: "w2" in bed.beats)
             leaving.stop.set()
-            await bed.ended("g2")
-            assert bed.of("g2")[0].fields()["worker"] == "w2"
-            assert not any(frame.terminal for frame in bed.of("g1"))
             assert (await bed.ended("g1")).type == DONE
             assert epochs(bed, "g1") == [1, 2]
             assert bed.text("g1") == text(5, 600)

@@ -1,4 +1,4 @@
-"""Credits: what is held and what is promised never exceed the capacity, and no lane starves."""
+"""What a worker asks for: no more than it can begin, never more than it can hold, and something of its lane."""
 
 from __future__ import annotations
 
@@ -13,31 +13,39 @@ NONE = Credits(0, 0)
 @given(
     slots=st.integers(1, 100),
     queue_limit=st.integers(0, 100),
-    steps=st.lists(st.sampled_from(["any", "lane", "done"]), max_size=300),
+    steps=st.lists(st.sampled_from(["any", "lane", "done", "any over", "lane over"]), max_size=300),
 )
-def test_held_and_promised_never_exceed_the_capacity(slots: int, queue_limit: int, steps: list[str]) -> None:
-    capacity, goal = slots + queue_limit, lane_credits(slots, queue_limit)
-    held, promised = 0, share(capacity, goal, 0, NONE)
+def test_held_and_asked_for_never_exceed_the_capacity(slots: int, queue_limit: int, steps: list[str]) -> None:
+    """A pull cannot be taken back, and what it may still bring counts until it is over."""
+    held = 0
+    wanted = asked = share(slots, queue_limit, 0, NONE)
     for step in steps:
-        if step == "any" and promised.any:
-            held, promised = held + 1, promised._replace(any=promised.any - 1)
-        elif step == "lane" and promised.lane:
-            held, promised = held + 1, promised._replace(lane=promised.lane - 1)
-        elif step == "done" and held:
-            held -= 1
-            before, promised = promised, share(capacity, goal, held, promised)
-            assert promised.any >= before.any, "a pull cannot be taken back"
-            assert promised.lane >= before.lane
-        assert held + promised.any + promised.lane <= capacity
-        assert held + promised.any >= slots, "a slot is kept free for a lane by which nothing may come"
-    promised = share(capacity, goal, held, promised)
-    assert held + promised.any + promised.lane == capacity, "all of the room is offered"
+        match step:
+            case "any" if asked.any:
+                held, asked = held + 1, asked._replace(any=asked.any - 1)
+            case "lane" if asked.lane:
+                held, asked = held + 1, asked._replace(lane=asked.lane - 1)
+            case "done" if held:
+                held -= 1
+            case "any over":
+                asked = asked._replace(any=wanted.any)
+            case "lane over":
+                asked = asked._replace(lane=wanted.lane)
+        wanted = share(slots, queue_limit, held, asked)
+        asked = Credits(max(asked.any, wanted.any), max(asked.lane, wanted.lane))
+        assert held + asked.any + asked.lane <= slots + queue_limit
+        assert wanted.any == max(0, slots - held), "a slot is kept free, or a job asked for that has none"
+    wanted = share(slots, queue_limit, held, wanted)
+    if held <= slots:
+        assert wanted.lane == lane_credits(slots, queue_limit), "the lane is never without"
 
 
-def test_a_lane_keeps_credits_of_its_own() -> None:
+def test_a_lane_has_credits_of_its_own() -> None:
     assert lane_credits(4, 16) == 5
-    assert share(20, 5, 0, NONE) == Credits(15, 5)
-    assert share(20, 5, 15, Credits(0, 4)) == Credits(0, 5)
+    assert share(4, 16, 0, NONE) == Credits(4, 5)
+    assert share(4, 16, 4, Credits(0, 4)) == Credits(0, 5)
+    assert share(4, 16, 3, Credits(4, 5)) == Credits(1, 5)
+    assert share(4, 16, 14, Credits(4, 5)) == Credits(0, 2)
     assert lane_credits(1, 1) == 1
     assert lane_credits(4, 10_000) == LANE_CREDITS
 

@@ -192,6 +192,38 @@ async def test_a_pull_that_expires_is_renewed(local_bus: Bus, monkeypatch: pytes
         assert len(taken) == 2
 
 
+async def test_what_is_wanted_no_more_does_not_come_once_its_pull_is_over(local_bus: Bus) -> None:
+    stream = await make_queue(local_bus)
+    async with taking(local_bus, stream, 3) as (queue, taken):
+        queue.want(1)
+        assert queue.outstanding == 3, "a pull cannot be taken back"
+        await eventually(lambda: queue.outstanding == 1)
+        await enqueue(local_bus, stream, 3)
+        await eventually(lambda: taken)
+        await local_bus.request("$JS.API.INFO")
+        assert [each.data for each in taken] == [b"0"]
+
+
+async def test_room_that_becomes_free_bit_by_bit_is_one_pull_in_the_end(
+    local_bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pull for each would be renewed for each, and take as many turns as there are of them."""
+    requests: list[int] = []
+    plain = pull.request
+
+    def counted(batch: int, *, expires: float, heartbeat: float) -> bytes:
+        requests.append(batch)
+        return plain(batch, expires=expires, heartbeat=heartbeat)
+
+    monkeypatch.setattr(pull, "request", counted)
+    stream = await make_queue(local_bus)
+    async with taking(local_bus, stream, 1) as (queue, _):
+        for count in range(2, 65):
+            queue.want(count)
+        assert len(requests) < 10
+        await eventually(lambda: requests[-1] == queue.outstanding == 64)
+
+
 async def test_what_a_silent_holder_had_goes_to_somebody_alive(local_bus: Bus, nats: NatsServer) -> None:
     """Its pull still stands in the server when it is cut off, and has ended when an observer gives its job back."""
     stream = await make_queue(local_bus)
