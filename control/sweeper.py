@@ -148,8 +148,11 @@ class Sweeper:
         due = []
         for gid, since in self._unheld.items():
             record = records.get(gid)  # it may have ended since it was noted: the lanes were looked at meanwhile
-            if record is not None and now - since >= SETTLE and now >= self._next_look.get(gid, 0.0):
-                # What somebody asked to cancel is looked at every time: it is being waited for.
+            if record is None:
+                continue
+            # What somebody asked to cancel is looked at every time, and at once where no worker could have taken it.
+            settle = 0.0 if record.cancel and gid in self._turn else SETTLE
+            if now - since >= settle and now >= self._next_look.get(gid, 0.0):
                 pause = 0.0 if record.cancel else TURN_LOOK if gid in self._turn else LOOK
                 self._next_look[gid] = now + min(pause, self._settings.job_wait / 2)
                 due.append(record)

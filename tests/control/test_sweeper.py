@@ -265,17 +265,22 @@ async def test_what_waits_for_its_turn_does_not_expire(fresh_nats: NatsServer) -
 
 async def test_a_cancel_is_not_waited_for_until_the_next_round(fresh_nats: NatsServer) -> None:
     async with replica(fresh_nats.url, sweep_interval=DEADLINE) as okome, connected(fresh_nats.url) as bus:
-        sid, other = await new_session(bus), await new_session(bus)
-        async with worker(okome, bus):
-            made, beside = await generate(bus, sid), await generate(bus, other)
-            # The first rounds see who is there, and since when; each is begun by a cancel.
-            gids = itertools.cycle([(sid, made.generation_id), (other, beside.generation_id)])
+        sids = [await new_session(bus) for _ in range(3)]
+        async with worker(okome, bus) as played:
+            gids = [(sid, (await generate(bus, sid)).generation_id) for sid in sids[:2]]
+            again = itertools.cycle(gids)
 
             async def ended_by_now() -> Generation | None:
-                await cancel(bus, *next(gids))
-                return await status_of(bus, sid, made.generation_id)
+                await cancel(bus, *next(again))
+                return await status_of(bus, *gids[0])
 
+            # The first rounds see who is there, and since when; each is begun by a cancel.
             assert (await until(ended_by_now, "it is cancelled")).status == "cancelled"
+            played.load = Load(4, 4, 0, 4)
+            await until(lambda: okome.pulse.workers()["w1"].models["m"].running == 4, "it is known to be full")
+            last = await generate(bus, sids[2])
+            await cancel(bus, sids[2], last.generation_id)  # before anybody would be known to have taken it
+            await until(lambda: status_of(bus, sids[2], last.generation_id), "it is cancelled without another round")
 
 
 async def test_what_everybody_takes_and_gives_back_expires(fresh_nats: NatsServer) -> None:
