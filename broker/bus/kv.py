@@ -15,12 +15,13 @@ from typing import NamedTuple
 
 from broker.bus.errors import BucketConflict, BusUnavailable, StoreRejected, WrongLastSequence
 from broker.bus.follow import Follow
-from broker.bus.log import Stored, direct_message, get, is_end_of_batch, store, stream_info
+from broker.bus.log import Stored, direct_message, get, is_end_of_batch, page, store, stream_info
 from broker.bus.nats import Bus
 
 TOO_MANY_RESULTS = "413"
 CHANGE_TRIES = 20
 PROGRESS_TIMEOUT = 10.0  # seconds without a key, while many are read: the more there are, the longer it takes
+SPAN = 4  # so many times as many sequences are looked through as entries are wanted, and as before where that lacks
 ALL_BYTES = 1024 * 1024  # of values in one direct get
 
 
@@ -135,6 +136,42 @@ class Bucket:
                 return await self._all_by_follow(keys)
             case status:
                 raise StoreRejected(int(status or 0), headers.get("Description", ""))
+
+    async def newest(self, keys: str, limit: int, before: int = 0) -> dict[str, Entry]:
+        """Of the keys that match, the `limit` that were written last, the last one first; of those that were written
+        before revision `before`, if that is given. However many there are, a few hundred are read.
+
+        A replica may answer, so this may be a moment old; what is written meanwhile may lack.
+        """
+        info = await stream_info(self._bus, self.stream)
+        end = min(before or info.last_seq + 1, info.last_seq + 1)
+        found: dict[str, Entry] = {}
+        span = most = SPAN * limit
+        dense = end  # from here on are more than `most`
+        while end > info.first_seq and len(found) < limit:
+            begin = max(info.first_seq, end - span)
+            part = await self._written(self._prefix + keys, begin, end, most)
+            if part is None:
+                dense, span = begin, max(limit, (end - begin) // SPAN)
+                continue
+            entries = {m.subject.removeprefix(self._prefix): _entry(m) for m in reversed(part)}
+            found |= {key: entry for key, entry in entries.items() if entry is not None}
+            end = begin
+            if end <= dense:
+                span *= SPAN
+        return dict(list(found.items())[:limit])
+
+    async def _written(self, subject: str, begin: int, end: int, most: int) -> list[Stored] | None:
+        """What is stored from one sequence to before another; None where that is more than `most`."""
+        found: list[Stored] = []
+        while begin < end:
+            async with _one_of(self._bus.reads):
+                part = await page(self._bus, self.stream, subject, begin - 1, batch=most + 1)
+            found += [message for message in part if message.seq < end]
+            if len(found) > most:
+                return None
+            begin = part[-1].seq + 1 if part else end
+        return found
 
     async def each(self, take: Callable[[str, Entry | None], None], keys: str = ">") -> None:
         """Every key that matches, as `all`, but one by one as they come, however many they are: `take(key, entry)` must

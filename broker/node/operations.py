@@ -17,7 +17,7 @@ from broker.bus.kv import Bucket, Entry
 from broker.bus.nats import Bus
 from broker.bus.records import Generation, Model, Session, encode
 from broker.bus.records import decode as decode_record
-from broker.bus.subjects import log_stream, partition_of, worker_subject
+from broker.bus.subjects import is_session_id, log_stream, partition_of, worker_subject
 from broker.node.access import Principal, check_opens, check_session_id
 from broker.node.beats import Beats
 from broker.node.history import History, besides
@@ -78,11 +78,13 @@ class Operations:
 
     async def sessions(self, who: Principal, limit: int, before: str) -> list[dict[str, Any]]:
         self._whole_tenant(who)
-        found = _readable(await self._sessions.all(f"{who.tenant}.*"), Session)
-        found.sort(key=lambda session: (session.updated_at, session.id), reverse=True)
+        revision = 0
         if before:
-            places = [index for index, session in enumerate(found) if session.id == before]
-            found = found[places[0] + 1 :] if places else []
+            entry = await self._sessions.get(f"{who.tenant}.{before}") if is_session_id(before) else None
+            if entry is None:
+                return []
+            revision = entry.revision
+        found = _readable(await self._sessions.newest(f"{who.tenant}.*", limit, revision), Session)
         return [
             {
                 "id": session.id,
@@ -92,7 +94,7 @@ class Operations:
                 "model": session.model,
                 "status": "running" if session.running else "idle",
             }
-            for session in found[:limit]
+            for session in found
         ]
 
     async def session(self, who: Principal, sid: str) -> Session:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import time
+from typing import Any
 
 import pytest
 from nats.aio.client import Client
 from nats.js.errors import KeyNotFoundError
 
-from broker.bus import kv
+from broker.bus import kv, log
 from broker.bus.errors import BucketConflict, BusUnavailable, StoreRejected
 from broker.bus.kv import Bucket, Entry, Watch
 from broker.bus.nats import Bus
@@ -137,6 +139,50 @@ async def test_all_is_every_key_that_matches_and_is_not_deleted(bus: Bus) -> Non
     found = {key: entry[:2] for key, entry in (await bucket.all("t1.*")).items()}
     assert found == {"t1.a": (b"new", revision), "t1.b": (b"t1.b", 2)}
     assert await bucket.all("t3.*") == {}
+
+
+async def test_the_newest_are_those_that_were_written_last(local_bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a few keys among very many others, in one piece among them, spread over them, deleted and written again."""
+    bucket = Bucket(local_bus, await make_bucket(local_bus, storage="memory"))
+    rng = random.Random(3)
+    tenants = ["few"] * 3 + ["many"] * 700 + ["few"] * 40 + rng.choices(["few", "many"], [1, 9], k=700)
+    written: dict[str, int] = {}
+    for number, tenant in enumerate(tenants):
+        key = f"{tenant}.{number % 300}"
+        written.pop(key, None)
+        written[key] = await bucket.put(key, b"%d" % number)
+    for key in rng.sample(list(written), 60):
+        await bucket.delete(key)
+        del written[key]
+    monkeypatch.setattr(log, "PAGE_BYTES", 200)  # an answer is ended by what it weighs, too
+    for tenant in ("few", "many", "nobody"):
+        newest = [(key, revision) for key, revision in reversed(written.items()) if key.startswith(f"{tenant}.")]
+        for limit in (1, 2, 7, 50, 1000):
+            found = await bucket.newest(f"{tenant}.*", limit)
+            assert [(key, entry.revision) for key, entry in found.items()] == newest[:limit]
+        for begin in rng.sample(range(len(newest)), min(8, len(newest))):
+            found = await bucket.newest(f"{tenant}.*", 9, before=newest[begin][1])
+            assert [(key, entry.revision) for key, entry in found.items()] == newest[begin + 1 : begin + 10]
+
+
+async def test_the_newest_of_very_many_are_not_looked_for_among_all(local_bus: Bus) -> None:
+    bucket = Bucket(local_bus, await make_bucket(local_bus, storage="memory"))
+    for start in range(0, 3000, 100):
+        await asyncio.gather(*(bucket.put(f"t.{index}", b"") for index in range(start, start + 100)))
+    for start in range(0, 3000, 100):
+        await asyncio.gather(*(bucket.put(f"other.{index}", b"") for index in range(start, start + 100)))
+    read = 0
+    plain = local_bus.collect
+
+    async def counted(*asked: Any, **more: Any) -> Any:
+        nonlocal read
+        messages = await plain(*asked, **more)
+        read += len(messages)
+        return messages
+
+    local_bus.collect = counted  # type: ignore[method-assign]
+    assert len(await bucket.newest("t.*", 50)) == 50
+    assert read < 1000
 
 
 async def test_all_has_every_key_beyond_what_one_answer_holds(local_bus: Bus) -> None:
