@@ -1,9 +1,10 @@
 """The pacer: spreads bursts of live tokens over a short window, so that text flows instead of jumping. Pure.
 
 It delays events and never cuts, drops or reorders them. A token that comes alone goes out at once, so a steady source
-costs nothing; of a burst the first goes out at once and the others follow at the pace at which the source has been
-giving tokens, or quicker, so that the last is out within `window`. So the viewer is never behind the source by more
-than the window, and over any second gets what the source gave in it. History is not paced: it does not go through here.
+costs nothing; of a burst the first token goes out at once, whatever came with it, and the others follow at the pace at
+which the source has been giving tokens, or quicker, so that the last is out within `window`. So the viewer is never
+behind the source by more than the window, and over any second gets what the source gave in it. History is not paced: it
+does not go through here.
 """
 
 from __future__ import annotations
@@ -25,9 +26,11 @@ class Pacer:
     def __init__(self, window: float) -> None:
         self._window = window
         self._waiting: deque[tuple[float, Event]] = deque()
+        self._tokens = 0  # events with tokens among those
         self._gap = 0.0  # average seconds per token of the source
         self._came_at: float | None = None  # when the burst before came
         self._last_due = -math.inf
+        self._last_token_due = -math.inf
 
     @property
     def due(self) -> float | None:
@@ -45,23 +48,28 @@ class Pacer:
             step = min(step, self._gap * HASTE)
         for event in events:
             due = max(now, self._last_due)
-            if event.name in PACED and (self._waiting or (self._last_due > now - step and tokens > 1)):
-                due = max(due, self._last_due + step)
-            due = min(due, now + self._window)
+            if event.name in PACED:
+                if self._tokens or (tokens > 1 and self._last_token_due > now - step):
+                    due = max(due, self._last_token_due + step)
+                self._tokens += 1
+                self._last_token_due = min(due, now + self._window)
+            self._last_due = due = min(due, now + self._window)
             self._waiting.append((due, event))
-            self._last_due = due
 
     def take(self, now: float) -> list[Event]:
         """What is to go out now, in order."""
         out: list[Event] = []
         while self._waiting and self._waiting[0][0] <= now:
-            out.append(self._waiting.popleft()[1])
+            event = self._waiting.popleft()[1]
+            self._tokens -= event.name in PACED
+            out.append(event)
         return out
 
     def flush(self) -> list[Event]:
         """Everything, at once: the stream ends or its place is lost."""
         out = [event for _, event in self._waiting]
         self._waiting.clear()
+        self._tokens = 0
         return out
 
     def _learn(self, tokens: int, now: float) -> None:

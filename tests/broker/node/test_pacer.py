@@ -60,6 +60,18 @@ def test_the_first_event_after_a_pause_goes_out_at_once(source: list[tuple[float
     assert out[0][0] == out[0][1]
 
 
+@given(bursts, st.lists(st.sampled_from(["start", "attempt"]), min_size=1, max_size=2), st.integers(1, 5))
+def test_the_first_token_goes_out_at_once_whatever_came_with_it(
+    source: list[tuple[float, list[str]]], before: list[str], tokens: int
+) -> None:
+    """`start` and the first tokens come together where the engine is quick, or the node had to ask something."""
+    for last in ([(1.0, [*before, *["token"] * tokens])], [(1.0, before), (0.001, ["token"] * tokens)]):
+        out = played([*source, *last])
+        came, went, event = out[-tokens]
+        assert event.name == "token"
+        assert went == came
+
+
 @given(st.lists(st.floats(0.001, 0.2), max_size=60))
 def test_tokens_that_come_one_by_one_are_not_delayed(pauses: list[float]) -> None:
     for came, went, _ in played([(pause, ["token"]) for pause in pauses]):
