@@ -22,7 +22,7 @@ from broker.bus.queue import Delivery, Queue
 from broker.bus.records import Generation, Job, Load, Message, Request, decode, encode
 from broker.bus.subjects import JOBS_STREAM, log_stream, log_subject, partition_of
 from control.app import Okome
-from control.lanes import empty_lane
+from control.lanes import empty_lane, queued_jobs
 from control.sweeper import SETTLE
 from control.transcript import closed
 from tests.control.okome import (
@@ -276,6 +276,39 @@ async def test_a_cancel_is_not_waited_for_until_the_next_round(fresh_nats: NatsS
                 return await status_of(bus, sid, made.generation_id)
 
             assert (await until(ended_by_now, "it is cancelled")).status == "cancelled"
+
+
+async def test_a_cancel_is_not_waited_for_until_the_next_look(fresh_nats: NatsServer) -> None:
+    """It was looked at already, as something that nobody could take for a while."""
+    async with replica(fresh_nats.url) as okome, connected(fresh_nats.url) as bus:
+        sid, loop = await new_session(bus), asyncio.get_running_loop()
+        async with worker(okome, bus) as played:
+            played.load = Load(4, 4, 0, 4)
+            await until(lambda: okome.pulse.workers()["w1"].models["m"].running == 4, "it is known to be full")
+            made = await generate(bus, sid)
+            await until(lambda: made.generation_id in okome.sweeper._next_look, "it is looked at")
+            asked = loop.time()
+            await cancel(bus, sid, made.generation_id)
+            await until(lambda: status_of(bus, sid, made.generation_id), "it is cancelled")
+            assert loop.time() - asked < 1
+
+
+async def test_what_ended_while_it_waited_leaves_the_queue(fresh_nats: NatsServer) -> None:
+    """▸ No worker asks for it while all are full, and its place is one that others are refused for."""
+    async with replica(fresh_nats.url) as okome, connected(fresh_nats.url) as bus:
+        sid, other = await new_session(bus), await new_session(bus)
+        async with worker(okome, bus) as played:
+            played.load = Load(4, 4, 0, 4)
+            await until(lambda: okome.pulse.workers()["w1"].models["m"].running == 4, "it is known to be full")
+            made, kept = await generate(bus, sid), await generate(bus, other)
+            await cancel(bus, sid, made.generation_id)
+            await until(lambda: status_of(bus, sid, made.generation_id), "it is cancelled")
+
+            async def only_one_waits() -> bool:
+                return await jobs(bus) == {"job.m.any": 1}
+
+            await until(only_one_waits, "its job is taken out")
+            assert list(await queued_jobs(bus)) == [kept.generation_id]
 
 
 async def test_what_everybody_takes_and_gives_back_expires(fresh_nats: NatsServer) -> None:
