@@ -43,7 +43,7 @@ WATCH_INTERVAL = 1.0
 PROVISIONED_INTERVAL = 0.5  # between two looks whether OKOME has made the streams
 WARM_PREFIXES = 32
 LOOKS = 256  # reads of records per interval; with more jobs than that, they take turns
-TOO_MANY_DELAY = 0.5  # seconds until a job is offered again that came although there was no room
+UNKNOWN_DELAY = 0.5  # seconds until a job is offered again that is in the queue of another model than its own
 
 log = structlog.get_logger("worker")
 
@@ -175,15 +175,15 @@ class Worker:
             self._top_up(model)
             return
         held = self._held.get(job.gid)
-        if held is not None:
-            held.adopt(delivery)
+        if held is not None and held.adopt(delivery):
             if held.ours:
                 self._pulse.beat_soon(job.gid, held.reply)
             self._top_up(model)  # its credit is free again
             return
         lane = self._lanes.get(job.request.model)
-        if lane is None or self._draining or lane.held >= lane.capacity:
-            self._spawn(_return(delivery, 0.0 if self._draining else TOO_MANY_DELAY))
+        if lane is None or held is not None or self._draining or lane.held >= lane.capacity:
+            # What comes although there is no room is not asked for again, so that it does not come here for ever.
+            self._spawn(_return(delivery, UNKNOWN_DELAY if lane is None else 0.0))
             self._top_up(model)
             return
         held = self._held[job.gid] = self._by_session[job.sid] = Held(self._place, lane, job, delivery)
