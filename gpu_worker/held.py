@@ -60,6 +60,7 @@ class Held:
         self.running = False  # it has a slot
         self._ours = False  # the log said that it is ours to do, and it was not given back
         self._given_back = False
+        self._aside = False
         self.conversation: list[Message] = []  # context and answer, once it is done
         self._place = place
         self._delivery = delivery
@@ -292,20 +293,30 @@ class Held:
         it has answered for UNREADABLE_TIMEOUT, and always with a log that is no chain of frames.
         """
         broken_since: float | None = None
-        while not self._interruption.leaving:
-            try:
-                return await ask()
-            except BusError as error:
-                broken_since = None
-                self._log.warning("worker.log_unread", error=repr(error))
-            except (ChainBroken, FrameMalformed) as error:
-                now = self._loop.time()
-                broken_since = now if broken_since is None else broken_since
-                if now - broken_since >= UNREADABLE_TIMEOUT:
-                    raise
-                self._log.warning("worker.log_unread", error=repr(error))
-            await self._interruption.unless_leaving(asyncio.sleep(RETRY_PAUSE))
-        return None
+        try:
+            while not self._interruption.leaving:
+                try:
+                    return await ask()
+                except BusError as error:
+                    broken_since = None
+                    self._log.warning("worker.log_unread", error=repr(error))
+                except (ChainBroken, FrameMalformed) as error:
+                    now = self._loop.time()
+                    broken_since = now if broken_since is None else broken_since
+                    if now - broken_since >= UNREADABLE_TIMEOUT:
+                        raise
+                    self._log.warning("worker.log_unread", error=repr(error))
+                self._step_aside(True)
+                await self._interruption.unless_leaving(asyncio.sleep(RETRY_PAUSE))
+            return None
+        finally:
+            self._step_aside(False)
+
+    def _step_aside(self, aside: bool) -> None:
+        """Whether others may have the slot meanwhile that it would be given."""
+        if aside != self._aside and not self.running:
+            self._aside = aside
+            self.lane.aside += 1 if aside else -1
 
     @property
     def _broken_delay(self) -> float:

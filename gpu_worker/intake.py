@@ -41,11 +41,12 @@ def lane_credits(slots: int, queue_limit: int) -> int:
     return min(LANE_CREDITS, max(1, (slots + queue_limit) // 4), queue_limit)
 
 
-def share(slots: int, queue_limit: int, held: int) -> Credits:
-    """What to ask for beside the `held` ones: never more than `slots + queue_limit` with them."""
-    common = max(0, slots - held)
-    room = slots + queue_limit - held - common
-    return Credits(common, max(0, min(lane_credits(slots, queue_limit), room)))
+def share(slots: int, queue_limit: int, held: int, aside: int = 0) -> Credits:
+    """What to ask for beside the `held` ones, of which those `aside` need no slot now: never more than
+    `slots + queue_limit` with them."""
+    room = max(0, slots + queue_limit - held)
+    common = min(room, max(0, slots - held + aside))
+    return Credits(common, min(lane_credits(slots, queue_limit), room - common))
 
 
 class Intake:
@@ -94,9 +95,9 @@ class Intake:
         for queue in self._queues():
             await queue.close()
 
-    def top_up(self, held: int) -> None:
+    def top_up(self, held: int, aside: int = 0) -> None:
         """Ask for as many jobs as there is room for beside the `held` ones."""
-        self._wanted = share(self._slots, self._queue_limit, held)
+        self._wanted = share(self._slots, self._queue_limit, held, aside)
         self._any.want(self._wanted.any)
         if self._lane is not None:
             self._lane.want(self._wanted.lane)

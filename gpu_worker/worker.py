@@ -210,7 +210,8 @@ class Worker:
     def _top_up(self, model: str) -> None:
         """Ask for what there is room for: nothing any more while this worker drains."""
         if not self._draining:
-            self._intakes[model].top_up(self._lanes[model].held)
+            lane = self._lanes[model]
+            self._intakes[model].top_up(lane.held, lane.aside)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
@@ -224,7 +225,7 @@ class Worker:
         for model, lane in self._lanes.items():
             running = lane.running
             slots, queue_limit = (0, 0) if self._draining else (lane.card.slots, lane.card.queue_limit)
-            models[model] = Load(slots, running, lane.held - running, queue_limit)
+            models[model] = Load(slots, running, lane.held - lane.aside - running, queue_limit)
         replies = {gid: held.reply for gid, held in self._held.items() if held.ours}
         return Beat(self.id, self.instance, now_ms(), models, replies, list(self._warm))
 
@@ -280,6 +281,9 @@ class Worker:
         self._health.set("nats", None if self._bus.round_trip_ok else "NATS does not answer")
         for held in self._held.values():
             held.check_abandoned()
+        for model, lane in self._lanes.items():
+            if lane.aside:
+                self._top_up(model)
         await self._look_at_reserves()
 
     async def _look_at_reserves(self) -> None:

@@ -8,14 +8,17 @@ from hypothesis import strategies as st
 from gpu_worker.intake import LANE_CREDITS, Credits, lane_credits, share
 
 
-@given(slots=st.integers(1, 100), queue_limit=st.integers(0, 100), held=st.integers(0, 250))
+@given(slots=st.integers(1, 100), queue_limit=st.integers(0, 100), held=st.integers(0, 250), aside=st.integers(0, 250))
 def test_what_is_asked_for_is_what_can_be_begun_and_something_of_the_lane(
-    slots: int, queue_limit: int, held: int
+    slots: int, queue_limit: int, held: int, aside: int
 ) -> None:
-    wanted = share(slots, queue_limit, held)
-    assert wanted.any == max(0, slots - held), "a slot is kept free, or a job asked for that has none"
+    aside = min(aside, held)
+    wanted = share(slots, queue_limit, held, aside)
     assert held + wanted.any + wanted.lane <= max(held, slots + queue_limit)
+    assert wanted.any <= max(0, slots - (held - aside)), "a job is asked for that has no slot"
     if held <= slots:
+        assert wanted.any >= slots - held, "a slot is kept free"
+    if held <= slots and not aside:
         assert wanted.lane == lane_credits(slots, queue_limit), "the lane is never without"
 
 
