@@ -53,6 +53,8 @@ class Sweeper:
         self._settings = settings
         self._pulse = pulse
         self._open = opened
+        self._cancelled = asyncio.Event()
+        opened.on_cancel = self._on_cancel
         self._endings = endings
         self._sessions = Bucket(bus, "sessions")
         self._generations = Bucket(bus, "generations", settings.deleted_life)
@@ -77,11 +79,15 @@ class Sweeper:
                 log.info("sweep.put_off", error=repr(error))
 
     async def _next_round(self) -> None:
-        """After the interval, or as soon as somebody cancels: it may wait in the queue, where no worker sees it."""
+        """After the interval, or as soon as somebody cancels what no worker holds: it waits in the queue."""
         with suppress(TimeoutError):
             async with asyncio.timeout(self._settings.sweep_interval):
-                await self._open.cancelled.wait()
-        self._open.cancelled.clear()
+                await self._cancelled.wait()
+        self._cancelled.clear()
+
+    def _on_cancel(self, gid: str) -> None:
+        if not self._pulse.holder(gid):
+            self._cancelled.set()
 
     async def sweep(self) -> None:
         """One round. Raises BusError."""

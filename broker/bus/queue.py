@@ -66,7 +66,7 @@ class Queue:
         self._bus = bus
         self._stream = stream
         self._on_delivery = on_delivery
-        self._outstanding = 0
+        self._outstanding = 0  # jobs that were asked for and may still arrive, wanted or not
         self._target = 0
         self._heard_at = 0.0
         self._inbox = bus.new_inbox()
@@ -88,11 +88,6 @@ class Queue:
         subscription, self._subscription = self._subscription, None
         if subscription is not None:
             await self._bus.unsubscribe(subscription)
-
-    @property
-    def outstanding(self) -> int:
-        """Jobs that were asked for and may still arrive, wanted or not."""
-        return self._outstanding
 
     def want(self, count: int) -> None:
         """So many further jobs are wanted from now on. Where more were asked for, those may arrive as well."""

@@ -23,7 +23,7 @@ from broker.bus.records import Generation, Job, Load, Message, Request, decode, 
 from broker.bus.subjects import JOBS_STREAM, log_stream, log_subject, partition_of
 from control.app import Okome
 from control.lanes import empty_lane, queued_jobs
-from control.sweeper import SETTLE
+from control.sweeper import SETTLE, Sweeper
 from control.transcript import closed
 from tests.control.okome import (
     DEADLINE,
@@ -276,6 +276,31 @@ async def test_a_cancel_is_not_waited_for_until_the_next_round(fresh_nats: NatsS
                 return await status_of(bus, sid, made.generation_id)
 
             assert (await until(ended_by_now, "it is cancelled")).status == "cancelled"
+
+
+async def test_a_cancel_of_what_a_worker_holds_begins_no_round(
+    fresh_nats: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its worker ends it; a round looks at every open generation, and most cancels are of those that run."""
+    rounds: list[float] = []
+    sweep = Sweeper.sweep
+
+    async def counted(sweeper: Sweeper) -> None:
+        rounds.append(asyncio.get_running_loop().time())
+        await sweep(sweeper)
+
+    monkeypatch.setattr(Sweeper, "sweep", counted)
+    async with replica(fresh_nats.url, sweep_interval=DEADLINE) as okome, connected(fresh_nats.url) as bus:
+        sid, other = await new_session(bus), await new_session(bus)
+        async with worker(okome, bus) as played:
+            held, free = await generate(bus, sid), await generate(bus, other)
+            played.held[held.generation_id] = "$JS.ACK.x"
+            await until(lambda: okome.pulse.holder(held.generation_id), "it is held")
+            await cancel(bus, sid, held.generation_id)
+            await asyncio.sleep(0.3)
+            assert not rounds
+            await cancel(bus, other, free.generation_id)
+            await until(lambda: rounds, "a round begins")
 
 
 async def test_a_cancel_is_not_waited_for_until_the_next_look(fresh_nats: NatsServer) -> None:

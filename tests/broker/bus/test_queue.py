@@ -197,8 +197,8 @@ async def test_what_is_wanted_no_more_does_not_come_once_its_pull_is_over(local_
     stream = await make_queue(local_bus)
     async with taking(local_bus, stream, 3) as (queue, taken):
         queue.want(1)
-        assert queue.outstanding == 3, "a pull cannot be taken back"
-        await eventually(lambda: queue.outstanding == 1)
+        assert queue._outstanding == 3, "a pull cannot be taken back"
+        await eventually(lambda: queue._outstanding == 1)
         await enqueue(local_bus, stream, 3)
         await eventually(lambda: taken)
         await local_bus.request("$JS.API.INFO")
@@ -222,7 +222,7 @@ async def test_room_that_becomes_free_bit_by_bit_is_one_pull_in_the_end(
         for count in range(2, 65):
             queue.want(count)
         assert len(requests) < 10
-        await eventually(lambda: requests[-1] == queue.outstanding == 64)
+        await eventually(lambda: requests[-1] == queue._outstanding == 64)
 
 
 async def test_after_a_standstill_no_more_is_asked_for_than_is_wanted(local_bus: Bus) -> None:
