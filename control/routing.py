@@ -44,7 +44,8 @@ def saturated(beats: Mapping[str, Beat]) -> set[str]:
 
     `beats`: of live workers. One that drains offers no slots, and is not waited for.
     """
-    full, free = set(), set()
+    full: set[str] = set()
+    free: set[str] = set()
     for beat in beats.values():
         for model, load in beat.models.items():
             if load.slots:

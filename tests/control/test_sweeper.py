@@ -230,7 +230,7 @@ async def test_what_a_live_worker_holds_is_left_alone(fresh_nats: NatsServer) ->
 
 
 async def test_what_was_held_does_not_expire_with_its_holder_however_old_it_is(fresh_nats: NatsServer) -> None:
-    """It waited for a slot there, and has yet to be offered to another worker."""
+    """It was not begun there, and has yet to be offered to another worker."""
     async with replica(fresh_nats.url, job_wait=2) as okome, connected(fresh_nats.url) as bus:
         sid, loop = await new_session(bus), asyncio.get_running_loop()
         async with worker(okome, bus) as played:
