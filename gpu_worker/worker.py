@@ -297,7 +297,7 @@ class Worker:
     # -- ending ------------------------------------------------------------------------------------------------------
 
     async def _drain(self) -> None:
-        """Take no more, give back what has no slot, let what runs finish until the deadline, then leave it to others."""
+        """Take no more, give back what has no slot, let what runs finish until a deadline, then leave it to others."""
         self._draining = True
         self._health.set("draining", "this worker is leaving")
         deadline = asyncio.get_running_loop().time() + self._settings.drain_timeout
