@@ -63,7 +63,7 @@ class Sweeper:
         self._turn: set[str] = set()  # gids that nobody holds because no worker of their model has a slot free
         self._lost_for: dict[str, float] = {}  # gid that was held or in `_turn` -> how long it was neither since
         self._watched_at = 0.0
-        self._next_look: dict[str, float] = {}
+        self._looked_at: dict[str, float] = {}
         self._jobs: tuple[float, dict[str, list[Place]]] = (float("-inf"), {})
         self._over: dict[str, float] = {}  # gid that was ended here -> when; its job may still be in the queue
         self._lanes_removed_at = 0.0
@@ -153,16 +153,16 @@ class Sweeper:
     def _due(self, now: float) -> list[Generation]:
         """The open generations that nobody is seen to hold, and that were not looked at just now."""
         records = self._open.records
-        self._next_look = {gid: at for gid, at in self._next_look.items() if gid in self._unheld}
+        self._looked_at = {gid: at for gid, at in self._looked_at.items() if gid in self._unheld}
         due = []
         for gid, since in self._unheld.items():
             record = records.get(gid)  # it may have ended since it was noted: the lanes were looked at meanwhile
             if record is None or now - since < SETTLE:
                 continue
             # What somebody asked to cancel is looked at every time: it is being waited for.
-            if record.cancel or now >= self._next_look.get(gid, 0.0):
-                pause = TURN_LOOK if gid in self._turn else LOOK
-                self._next_look[gid] = now + min(pause, self._settings.job_wait / 2)
+            pause = 0.0 if record.cancel else TURN_LOOK if gid in self._turn else LOOK
+            if now - self._looked_at.get(gid, float("-inf")) >= min(pause, self._settings.job_wait / 2):
+                self._looked_at[gid] = now
                 due.append(record)
         return due
 

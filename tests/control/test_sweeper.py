@@ -315,7 +315,7 @@ async def test_a_generation_that_ends_while_the_lanes_are_looked_at_is_passed_ov
         async def meanwhile_it_ends(now: float) -> None:
             nonlocal swept
             swept += 1
-            sweeper._next_look.clear()
+            sweeper._looked_at.clear()
             sweeper._open.records.pop(made.generation_id, None)
 
         monkeypatch.setattr(sweeper, "_sweep_lanes", meanwhile_it_ends)
@@ -348,8 +348,8 @@ async def test_a_worker_that_drains_keeps_of_its_lane_only_what_it_holds(okome: 
             return await jobs(bus) == {"job.m.any": 2, "job.m.w2": 1}
 
         await until(moved, "what nobody holds is moved")
-        rounds = okome.sweeper._next_look.copy()
-        await until(lambda: okome.sweeper._next_look != rounds, "it sweeps on")
+        rounds = okome.sweeper._looked_at.copy()
+        await until(lambda: okome.sweeper._looked_at != rounds, "it sweeps on")
         assert await moved()
         (kept,) = await page(bus, JOBS_STREAM, "job.m.w2", 0)
         assert (kept.headers or {})["Nats-Msg-Id"] == made[1].generation_id

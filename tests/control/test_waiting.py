@@ -7,7 +7,10 @@ import itertools
 
 import pytest
 
+from broker.bus.jobs import consumer_name, ensure_consumer
+from broker.bus.queue import Delivery, Queue
 from broker.bus.records import Generation, Load
+from broker.bus.subjects import JOBS_STREAM
 from control.lanes import queued_jobs
 from control.sweeper import Sweeper
 from tests.control.okome import (
@@ -91,7 +94,7 @@ async def test_a_cancel_is_not_waited_for_until_the_next_look(fresh_nats: NatsSe
             played.load = Load(4, 4, 0, 4)
             await until(lambda: okome.pulse.workers()["w1"].models["m"].running == 4, "it is known to be full")
             made = await generate(bus, sid)
-            await until(lambda: made.generation_id in okome.sweeper._next_look, "it is looked at")
+            await until(lambda: made.generation_id in okome.sweeper._looked_at, "it is looked at")
             asked = loop.time()
             await cancel(bus, sid, made.generation_id)
             await until(lambda: status_of(bus, sid, made.generation_id), "it is cancelled")
@@ -114,3 +117,27 @@ async def test_what_ended_while_it_waited_leaves_the_queue(fresh_nats: NatsServe
 
             await until(only_one_waits, "its job is taken out")
             assert list(await queued_jobs(bus)) == [kept.generation_id]
+
+
+async def test_what_waited_for_its_turn_is_looked_at_soon_once_a_slot_is_free(
+    fresh_nats: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever took it may have died before a beat told of it: then nobody gives it back but OKOME."""
+    monkeypatch.setattr("control.sweeper.TURN_LOOK", 10 * DEADLINE)
+    deliveries: asyncio.Queue[Delivery] = asyncio.Queue()
+    async with replica(fresh_nats.url) as okome, connected(fresh_nats.url) as bus:
+        sid = await new_session(bus)
+        async with worker(okome, bus) as played, asyncio.timeout(DEADLINE):
+            await ensure_consumer(bus, "m")
+            played.load = Load(4, 4, 0, 4)
+            await until(lambda: okome.pulse.workers()["w1"].models["m"].running == 4, "it is known to be full")
+            made = await generate(bus, sid)
+            await until(lambda: made.generation_id in okome.sweeper._looked_at, "it is looked at")
+            queue = Queue(bus, JOBS_STREAM, consumer_name("m"), deliveries.put_nowait)
+            await queue.start()
+            queue.want(1)
+            await deliveries.get()
+            played.load = Load(4, 3, 0, 4)
+            queue.want(1)
+            assert (await deliveries.get()).attempts == 2
+            await queue.close()
