@@ -54,14 +54,19 @@ async def empty_lane(bus: Bus, subject: str, wanted: Callable[[str], bool] = eve
         if not wanted(gid):
             continue
         await store(bus, common, job.data, msg_id=f"{gid}@{job.seq}")
-        try:
-            await bus.api(f"STREAM.MSG.DELETE.{JOBS_STREAM}", {"seq": job.seq, "no_erase": True})
-        except StoreRejected as error:
-            if error.err_code not in MESSAGE_GONE:
-                raise
+        await delete_job(bus, job.seq)
         log.info("job.moved", gid=gid, lane=subject)
         moved += 1
     return moved
+
+
+async def delete_job(bus: Bus, seq: int) -> None:
+    """Idempotent. Raises BusError."""
+    try:
+        await bus.api(f"STREAM.MSG.DELETE.{JOBS_STREAM}", {"seq": seq, "no_erase": True})
+    except StoreRejected as error:
+        if error.err_code not in MESSAGE_GONE:
+            raise
 
 
 async def remove_lanes(bus: Bus, keep: Collection[str]) -> None:

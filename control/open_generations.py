@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 import msgspec
 import structlog
@@ -23,8 +24,8 @@ class OpenGenerations:
 
     def __init__(self, bus: Bus) -> None:
         self.records: dict[str, Generation] = {}  # gid -> record
-        self.cancelled = asyncio.Event()
-        """Somebody asked to cancel one of them. Whoever waits for it clears it."""
+        self.on_cancel: Callable[[str], None] = lambda gid: None
+        """Called with one of them that somebody asked to cancel."""
         self._since: dict[str, float] = {}  # gid -> loop time when this replica learned of it
         self._loop = asyncio.get_running_loop()
         self._follow = Follow(bus, "KV_generations", [PREFIX + ">"], "okome-open", self._take, last_per_subject=True)
@@ -53,7 +54,7 @@ class OpenGenerations:
             self.records[gid] = record
             self._since.setdefault(gid, self._loop.time())
             if record.cancel:
-                self.cancelled.set()
+                self.on_cancel(gid)
         else:
             self.records.pop(gid, None)
             self._since.pop(gid, None)

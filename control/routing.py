@@ -39,13 +39,18 @@ def leaving(model: str, beats: Mapping[str, Beat]) -> int:
     return sum(load.running for load in loads if not load.slots)
 
 
-def saturated(model: str, beats: Mapping[str, Beat]) -> bool:
-    """Whether live workers run the model, and none of them has a slot free: what waits then waits for its turn.
+def saturated(beats: Mapping[str, Beat]) -> set[str]:
+    """The models that live workers run, and none of them has a slot free for: what waits then waits for its turn.
 
     `beats`: of live workers. One that drains offers no slots, and is not waited for.
     """
-    loads = [load for beat in beats.values() if (load := beat.models.get(model)) is not None and load.slots]
-    return bool(loads) and all(load.running + load.queued >= load.slots for load in loads)
+    full: set[str] = set()
+    free: set[str] = set()
+    for beat in beats.values():
+        for model, load in beat.models.items():
+            if load.slots:
+                (full if load.running + load.queued >= load.slots else free).add(model)
+    return full - free
 
 
 def choose_lane(model: str, wanted: list[str], beats: Mapping[str, Beat], sent: Mapping[str, int]) -> Lane:

@@ -24,7 +24,7 @@ from control import metrics
 from control.abreast import abreast
 from control.endings import Endings
 from control.generations import queue_job
-from control.lanes import Place, empty_lane, every, lanes, queued_jobs, remove_lanes, worker_of
+from control.lanes import Place, delete_job, empty_lane, every, lanes, queued_jobs, remove_lanes, worker_of
 from control.open_generations import OpenGenerations
 from control.pulse import Pulse
 from control.routing import has_lane, saturated
@@ -53,6 +53,8 @@ class Sweeper:
         self._settings = settings
         self._pulse = pulse
         self._open = opened
+        self._cancelled = asyncio.Event()
+        opened.on_cancel = self._on_cancel
         self._endings = endings
         self._sessions = Bucket(bus, "sessions")
         self._generations = Bucket(bus, "generations", settings.deleted_life)
@@ -61,8 +63,9 @@ class Sweeper:
         self._turn: set[str] = set()  # gids that nobody holds because no worker of their model has a slot free
         self._lost_for: dict[str, float] = {}  # gid that was held or in `_turn` -> how long it was neither since
         self._watched_at = 0.0
-        self._next_look: dict[str, float] = {}
+        self._looked_at: dict[str, float] = {}
         self._jobs: tuple[float, dict[str, list[Place]]] = (float("-inf"), {})
+        self._over: dict[str, float] = {}  # gid that was ended here -> when; its job may still be in the queue
         self._lanes_removed_at = 0.0
 
     async def run(self) -> None:
@@ -76,11 +79,15 @@ class Sweeper:
                 log.info("sweep.put_off", error=repr(error))
 
     async def _next_round(self) -> None:
-        """After the interval, or as soon as somebody cancels: it may wait in the queue, where no worker sees it."""
+        """After the interval, or as soon as somebody cancels what no worker holds: it waits in the queue."""
         with suppress(TimeoutError):
             async with asyncio.timeout(self._settings.sweep_interval):
-                await self._open.cancelled.wait()
-        self._open.cancelled.clear()
+                await self._cancelled.wait()
+        self._cancelled.clear()
+
+    def _on_cancel(self, gid: str) -> None:
+        if not self._pulse.holder(gid):
+            self._cancelled.set()
 
     async def sweep(self) -> None:
         """One round. Raises BusError."""
@@ -91,6 +98,7 @@ class Sweeper:
         if not active:
             self._active_since = None
             self._unheld.clear()
+            self._over.clear()
             return
         if self._active_since is None:
             self._active_since = self._lanes_removed_at = now
@@ -101,6 +109,7 @@ class Sweeper:
         except BusError as error:
             log.info("sweep.lanes_put_off", error=repr(error))
         await abreast(ABREAST, self._sweep_one, self._due(now))
+        await self._take_out()
 
     async def _sweep_lanes(self, now: float) -> None:
         """Move what is in the lane of a worker that is gone, or that serves it no more: a lane that it does not have,
@@ -132,7 +141,7 @@ class Sweeper:
         records, beats = self._open.records, self._pulse.workers(SILENCE)
         held = {gid for beat in beats.values() for gid in beat.held}
         self._unheld = {gid: self._unheld.get(gid, now) for gid in records if gid not in held}
-        full = {model for beat in beats.values() for model in beat.models if saturated(model, beats)}
+        full = saturated(beats)
         self._turn = {gid for gid in self._unheld if records[gid].request.model in full}
         waits = held | self._turn
         since, self._watched_at = now - (self._watched_at or now), now
@@ -144,7 +153,7 @@ class Sweeper:
     def _due(self, now: float) -> list[Generation]:
         """The open generations that nobody is seen to hold, and that were not looked at just now."""
         records = self._open.records
-        self._next_look = {gid: at for gid, at in self._next_look.items() if gid in self._unheld}
+        self._looked_at = {gid: at for gid, at in self._looked_at.items() if gid in self._unheld}
         due = []
         for gid, since in self._unheld.items():
             record = records.get(gid)  # it may have ended since it was noted: the lanes were looked at meanwhile
@@ -152,9 +161,10 @@ class Sweeper:
                 continue
             # What somebody asked to cancel is looked at every time, and at once where no worker could have taken it.
             settle = 0.0 if record.cancel and gid in self._turn else SETTLE
-            if now - since >= settle and now >= self._next_look.get(gid, 0.0):
-                pause = 0.0 if record.cancel else TURN_LOOK if gid in self._turn else LOOK
-                self._next_look[gid] = now + min(pause, self._settings.job_wait / 2)
+            pause = 0.0 if record.cancel else TURN_LOOK if gid in self._turn else LOOK
+            looked_ago = now - self._looked_at.get(gid, float("-inf"))
+            if now - since >= settle and looked_ago >= min(pause, self._settings.job_wait / 2):
+                self._looked_at[gid] = now
                 due.append(record)
         return due
 
@@ -226,6 +236,19 @@ class Sweeper:
             self._jobs = (began, found)
         return found
 
+    async def _take_out(self) -> None:
+        """Delete the jobs of what was ended here. Nobody asks for them while all are full, and until then each has a
+        place that others are refused for. Whoever holds one finds that it is over. Raises BusError."""
+        if not self._over:
+            return
+        queued = await self._queued()
+        looked_at = self._jobs[0]
+        for gid, ended_at in list(self._over.items()):
+            for job in queued.get(gid, ()):
+                await delete_job(self._bus, job.seq)
+            if queued.get(gid) or looked_at >= ended_at:
+                del self._over[gid]
+
     async def _act(self, verdict: Verdict, record: Generation) -> None:
         log.info("sweep.acted", verdict=verdict, sid=record.sid, gid=record.id)
         metrics.sweeps.labels(verdict).inc()
@@ -250,6 +273,7 @@ class Sweeper:
     async def _end(self, record: Generation, kind: str, **said: Any) -> bool:
         ended = await self._endings.end(record, kind, **said)
         if ended:
+            self._over[record.id] = asyncio.get_running_loop().time()
             await self._endings.close(record.sid, record.id)
         return ended
 

@@ -63,6 +63,7 @@ class Lane:
     measured: Measured
     held: int = 0  # jobs in this worker's hands
     running: int = 0  # of which have a slot
+    aside: int = 0  # of which cannot be read now, and keep no slot from others
 
     @property
     def full(self) -> bool:

@@ -59,6 +59,8 @@ class Held:
         self.lane = lane
         self.running = False  # it has a slot
         self._ours = False  # the log said that it is ours to do, and it was not given back
+        self._given_back = False
+        self._aside = False
         self.conversation: list[Message] = []  # context and answer, once it is done
         self._place = place
         self._delivery = delivery
@@ -85,12 +87,16 @@ class Held:
     def _stale(self) -> bool:
         return self._delivered_at <= self._place.pulse.hearing_since()
 
-    def adopt(self, delivery: Delivery) -> None:
-        """The same job was delivered here again: from now on only that delivery counts."""
+    def adopt(self, delivery: Delivery) -> bool:
+        """The same job was delivered here again: from now on only that delivery counts. False: it is being given back,
+        and so is that one to be."""
+        if self._given_back:
+            return False
         self._delivery = delivery
         self._delivered_at = self._loop.time()
         ADOPTED.inc()
         self._log.info("worker.delivery_adopted", attempts=delivery.attempts)
+        return True
 
     async def in_progress(self) -> None:
         """Put the redelivery off; raises BusUnavailable."""
@@ -287,20 +293,30 @@ class Held:
         it has answered for UNREADABLE_TIMEOUT, and always with a log that is no chain of frames.
         """
         broken_since: float | None = None
-        while not self._interruption.leaving:
-            try:
-                return await ask()
-            except BusError as error:
-                broken_since = None
-                self._log.warning("worker.log_unread", error=repr(error))
-            except (ChainBroken, FrameMalformed) as error:
-                now = self._loop.time()
-                broken_since = now if broken_since is None else broken_since
-                if now - broken_since >= UNREADABLE_TIMEOUT:
-                    raise
-                self._log.warning("worker.log_unread", error=repr(error))
-            await self._interruption.unless_leaving(asyncio.sleep(RETRY_PAUSE))
-        return None
+        try:
+            while not self._interruption.leaving:
+                try:
+                    return await ask()
+                except BusError as error:
+                    broken_since = None
+                    self._log.warning("worker.log_unread", error=repr(error))
+                except (ChainBroken, FrameMalformed) as error:
+                    now = self._loop.time()
+                    broken_since = now if broken_since is None else broken_since
+                    if now - broken_since >= UNREADABLE_TIMEOUT:
+                        raise
+                    self._log.warning("worker.log_unread", error=repr(error))
+                self._step_aside(True)
+                await self._interruption.unless_leaving(asyncio.sleep(RETRY_PAUSE))
+            return None
+        finally:
+            self._step_aside(False)
+
+    def _step_aside(self, aside: bool) -> None:
+        """Whether others may have the slot meanwhile that it would be given."""
+        if aside != self._aside and not self.running:
+            self._aside = aside
+            self.lane.aside += 1 if aside else -1
 
     @property
     def _broken_delay(self) -> float:
@@ -322,7 +338,7 @@ class Held:
     async def _give_back(self, delay: float = 0.0) -> None:
         """Nak, unless the delivery may be stale: a stale nak takes the job from its holder."""
         stale = self._stale
-        self._ours = False
+        self._ours, self._given_back = False, True
         self._place.pulse.beat()  # before the nak: whoever gets the job next must not take us for its holder
         if stale:
             self._log.info("worker.stale_delivery_dropped")
@@ -339,6 +355,7 @@ class Held:
         if self._delivery.subject == common or self._stale:
             await self._give_back()
             return
+        self._given_back = True  # the copy may be delivered here: it is another job of the queue
         try:
             await store(
                 self._place.publishing.bus,

@@ -4,8 +4,9 @@ Of the common queue a worker asks for as many jobs as it has free slots: what wa
 has a slot first. A job that waited at a worker would wait for that one, whoever else were free.
 
 By the lane comes what OKOME means for this worker because it can begin at once. A pull that was sent cannot be taken
-back, so the lane's few are asked for beside the others, from the places of those that wait: no slot is kept free for
-a lane by which perhaps nothing comes. What then finds no slot is given back (`held.py`).
+back, so the lane's few are asked for beside the others: no slot is kept free for a lane by which perhaps nothing comes,
+and none is without a lane because of what may still come by the queue. What then finds no slot is given back
+(`held.py`).
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ log = structlog.get_logger("worker")
 
 
 class Credits(NamedTuple):
-    """Jobs: from the queue for any worker, and from the warm lane."""
+    """Jobs to ask for: of the queue for any worker, and of the warm lane."""
 
     any: int
     lane: int
@@ -40,12 +41,12 @@ def lane_credits(slots: int, queue_limit: int) -> int:
     return min(LANE_CREDITS, max(1, (slots + queue_limit) // 4), queue_limit)
 
 
-def share(slots: int, queue_limit: int, held: int, asked: Credits) -> Credits:
-    """What to ask for beside the `held` ones. What was `asked` for and has not come may still come, so that all of them
-    together are never more than `slots + queue_limit`."""
-    common = max(0, slots - held)
-    room = slots + queue_limit - held - max(common, asked.any)
-    return Credits(common, max(0, min(lane_credits(slots, queue_limit), room)))
+def share(slots: int, queue_limit: int, held: int, aside: int = 0) -> Credits:
+    """What to ask for beside the `held` ones, of which those `aside` need no slot now: never more than
+    `slots + queue_limit` with them."""
+    room = max(0, slots + queue_limit - held)
+    common = min(room, max(0, slots - held + aside))
+    return Credits(common, min(lane_credits(slots, queue_limit), room - common))
 
 
 class Intake:
@@ -94,14 +95,12 @@ class Intake:
         for queue in self._queues():
             await queue.close()
 
-    def top_up(self, held: int) -> None:
+    def top_up(self, held: int, aside: int = 0) -> None:
         """Ask for as many jobs as there is room for beside the `held` ones."""
-        lane = self._lane
-        asked = Credits(self._any.outstanding, 0 if lane is None else lane.outstanding)
-        self._wanted = share(self._slots, self._queue_limit, held, asked)
+        self._wanted = share(self._slots, self._queue_limit, held, aside)
         self._any.want(self._wanted.any)
-        if lane is not None:
-            lane.want(self._wanted.lane)
+        if self._lane is not None:
+            self._lane.want(self._wanted.lane)
 
     def _queues(self) -> list[Queue]:
         return [self._any] if self._lane is None else [self._any, self._lane]

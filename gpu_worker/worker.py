@@ -43,7 +43,7 @@ WATCH_INTERVAL = 1.0
 PROVISIONED_INTERVAL = 0.5  # between two looks whether OKOME has made the streams
 WARM_PREFIXES = 32
 LOOKS = 256  # reads of records per interval; with more jobs than that, they take turns
-TOO_MANY_DELAY = 0.5  # seconds until a job is offered again that came although there was no room
+UNKNOWN_DELAY = 0.5  # seconds until a job is offered again that is in the queue of another model than its own
 
 log = structlog.get_logger("worker")
 
@@ -175,15 +175,15 @@ class Worker:
             self._top_up(model)
             return
         held = self._held.get(job.gid)
-        if held is not None:
-            held.adopt(delivery)
+        if held is not None and held.adopt(delivery):
             if held.ours:
                 self._pulse.beat_soon(job.gid, held.reply)
             self._top_up(model)  # its credit is free again
             return
         lane = self._lanes.get(job.request.model)
-        if lane is None or self._draining or lane.held >= lane.capacity:
-            self._spawn(_return(delivery, 0.0 if self._draining else TOO_MANY_DELAY))
+        if lane is None or held is not None or self._draining or lane.held >= lane.capacity:
+            # What comes although there is no room is not asked for again, so that it does not come here for ever.
+            self._spawn(_return(delivery, UNKNOWN_DELAY if lane is None else 0.0))
             self._top_up(model)
             return
         held = self._held[job.gid] = self._by_session[job.sid] = Held(self._place, lane, job, delivery)
@@ -210,7 +210,8 @@ class Worker:
     def _top_up(self, model: str) -> None:
         """Ask for what there is room for: nothing any more while this worker drains."""
         if not self._draining:
-            self._intakes[model].top_up(self._lanes[model].held)
+            lane = self._lanes[model]
+            self._intakes[model].top_up(lane.held, lane.aside)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
@@ -224,7 +225,7 @@ class Worker:
         for model, lane in self._lanes.items():
             running = lane.running
             slots, queue_limit = (0, 0) if self._draining else (lane.card.slots, lane.card.queue_limit)
-            models[model] = Load(slots, running, lane.held - running, queue_limit)
+            models[model] = Load(slots, running, lane.held - lane.aside - running, queue_limit)
         replies = {gid: held.reply for gid, held in self._held.items() if held.ours}
         return Beat(self.id, self.instance, now_ms(), models, replies, list(self._warm))
 
@@ -280,6 +281,9 @@ class Worker:
         self._health.set("nats", None if self._bus.round_trip_ok else "NATS does not answer")
         for held in self._held.values():
             held.check_abandoned()
+        for model, lane in self._lanes.items():
+            if lane.aside:
+                self._top_up(model)
         await self._look_at_reserves()
 
     async def _look_at_reserves(self) -> None:
@@ -293,7 +297,7 @@ class Worker:
     # -- ending ------------------------------------------------------------------------------------------------------
 
     async def _drain(self) -> None:
-        """Take no more, give back what waits, let what runs finish until the deadline, then leave it to others."""
+        """Take no more, give back what has no slot, let what runs finish until a deadline, then leave it to others."""
         self._draining = True
         self._health.set("draining", "this worker is leaving")
         deadline = asyncio.get_running_loop().time() + self._settings.drain_timeout

@@ -66,7 +66,7 @@ class Queue:
         self._bus = bus
         self._stream = stream
         self._on_delivery = on_delivery
-        self._outstanding = 0
+        self._outstanding = 0  # jobs that were asked for and may still arrive, wanted or not
         self._target = 0
         self._heard_at = 0.0
         self._inbox = bus.new_inbox()
@@ -89,11 +89,6 @@ class Queue:
         if subscription is not None:
             await self._bus.unsubscribe(subscription)
 
-    @property
-    def outstanding(self) -> int:
-        """Jobs that were asked for and may still arrive, wanted or not."""
-        return self._outstanding
-
     def want(self, count: int) -> None:
         """So many further jobs are wanted from now on. Where more were asked for, those may arrive as well."""
         self._target = count
@@ -102,17 +97,9 @@ class Queue:
     def _ask(self) -> None:
         """Pull what is lacking, once that is more than may still arrive: sooner would be a pull for each job, each of
         which the server ends, and takes its turn with, by itself."""
-        if self._silent:
-            self._outstanding = 0  # of a pull that died while nothing was wanted
         lacking = self._target - self._outstanding
         if lacking > self._outstanding:
             self._pull(lacking)
-
-    @property
-    def _silent(self) -> bool:
-        """No heartbeat: the pull died with a server or a connection. One that did survive only means a delivery too
-        many, which the worker gives back."""
-        return asyncio.get_running_loop().time() - self._heard_at >= SILENCE
 
     def _pull(self, batch: int) -> None:
         try:
@@ -131,10 +118,14 @@ class Queue:
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(pull.HEARTBEAT)
-            if self._target == 0 or not self._silent:
+            if loop.time() - self._heard_at < SILENCE or not (self._target or self._outstanding):
                 continue
+            # No heartbeat: the pull died with a server or a connection. A pull that did survive only means one
+            # delivery too many, which the worker gives back.
             self._outstanding = 0
             self._heard_at = loop.time()
+            if self._target == 0:
+                continue
             try:
                 await self._bus.api(f"CONSUMER.INFO.{self._stream}.{self.consumer}")
             except StoreRejected as error:

@@ -156,8 +156,8 @@ class Job(msgspec.Struct, frozen=True):
 
 
 class Load(msgspec.Struct, frozen=True):
-    """How full a worker is for one model. queued: what it holds and has not begun. queue_limit: what is admitted for it
-    beyond its slots, and waits in the queue."""
+    """How full a worker is for one model. queued: what it holds and is about to begin. queue_limit: what is admitted
+    for it beyond its slots, and waits in the queue."""
 
     slots: int
     running: int

@@ -230,7 +230,7 @@ async def test_what_a_live_worker_holds_is_left_alone(fresh_nats: NatsServer) ->
 
 
 async def test_what_was_held_does_not_expire_with_its_holder_however_old_it_is(fresh_nats: NatsServer) -> None:
-    """It waited for a slot there, and has yet to be offered to another worker."""
+    """It was not begun there, and has yet to be offered to another worker."""
     async with replica(fresh_nats.url, job_wait=2) as okome, connected(fresh_nats.url) as bus:
         sid, loop = await new_session(bus), asyncio.get_running_loop()
         async with worker(okome, bus) as played:
@@ -243,44 +243,6 @@ async def test_what_was_held_does_not_expire_with_its_holder_however_old_it_is(f
             record = await until(lambda: status_of(bus, sid, made.generation_id), "it expires in the end")
             assert record.status == "expired"
             assert loop.time() - lost > 1.5
-
-
-async def test_what_waits_for_its_turn_does_not_expire(fresh_nats: NatsServer) -> None:
-    """However long every slot is taken; once one is free, it counts that nobody takes it."""
-    async with replica(fresh_nats.url, job_wait=1) as okome, connected(fresh_nats.url) as bus:
-        sid, loop = await new_session(bus), asyncio.get_running_loop()
-        async with worker(okome, bus) as played:
-            played.load = Load(4, 3, 1, 4)
-            await until(lambda: okome.pulse.workers()["w1"].models["m"].running == 3, "it is known to be full")
-            accepted = loop.time()
-            made = await generate(bus, sid)
-            await until(lambda: loop.time() > accepted + 2.5, "it has waited for longer than job_wait")
-            assert (await generation_record(bus, sid, made.generation_id)).status.open  # type: ignore[union-attr]
-            free_at = loop.time()
-            played.load = Load(4, 3, 0, 4)
-            record = await until(lambda: status_of(bus, sid, made.generation_id), "it expires in the end")
-            assert record.status == "expired"
-            assert loop.time() - free_at > 0.8
-
-
-async def test_a_cancel_is_not_waited_for_until_the_next_round(fresh_nats: NatsServer) -> None:
-    async with replica(fresh_nats.url, sweep_interval=DEADLINE) as okome, connected(fresh_nats.url) as bus:
-        sids = [await new_session(bus) for _ in range(3)]
-        async with worker(okome, bus) as played:
-            gids = [(sid, (await generate(bus, sid)).generation_id) for sid in sids[:2]]
-            again = itertools.cycle(gids)
-
-            async def ended_by_now() -> Generation | None:
-                await cancel(bus, *next(again))
-                return await status_of(bus, *gids[0])
-
-            # The first rounds see who is there, and since when; each is begun by a cancel.
-            assert (await until(ended_by_now, "it is cancelled")).status == "cancelled"
-            played.load = Load(4, 4, 0, 4)
-            await until(lambda: okome.pulse.workers()["w1"].models["m"].running == 4, "it is known to be full")
-            last = await generate(bus, sids[2])
-            await cancel(bus, sids[2], last.generation_id)  # before anybody would be known to have taken it
-            await until(lambda: status_of(bus, sids[2], last.generation_id), "it is cancelled without another round")
 
 
 async def test_what_everybody_takes_and_gives_back_expires(fresh_nats: NatsServer) -> None:
@@ -353,7 +315,7 @@ async def test_a_generation_that_ends_while_the_lanes_are_looked_at_is_passed_ov
         async def meanwhile_it_ends(now: float) -> None:
             nonlocal swept
             swept += 1
-            sweeper._next_look.clear()
+            sweeper._looked_at.clear()
             sweeper._open.records.pop(made.generation_id, None)
 
         monkeypatch.setattr(sweeper, "_sweep_lanes", meanwhile_it_ends)
@@ -386,8 +348,8 @@ async def test_a_worker_that_drains_keeps_of_its_lane_only_what_it_holds(okome: 
             return await jobs(bus) == {"job.m.any": 2, "job.m.w2": 1}
 
         await until(moved, "what nobody holds is moved")
-        rounds = okome.sweeper._next_look.copy()
-        await until(lambda: okome.sweeper._next_look != rounds, "it sweeps on")
+        rounds = okome.sweeper._looked_at.copy()
+        await until(lambda: okome.sweeper._looked_at != rounds, "it sweeps on")
         assert await moved()
         (kept,) = await page(bus, JOBS_STREAM, "job.m.w2", 0)
         assert (kept.headers or {})["Nats-Msg-Id"] == made[1].generation_id

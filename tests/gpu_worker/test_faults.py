@@ -305,6 +305,20 @@ async def test_a_log_that_cannot_be_read_is_given_back_later_each_time_and_over_
         await bed.no_jobs_left()
 
 
+async def test_while_a_log_cannot_be_read_its_job_keeps_no_slot_from_others(bed: Bed) -> None:
+    start = encode_frame(START, "g1", 1, "aaaaaaaa", 0, 0, 0, {"epoch": 1, "model": "scripted", "worker": "w0"})
+    await log.store(bed.bus, f"tok.00.{SID}", start, expect_last=0)
+    await log.store(bed.bus, f"tok.00.{SID}", GARBAGE[0])
+    async with bed.worker("w1", OneSlot()) as here:
+        await bed.ask("g1", {"tokens": 5, "rate": 0}, after=0)
+        await bed.until(lambda: "g1" in here.worker.held)
+        await bed.ask("g2", {"tokens": 5, "rate": 0, "seed": 2}, sid="00other111")
+        await bed.until(lambda: DONE in bed.types("g2"), held.UNREADABLE_TIMEOUT / 2)
+        assert "g1" in here.worker.held
+        await bed.record("g1", status=Status.FAILED)
+        await bed.no_jobs_left()
+
+
 def later(bed: Bed) -> list[float]:
     """The delays (seconds) with which jobs were given back so far."""
     said = [verdict.partition(b" ")[2] for _, verdict in bed.verdicts if verdict.startswith(b"-NAK")]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncGenerator, Callable
+from typing import Any
 
 import pytest
 
@@ -12,12 +13,15 @@ from broker.bus.frames import ATTEMPT, CANCELLED, DONE, FAILED, START, TOKEN, US
 from broker.bus.jobs import ACK_WAIT
 from broker.bus.kv import Bucket
 from broker.bus.log import store
+from broker.bus.nats import Bus
+from broker.bus.pull import ack_subject
+from broker.bus.queue import nak
 from broker.bus.records import Message, Model, Status, decode
-from broker.bus.subjects import job_subject, worker_subject
+from broker.bus.subjects import JOBS_STREAM, job_subject, worker_subject
 from gpu_worker.engines import EngineFailed, EngineSettings, Finish, ModelCard, Piece, Prefix, Prompt, Say, create
 from gpu_worker.engines.engine import unsaid
 from gpu_worker.worker import _every
-from tests.gpu_worker.bed import SID, Bed
+from tests.gpu_worker.bed import DEADLINE, SID, Bed
 from tests.gpu_worker.pouring import poured
 
 SCRIPT = {"tokens": 300, "rate": 0, "seed": 3}
@@ -131,6 +135,50 @@ async def test_a_lanes_job_that_finds_no_slot_goes_to_whoever_has_one(bed: Bed) 
         await bed.cancel("g0", "w1", sid="00endless0")
         await bed.ended("g0")
         await bed.no_jobs_left()
+
+
+async def test_a_lanes_job_that_comes_back_here_while_it_is_passed_on_is_not_lost(
+    bed: Bed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """▸ The copy is another job of the queue: acked in place of the lane's it is gone, and a second one would be
+    refused as a repeat."""
+
+    async def answered_late(bus: Bus, subject: str, data: bytes, **options: Any) -> int:
+        stored = await store(bus, subject, data, **options)
+        async with asyncio.timeout(DEADLINE):
+            while not (await delivered(bed, "any_scripted"))["consumer_seq"]:
+                continue
+        await bed.bus.request("$JS.API.INFO")
+        return stored
+
+    monkeypatch.setattr("gpu_worker.held.store", answered_late)
+    async with bed.worker("w1", OneSlot(), cancel_interval=60):
+        await bed.enqueue(await bed.ask("g0", ENDLESS, sid="00endless0", enqueue=False), "w1")
+        await bed.until(lambda: START in bed.types("g0"))  # and a job for any worker is still asked for
+        await bed.enqueue(await bed.ask("g1", SCRIPT, enqueue=False), "w1")
+        await bed.until(lambda: [data for _, data in bed.verdicts if data == b"+ACK"])
+        # As OKOME does for whoever may have died.
+        last = await delivered(bed, "lane_w1_scripted")
+        await nak(bed.bus, ack_subject(JOBS_STREAM, "lane_w1_scripted", last["stream_seq"], last["consumer_seq"]))
+        await bed.cancel("g0", "w1", sid="00endless0")
+        assert (await bed.ended("g1")).type == DONE
+        await bed.no_jobs_left()
+
+
+async def delivered(bed: Bed, consumer: str) -> dict[str, int]:
+    found: dict[str, int] = (await bed.bus.api(f"CONSUMER.INFO.JOBS.{consumer}"))["delivered"]
+    return found
+
+
+async def test_while_a_slot_is_free_the_lane_is_asked_for_its_jobs(bed: Bed) -> None:
+    """Also where as many for any worker were asked for before, and may still come."""
+    async with bed.worker(
+        "w1", create("scripted", EngineSettings(scripted_slots=4, queue_limit=1)), cancel_interval=60
+    ):
+        for number in range(3):
+            sid = f"00endless{number}"
+            await bed.enqueue(await bed.ask(f"g{number}", ENDLESS, sid=sid, enqueue=False), "w1")
+            await bed.until(lambda gid=f"g{number}": START in bed.types(gid))  # type: ignore[misc]
 
 
 async def test_cancelled_before_any_worker_took_it(bed: Bed) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -14,7 +15,7 @@ from broker.bus import log, pull
 from broker.bus.errors import BusUnavailable
 from broker.bus.nats import Bus
 from broker.bus.observer import SILENCE
-from broker.bus.queue import Delivery, Queue, nak
+from broker.bus.queue import EXPIRES, Delivery, Queue, nak
 from compose.chaos.link import Link
 from gpu_worker.pulse import INTERVAL as BEAT_INTERVAL
 from tests.broker.bus.conftest import DEADLINE, eventually, make_stream, restarted
@@ -196,8 +197,8 @@ async def test_what_is_wanted_no_more_does_not_come_once_its_pull_is_over(local_
     stream = await make_queue(local_bus)
     async with taking(local_bus, stream, 3) as (queue, taken):
         queue.want(1)
-        assert queue.outstanding == 3, "a pull cannot be taken back"
-        await eventually(lambda: queue.outstanding == 1)
+        assert queue._outstanding == 3, "a pull cannot be taken back"
+        await eventually(lambda: queue._outstanding == 1)
         await enqueue(local_bus, stream, 3)
         await eventually(lambda: taken)
         await local_bus.request("$JS.API.INFO")
@@ -221,7 +222,22 @@ async def test_room_that_becomes_free_bit_by_bit_is_one_pull_in_the_end(
         for count in range(2, 65):
             queue.want(count)
         assert len(requests) < 10
-        await eventually(lambda: requests[-1] == queue.outstanding == 64)
+        await eventually(lambda: requests[-1] == queue._outstanding == 64)
+
+
+async def test_after_a_standstill_no_more_is_asked_for_than_is_wanted(local_bus: Bus) -> None:
+    """The end of the pull from before it is read only after somebody has asked for more."""
+    stream = await make_queue(local_bus)
+    async with taking(local_bus, stream, 3) as (queue, taken):
+        await local_bus.request("$JS.API.INFO")
+        time.sleep(1.5 * SILENCE)  # noqa: ASYNC251 - the fault: this process stands still, as under SIGSTOP
+        queue.want(3)
+        await local_bus.request("$JS.API.INFO")
+        await asyncio.wait({asyncio.ensure_future(queue.missing.wait())}, timeout=3 * EXPIRES)
+        await enqueue(local_bus, stream, 8)
+        await eventually(lambda: len(taken) >= 3)
+        await local_bus.request("$JS.API.INFO")
+        assert len(taken) == 3
 
 
 async def test_what_a_silent_holder_had_goes_to_somebody_alive(local_bus: Bus, nats: NatsServer) -> None:
