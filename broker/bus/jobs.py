@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from broker.bus.errors import StoreRejected
 from broker.bus.nats import Bus
 from broker.bus.subjects import JOBS_STREAM, encode, job_subject
 
@@ -31,13 +32,30 @@ def consumer_config(model: str, worker: str | None = None) -> dict[str, Any]:
 
 
 async def ensure_consumer(bus: Bus, model: str, worker: str | None = None, *, timeout: float = 5.0) -> None:
-    """Make the durable where it is missing; one that is there is left with what it has delivered. Raises BusError."""
+    """Make the durable where it is missing; one that is there is left with what it has delivered. Raises BusError.
+
+    nats-server 2.15 keeps one without its files where it was deleted and made again at the same time: it serves, and
+    every further CREATE is refused (10012).
+    """
     config = consumer_config(model, worker)
-    await bus.api(
-        f"CONSUMER.CREATE.{JOBS_STREAM}.{config['durable_name']}.{config['filter_subject']}",
-        {"stream_name": JOBS_STREAM, "config": config},
-        timeout=timeout,
-    )
+    name = config["durable_name"]
+    try:
+        await bus.api(
+            f"CONSUMER.CREATE.{JOBS_STREAM}.{name}.{config['filter_subject']}",
+            {"stream_name": JOBS_STREAM, "config": config},
+            timeout=timeout,
+        )
+    except StoreRejected:
+        if not await _is_there(bus, name, timeout):
+            raise
+
+
+async def _is_there(bus: Bus, consumer: str, timeout: float) -> bool:
+    try:
+        await bus.api(f"CONSUMER.INFO.{JOBS_STREAM}.{consumer}", timeout=timeout)
+    except StoreRejected:
+        return False
+    return True
 
 
 async def count_jobs(bus: Bus, subjects: str) -> dict[str, int]:

@@ -1,0 +1,44 @@
+"""The durable consumers of JOBS: made by whoever comes first, and left as they are."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+
+from broker.bus.errors import StoreRejected
+from broker.bus.jobs import consumer_config, consumer_name, ensure_consumer
+from broker.bus.nats import Bus
+from broker.bus.queue import Delivery, Queue
+from broker.bus.subjects import JOBS_STREAM, job_subject
+from tests.broker.bus.conftest import eventually
+from tests.fixtures.nats_server import NatsServer
+
+
+async def test_a_consumer_that_has_lost_its_files_serves_as_it_is(fresh_bus: Bus, fresh_nats: NatsServer) -> None:
+    """▸ Deleted and made again at the same time: a worker that could not make it would wait for ever."""
+    queue = {"name": JOBS_STREAM, "subjects": ["job.*.*"], "retention": "workqueue"}
+    await fresh_bus.api(f"STREAM.CREATE.{JOBS_STREAM}", queue)
+    await ensure_consumer(fresh_bus, "m")
+    (files,) = fresh_nats.store_dir.rglob(consumer_name("m"))
+    shutil.rmtree(files)
+    config = consumer_config("m")
+    with pytest.raises(StoreRejected):
+        await fresh_bus.api(
+            f"CONSUMER.CREATE.{JOBS_STREAM}.{config['durable_name']}.{config['filter_subject']}",
+            {"stream_name": JOBS_STREAM, "config": config},
+        )
+    await ensure_consumer(fresh_bus, "m")
+    taken: list[Delivery] = []
+    await fresh_bus.request(job_subject("m"), b"job")
+    pulling = Queue(fresh_bus, JOBS_STREAM, consumer_name("m"), taken.append)
+    await pulling.start()
+    pulling.want(1)
+    await eventually(lambda: taken)
+    await taken[0].ack()
+    await pulling.close()
+
+
+async def test_a_consumer_that_cannot_be_made_is_said_so(fresh_bus: Bus) -> None:
+    with pytest.raises(StoreRejected):
+        await ensure_consumer(fresh_bus, "m")
