@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import structlog
 
 from broker.bus.errors import StoreRejected
-from broker.bus.jobs import count_jobs
-from broker.bus.log import get, page, store
+from broker.bus.jobs import copy_to_common, count_jobs
+from broker.bus.log import get, page
 from broker.bus.nats import Bus
 from broker.bus.pull import ack_subject
 from broker.bus.subjects import JOBS_STREAM
@@ -42,18 +42,13 @@ def every(gid: str) -> bool:
 
 
 async def empty_lane(bus: Bus, subject: str, wanted: Callable[[str], bool] = every) -> int:
-    """Move a lane's jobs, those of the gids that are `wanted`, to the common queue; returns how many. Raises BusError.
-
-    Copied, then deleted: whoever dies in between leaves the job twice, and its second delivery finds it held or ended.
-    Two that move at once copy once, by the message id.
-    """
-    common = subject.rpartition(".")[0] + ".any"
+    """Move a lane's jobs, those of the `wanted` gids, to the common queue; returns how many. Raises BusError."""
     seq = moved = 0
     while moved < MOVES and (job := await get(bus, JOBS_STREAM, seq + 1, next_by=subject)) is not None:
         seq, gid = job.seq, job_id(job.headers)
         if not wanted(gid):
             continue
-        await store(bus, common, job.data, msg_id=f"{gid}@{job.seq}")
+        await copy_to_common(bus, subject, job.seq, gid, job.data)
         await delete_job(bus, job.seq)
         log.info("job.moved", gid=gid, lane=subject)
         moved += 1

@@ -1,8 +1,7 @@
 """What becomes of an open generation that no live worker holds. Pure; times are seconds.
 
 Most are simply waiting for their turn: while no worker of their model has a slot free, time does not count against
-them. Nothing here needs to be right about a worker's death: every deed that follows
-is fenced, and a late worker loses.
+them. Nothing here needs to be right about a worker's death: every deed that follows is fenced, and a late worker loses.
 """
 
 from __future__ import annotations

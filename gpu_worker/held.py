@@ -26,11 +26,11 @@ import structlog
 from broker.bus.begun import begun
 from broker.bus.errors import BusError, BusUnavailable, ChainBroken, FrameMalformed
 from broker.bus.frames import DONE
-from broker.bus.log import store
+from broker.bus.jobs import common_subject, copy_to_common
 from broker.bus.operations import GenerationEnded
 from broker.bus.queue import Delivery
 from broker.bus.records import Generation, Job, Message, decode
-from broker.bus.subjects import job_subject, log_stream, operation_subject, partition_of
+from broker.bus.subjects import log_stream, operation_subject, partition_of
 from gpu_worker.answer import Answer, Lane, Outcome, Overtaken, Place
 from gpu_worker.history import frames_behind, prompt_of
 from gpu_worker.interruption import Interrupt, Interruption
@@ -349,20 +349,14 @@ class Held:
             self._log.warning("worker.job_not_given_back", error=repr(error))  # delivered again after ack_wait
 
     async def _pass_on(self) -> None:
-        """To whoever has a slot first. A lane's job was to be begun here at once: it goes to the common queue, copied
-        and then acked, so that whoever dies in between leaves it twice, and one of the two is found held or over."""
-        common = job_subject(self.lane.card.id)
-        if self._delivery.subject == common or self._stale:
+        """To whoever has a slot first. A lane's job was to be begun here at once: it goes to the common queue."""
+        bus, delivery = self._place.publishing.bus, self._delivery
+        if delivery.subject == common_subject(delivery.subject) or self._stale:
             await self._give_back()
             return
         self._given_back = True  # the copy may be delivered here: it is another job of the queue
         try:
-            await store(
-                self._place.publishing.bus,
-                common,
-                self._delivery.data,
-                msg_id=f"{self.job.gid}@{self._delivery.seq}",
-            )
+            await copy_to_common(bus, delivery.subject, delivery.seq, self.job.gid, delivery.data)
         except BusError as error:
             self._log.warning("worker.job_not_passed_on", error=repr(error))
             await self._give_back(RETRY_PAUSE)

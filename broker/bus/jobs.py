@@ -7,11 +7,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import structlog
+
 from broker.bus.errors import StoreRejected
+from broker.bus.log import store
 from broker.bus.nats import Bus
 from broker.bus.subjects import JOBS_STREAM, encode, job_subject
 
 ACK_WAIT = 30.0  # seconds; liveness is the beat, this is only the last resort
+
+log = structlog.get_logger("bus")
 
 
 def consumer_name(model: str, worker: str | None = None) -> str:
@@ -35,7 +40,7 @@ async def ensure_consumer(bus: Bus, model: str, worker: str | None = None, *, ti
     """Make the durable where it is missing; one that is there is left with what it has delivered. Raises BusError.
 
     nats-server 2.15 keeps one without its files where it was deleted and made again at the same time: it serves, and
-    every further CREATE is refused (10012).
+    every further CREATE is refused (10012), as others are too.
     """
     config = consumer_config(model, worker)
     name = config["durable_name"]
@@ -45,17 +50,33 @@ async def ensure_consumer(bus: Bus, model: str, worker: str | None = None, *, ti
             {"stream_name": JOBS_STREAM, "config": config},
             timeout=timeout,
         )
-    except StoreRejected:
-        if not await _is_there(bus, name, timeout):
+    except StoreRejected as error:
+        if not await _serves(bus, config, timeout):
             raise
+        log.warning("jobs.consumer_without_files", consumer=name, error=str(error))
 
 
-async def _is_there(bus: Bus, consumer: str, timeout: float) -> bool:
+async def _serves(bus: Bus, config: dict[str, Any], timeout: float) -> bool:
+    """Whether there is such a consumer, as it would be made."""
     try:
-        await bus.api(f"CONSUMER.INFO.{JOBS_STREAM}.{consumer}", timeout=timeout)
+        answer = await bus.api(f"CONSUMER.INFO.{JOBS_STREAM}.{config['durable_name']}", timeout=timeout)
     except StoreRejected:
         return False
-    return True
+    return all(answer["config"].get(field) == value for field, value in config.items())
+
+
+async def copy_to_common(bus: Bus, lane: str, seq: int, gid: str, job: bytes) -> None:
+    """Put the job that is message `seq` of a lane (a subject) into its model's common queue, to be deleted in the lane
+    then. Raises BusError.
+
+    Whoever dies in between leaves it twice, and its second delivery finds it held or ended. Two that copy it at once
+    copy it once, by the message id.
+    """
+    await store(bus, common_subject(lane), job, msg_id=f"{gid}@{seq}")
+
+
+def common_subject(lane: str) -> str:
+    return lane.rpartition(".")[0] + ".any"
 
 
 async def count_jobs(bus: Bus, subjects: str) -> dict[str, int]:

@@ -21,7 +21,7 @@ from broker.bus.nats import Bus
 TOO_MANY_RESULTS = "413"
 CHANGE_TRIES = 20
 PROGRESS_TIMEOUT = 10.0  # seconds without a key, while many are read: the more there are, the longer it takes
-SPAN = 4  # so many times as many sequences are looked through as entries are wanted, and as before where that lacks
+SPAN = 4  # times as many sequences as entries are wanted are looked through, and times as many again where they lack
 ALL_BYTES = 1024 * 1024  # of values in one direct get
 
 

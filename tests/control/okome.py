@@ -254,3 +254,18 @@ async def ended(bus: Bus, sid: str, gid: str) -> dict[str, Any]:
 def plain(record: msgspec.Struct) -> dict[str, Any]:
     fields: dict[str, Any] = msgspec.to_builtins(record)
     return fields
+
+
+async def cancel(bus: Bus, sid: str, gid: str) -> None:
+    """As a node does it."""
+
+    def ask(value: bytes | None) -> bytes | None:
+        assert value is not None
+        return encode(msgspec.structs.replace(decode(value, Generation), cancel=True))
+
+    await Bucket(bus, "generations").change(f"{sid}.{gid}", ask)
+
+
+async def status_of(bus: Bus, sid: str, gid: str) -> Generation | None:
+    record = await generation_record(bus, sid, gid)
+    return record if record is not None and not record.status.open else None

@@ -30,6 +30,7 @@ from tests.control.okome import (
     TENANT,
     Writer,
     answer,
+    cancel,
     connected,
     ended,
     frames,
@@ -40,6 +41,7 @@ from tests.control.okome import (
     new_session,
     replica,
     session_record,
+    status_of,
     until,
     worker,
 )
@@ -52,21 +54,6 @@ def whole(log: list[Frame]) -> None:
     for frame in log:
         chain.advance(frame)
     assert not chain.open
-
-
-async def cancel(bus: Bus, sid: str, gid: str) -> None:
-    """As a node does it."""
-
-    def ask(value: bytes | None) -> bytes | None:
-        assert value is not None
-        return encode(msgspec.structs.replace(decode(value, Generation), cancel=True))
-
-    await Bucket(bus, "generations").change(f"{sid}.{gid}", ask)
-
-
-async def status_of(bus: Bus, sid: str, gid: str) -> Generation | None:
-    record = await generation_record(bus, sid, gid)
-    return record if record is not None and not record.status.open else None
 
 
 async def test_an_ended_generation_is_recorded_once_from_its_log(okome: Okome, bus: Bus) -> None:

@@ -15,16 +15,17 @@ from control.lanes import queued_jobs
 from control.sweeper import TURN_LOOK, Sweeper
 from tests.control.okome import (
     DEADLINE,
+    cancel,
     connected,
     generate,
     generation_record,
     jobs,
     new_session,
     replica,
+    status_of,
     until,
     worker,
 )
-from tests.control.test_sweeper import cancel, status_of
 from tests.fixtures.nats_server import NatsServer
 
 

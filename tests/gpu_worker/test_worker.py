@@ -151,7 +151,7 @@ async def test_a_lanes_job_that_comes_back_here_while_it_is_passed_on_is_not_los
         await bed.bus.request("$JS.API.INFO")
         return stored
 
-    monkeypatch.setattr("gpu_worker.held.store", answered_late)
+    monkeypatch.setattr("broker.bus.jobs.store", answered_late)
     async with bed.worker("w1", OneSlot(), cancel_interval=60):
         await bed.enqueue(await bed.ask("g0", ENDLESS, sid="00endless0", enqueue=False), "w1")
         await bed.until(lambda: START in bed.types("g0"))  # and a job for any worker is still asked for

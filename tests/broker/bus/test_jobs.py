@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from typing import Any
 
 import pytest
 
@@ -17,17 +18,7 @@ from tests.fixtures.nats_server import NatsServer
 
 async def test_a_consumer_that_has_lost_its_files_serves_as_it_is(fresh_bus: Bus, fresh_nats: NatsServer) -> None:
     """▸ Deleted and made again at the same time: a worker that could not make it would wait for ever."""
-    queue = {"name": JOBS_STREAM, "subjects": ["job.*.*"], "retention": "workqueue"}
-    await fresh_bus.api(f"STREAM.CREATE.{JOBS_STREAM}", queue)
-    await ensure_consumer(fresh_bus, "m")
-    (files,) = fresh_nats.store_dir.rglob(consumer_name("m"))
-    shutil.rmtree(files)
-    config = consumer_config("m")
-    with pytest.raises(StoreRejected):
-        await fresh_bus.api(
-            f"CONSUMER.CREATE.{JOBS_STREAM}.{config['durable_name']}.{config['filter_subject']}",
-            {"stream_name": JOBS_STREAM, "config": config},
-        )
+    await _lose_files(fresh_bus, fresh_nats, consumer_config("m"))
     await ensure_consumer(fresh_bus, "m")
     taken: list[Delivery] = []
     await fresh_bus.request(job_subject("m"), b"job")
@@ -37,6 +28,24 @@ async def test_a_consumer_that_has_lost_its_files_serves_as_it_is(fresh_bus: Bus
     await eventually(lambda: taken)
     await taken[0].ack()
     await pulling.close()
+
+
+async def test_one_that_is_not_as_it_should_be_is_said_so(fresh_bus: Bus, fresh_nats: NatsServer) -> None:
+    await _lose_files(fresh_bus, fresh_nats, {**consumer_config("m"), "max_ack_pending": 1000})
+    with pytest.raises(StoreRejected):
+        await ensure_consumer(fresh_bus, "m")
+
+
+async def _lose_files(bus: Bus, nats: NatsServer, config: dict[str, Any]) -> None:
+    """Make JOBS and its consumer, whose files are gone then: the server refuses to make it again."""
+    queue = {"name": JOBS_STREAM, "subjects": ["job.*.*"], "retention": "workqueue"}
+    await bus.api(f"STREAM.CREATE.{JOBS_STREAM}", queue)
+    where = f"CONSUMER.CREATE.{JOBS_STREAM}.{config['durable_name']}.{config['filter_subject']}"
+    await bus.api(where, {"stream_name": JOBS_STREAM, "config": config})
+    (files,) = nats.store_dir.rglob(config["durable_name"])
+    shutil.rmtree(files)
+    with pytest.raises(StoreRejected):
+        await bus.api(where, {"stream_name": JOBS_STREAM, "config": config})
 
 
 async def test_a_consumer_that_cannot_be_made_is_said_so(fresh_bus: Bus) -> None:

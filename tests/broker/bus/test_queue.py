@@ -174,15 +174,21 @@ async def test_pulls_are_renewed_after_a_server_was_killed(fresh_bus: Bus, fresh
         assert await left(fresh_bus, stream) == 1
 
 
-async def test_a_pull_that_expires_is_renewed(local_bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
-    requests: list[int] = []
+@pytest.fixture
+def requests(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many jobs each pull asks for."""
+    asked: list[int] = []
     plain = pull.request
 
     def counted(batch: int, *, expires: float, heartbeat: float) -> bytes:
-        requests.append(batch)
+        asked.append(batch)
         return plain(batch, expires=expires, heartbeat=heartbeat)
 
     monkeypatch.setattr(pull, "request", counted)
+    return asked
+
+
+async def test_a_pull_that_expires_is_renewed(local_bus: Bus, requests: list[int]) -> None:
     stream = await make_queue(local_bus)
     async with taking(local_bus, stream, 2) as (queue, taken):
         await eventually(lambda: len(requests) == 2)
@@ -205,18 +211,8 @@ async def test_what_is_wanted_no_more_does_not_come_once_its_pull_is_over(local_
         assert [each.data for each in taken] == [b"0"]
 
 
-async def test_room_that_becomes_free_bit_by_bit_is_one_pull_in_the_end(
-    local_bus: Bus, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_room_that_becomes_free_bit_by_bit_is_one_pull_in_the_end(local_bus: Bus, requests: list[int]) -> None:
     """A pull for each would be renewed for each, and take as many turns as there are of them."""
-    requests: list[int] = []
-    plain = pull.request
-
-    def counted(batch: int, *, expires: float, heartbeat: float) -> bytes:
-        requests.append(batch)
-        return plain(batch, expires=expires, heartbeat=heartbeat)
-
-    monkeypatch.setattr(pull, "request", counted)
     stream = await make_queue(local_bus)
     async with taking(local_bus, stream, 1) as (queue, _):
         for count in range(2, 65):
